@@ -1,0 +1,1 @@
+"""Faster R-CNN in PyTorch: bytes never, boxes always. Knows nothing of HTTP."""

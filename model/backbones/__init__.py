@@ -1,0 +1,1 @@
+"""The feature extractors, each giving a pyramid of maps with fixed strides."""

@@ -1,0 +1,1 @@
+"""Training and evaluation. Nothing in inference imports it."""

@@ -1,0 +1,1 @@
+"""The microservice around the detector: HTTP in, HTTP out."""

@@ -1,0 +1,1 @@
+"""Checks against code that nobody here wrote."""
