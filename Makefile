@@ -1,0 +1,55 @@
+# A newcomer needs python3 (3.11 or later), make and a package index. `make serve` or `make test`, and that is all.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
+# Options for `frcnn serve`, for example: make serve ARGS='--port 9000'
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint format types check lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(VENV)/.dev ## Make .venv with everything a developer needs (quick when nothing has changed)
+
+serve: $(VENV)/.runtime ## Install what the service needs, and serve on http://localhost:8000
+	$(BIN)/frcnn serve $(ARGS)
+
+test: setup ## Install what the tests need, and run them
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Style, formatting, and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: setup ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## mypy --strict on model/ and service/
+	$(BIN)/mypy
+
+check: lint types test ## All that .ci/run checks
+
+lock: $(BIN)/python ## Choose the newest versions that pyproject.toml allows, and write them to requirements.lock
+	$(BIN)/python .ci/lock.py
+
+clean: ## Remove .venv and every cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# A stamp is newer than what it was made from, or it is made again. Developers have the runtime too.
+$(VENV)/.runtime: pyproject.toml requirements.lock | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.runtime $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
