@@ -1,1 +1,1 @@
-"""Training and evaluation. Nothing in inference imports it."""
+"""Training and evaluation. Nothing in inference imports this package."""
