@@ -14,6 +14,7 @@ help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: $(VENV)/.dev ## Make .venv with everything a developer needs (quick when nothing has changed)
+	@:
 
 serve: $(VENV)/.runtime ## Install what the service needs, and serve on http://localhost:8000
 	$(BIN)/frcnn serve $(ARGS)
@@ -52,4 +53,4 @@ $(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half a venv must not pass for one

@@ -1,9 +1,8 @@
 """Write requirements.lock: one exact version of everything that any extra of pyproject.toml pulls in.
 
-The lock is a constraints file (`pip install --constraint`): it says *which version*, and the packages' own metadata says
-*whether*. So one file serves the runtime and the developer, and a Mac, an ARM board or torch's CPU build simply never
-asks for the CUDA libraries pinned here, while Linux with a GPU gets exactly these. Run it with `make lock`, on Linux,
-whose set is the largest.
+The lock is a constraints file (`pip install --constraint`): it says which version, and the packages' own metadata says
+whether. So one file serves the runtime and the developer, and a Mac or torch's CPU build simply never asks for the CUDA
+libraries pinned here, while Linux gets exactly these. Run it with `make lock`, on Linux, whose set is the largest.
 """
 
 import json
@@ -26,7 +25,8 @@ def main() -> None:
     extras = ",".join(sorted(project.get("optional-dependencies", {})))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
     report = json.loads(subprocess.run([*pip, f"{ROOT}[{extras}]"], check=True, capture_output=True, text=True).stdout)
-    chosen = {entry["metadata"]["name"].lower().replace("_", "-"): entry["metadata"]["version"] for entry in report["install"]}
+    packages = [entry["metadata"] for entry in report["install"]]
+    chosen = {package["name"].lower().replace("_", "-"): package["version"] for package in packages}
     del chosen[project["name"]]
     pins = [f"{name}=={version}\n" for name, version in sorted(chosen.items())]
     (ROOT / "requirements.lock").write_text(HEADER + "".join(pins))

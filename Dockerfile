@@ -1,0 +1,62 @@
+# One file, two images. For a GPU (torch's own CUDA wheels bring their libraries; the host brings the driver):
+#     docker build --tag frcnn-service .
+# Without one, much smaller: give the package index on which PyTorch publishes its CPU builds (see "Get started" on
+# its site). On it the locked version exists with the suffix +cpu, which pip prefers, and which asks for no CUDA library:
+#     docker build --tag frcnn-service:cpu --build-arg TORCH_INDEX=<that index> .
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+
+# ---- packages: everything that changes only with the lock
+FROM ${PYTHON_IMAGE} AS packages
+ARG TORCH_INDEX=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /app
+COPY pyproject.toml requirements.lock README.md LICENSE NOTICE ./
+# The install is editable: the venv only points to /app, so the code needs no second install and no second copy.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    mkdir model service weights \
+    && python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --constraint requirements.lock ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --editable .
+
+# ---- the service
+FROM ${PYTHON_IMAGE} AS service
+# torch.compile writes C++ (and Triton C) while the service warms up; without a compiler it would run uncompiled.
+# Its version is the base's, with Debian's security fixes, hence not pinned.
+# hadolint ignore=DL3008
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    rm -f /etc/apt/apt.conf.d/docker-clean \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && groupadd --gid 10001 frcnn \
+    && useradd --uid 10001 --gid frcnn --no-create-home --home-dir /tmp --shell /usr/sbin/nologin frcnn \
+    && install --directory --owner=frcnn --group=frcnn /var/cache/frcnn
+
+COPY --from=packages /opt/venv /opt/venv
+COPY --from=packages /app /app
+COPY docker/healthcheck.py /app/docker/healthcheck.py
+COPY weights /app/weights
+COPY model /app/model
+COPY service /app/service
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    FRCNN_HOST=0.0.0.0 \
+    FRCNN_PORT=8000 \
+    FRCNN_CACHE_DIR=/var/cache/frcnn \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+LABEL org.opencontainers.image.title="frcnn-service" \
+      org.opencontainers.image.description="Faster R-CNN as an inference microservice" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+WORKDIR /app
+USER 10001:10001
+# The only places written to: with a read-only root, mount this volume and a tmpfs on /tmp.
+VOLUME /var/cache/frcnn
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "/app/docker/healthcheck.py"]
+ENTRYPOINT ["frcnn"]
+CMD ["serve"]

@@ -1,0 +1,14 @@
+"""The container's health check: exit 0 if /readyz answers 200, else 1 and why. Needs nothing but Python."""
+
+import http.client
+import os
+import sys
+
+connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get("FRCNN_PORT", "8000")), timeout=4)
+try:
+    connection.request("GET", "/readyz")
+    status = connection.getresponse().status
+except OSError as error:
+    sys.exit(f"no answer: {error}")
+if status != 200:
+    sys.exit(f"/readyz answered {status}")

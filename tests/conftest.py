@@ -1,0 +1,66 @@
+"""What every test shares: few threads, the data sets where there are any, and a loud word where there are none."""
+
+import os
+
+# Before torch is imported, which reads it once. More threads than cores makes a small machine slower, not faster.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+NO_DATA = f"needs the data sets, and there is no {DATA.relative_to(DATA.parents[1])} beside the repository"
+NO_GPU = "needs a CUDA device, and torch sees none"
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason."""
+    for item in items:
+        if item.get_closest_marker("data") and not DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=NO_DATA))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in colour what a green run did not check."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for reason in (NO_DATA, NO_GPU):
+        count = sum(reason in text for text in skipped)
+        if count:
+            terminalreporter.write_line(f"NOT CHECKED HERE: {count} test(s): {reason}", yellow=True, bold=True)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same random numbers, alone or among others."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The top of the repository."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def voc20() -> Path:
+    """The folder of voc20 (`images/`, `train.json`, `test.json`); mark its tests with `data`."""
+    path = DATA / "voc20"
+    if not path.is_dir():
+        pytest.skip(NO_DATA)
+    return path
+
+
+@pytest.fixture(scope="session")
+def chelsea() -> np.ndarray:
+    """A cat, 300 x 451 x 3 uint8 RGB: CC0, shipped inside scikit-image."""
+    from skimage import data
+
+    return np.asarray(data.chelsea())
