@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install $(if $(CI),--quiet) --constraint requirements.lock
 # Options for `frcnn serve`, for example: make serve ARGS='--port 9000'
 ARGS   ?=
 
