@@ -10,7 +10,7 @@ resumes sees the batches that it would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -20,11 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from model.training.data import Dataset
-
-# ITU-R BT.601 luma, and the two chroma axes of YIQ beside it: a turn in that plane is a change of hue.
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_RGB = np.linalg.inv(_YIQ)
+from model.training.colour import ColourConfig, recolour
+from model.training.samples import Dataset
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,7 @@ class AugmentConfig:
     flip: chance of a left-right flip.
     scale: smallest and largest size, log-uniform, against the size at which the picture just fits its canvas.
     stretch: the width is further multiplied by up to this either way, the height divided; 1 keeps the aspect.
-    brightness, contrast, saturation: the factor is drawn from 1 -+ this. hue: turn in degrees, drawn from -+ this.
-    colour_chance: of each of those four.
+    colour: of light and colour.
     mosaic: chance of four pictures in one.
     min_visible: a box whose centre is cropped away stays if at least this share of it is visible.
     min_side: canvas pixels; a box with a smaller visible side is ignored, neither object nor background.
@@ -44,18 +40,14 @@ class AugmentConfig:
     flip: float = 0.5
     scale: tuple[float, float] = (0.7, 1.4)
     stretch: float = 1.0
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.4
-    hue: float = 12.0
-    colour_chance: float = 0.5
+    colour: ColourConfig = field(default_factory=ColourConfig)
     mosaic: float = 0.0
     min_visible: float = 0.3
     min_side: float = 2.0
 
 
 # Only fits the picture onto its canvas: for the last epochs, and for tests.
-PLAIN = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour_chance=0.0)
+PLAIN = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour=ColourConfig(chance=0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +99,7 @@ def augment(
     placed = place(picture, canvas, config, rng)
     if rng.random() < config.flip:
         placed = flip(placed)
-    return recolour(placed, config, rng)
+    return _recoloured(placed, config, rng)
 
 
 def place(
@@ -172,40 +164,6 @@ def flip(picture: TrainPicture) -> TrainPicture:
     return TrainPicture(picture.pixels.flip(-1), boxes, picture.class_ids, picture.ignore)
 
 
-def recolour(picture: TrainPicture, config: AugmentConfig, rng: np.random.Generator) -> TrainPicture:
-    """Change brightness, contrast, saturation and hue, each with its chance.
-
-    All four are affine in RGB, so they are multiplied into one 3x3 matrix and one offset and touch the pixels once.
-    """
-    matrix, offset = np.eye(3), np.zeros(3)
-    chance = rng.random(4) < config.colour_chance
-    if chance[0]:
-        matrix *= rng.uniform(1 - config.brightness, 1 + config.brightness)
-    if chance[1]:
-        factor = rng.uniform(1 - config.contrast, 1 + config.contrast)
-        # Contrast turns about the picture's mean luma; a 16th of the pixels tells it well enough.
-        mean = picture.pixels[:, ::4, ::4].double().mean(dim=(1, 2)).numpy()
-        grey = float(_YIQ[0] @ (matrix @ mean))
-        matrix, offset = matrix * factor, offset + (1 - factor) * grey
-    if chance[2]:
-        factor = rng.uniform(1 - config.saturation, 1 + config.saturation)
-        mix = factor * np.eye(3) + (1 - factor) * _YIQ[0]
-        matrix, offset = mix @ matrix, mix @ offset
-    if chance[3]:
-        angle = np.deg2rad(rng.uniform(-config.hue, config.hue))
-        cos, sin = np.cos(angle), np.sin(angle)
-        turn = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
-        matrix, offset = turn @ matrix, turn @ offset
-    if not chance.any():
-        return picture
-    flat = picture.pixels.reshape(3, -1).float()
-    turned = torch.addmm(
-        torch.tensor(offset + 0.5, dtype=torch.float32)[:, None], torch.tensor(matrix, dtype=torch.float32), flat
-    )
-    pixels = turned.clamp_(0, 255).to(torch.uint8).reshape(picture.pixels.shape)
-    return TrainPicture(pixels, picture.boxes, picture.class_ids, picture.ignore)
-
-
 def mosaic(
     pictures: Sequence[TrainPicture], canvas: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
 ) -> TrainPicture:
@@ -225,7 +183,7 @@ def mosaic(
             (part.boxes + np.array([left, top, left, top], np.float32), part.class_ids, part.ignore),
         )
     boxes, class_ids, ignore = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return recolour(TrainPicture(pixels, boxes, class_ids, ignore), config, rng)
+    return _recoloured(TrainPicture(pixels, boxes, class_ids, ignore), config, rng)
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,6 +282,10 @@ def prefetch(batches: Batches, start: int = 0, workers: int = 1, ahead: int = 4)
         prefetch_factor=ahead if workers else None,
     )
     return iter(loader)
+
+
+def _recoloured(picture: TrainPicture, config: AugmentConfig, rng: np.random.Generator) -> TrainPicture:
+    return replace(picture, pixels=recolour(picture.pixels, config.colour, rng))
 
 
 def _window(side: int, scale: float, limit: int, rng: np.random.Generator) -> tuple[int, int, int]:

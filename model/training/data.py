@@ -1,11 +1,4 @@
-"""Labelled pictures: COCO json and VOC xml read into one shape, and checked before hours are spent on them.
-
-    G  labelled boxes of a picture        C  classes, background not counted
-
-Boxes are float32 ``[x1, y1, x2, y2]`` in the picture's pixels, continuous coordinates, as in ``model.structures``.
-Class ids run from 1; 0 is background. ``ignore`` marks what neither teaches nor counts: COCO's crowds, VOC's difficult
-objects.
-"""
+"""COCO json and VOC xml read into one shape, and checked before hours are spent on them."""
 
 from __future__ import annotations
 
@@ -14,111 +7,33 @@ import logging
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
-BACKGROUND = "__background__"
+from model.training.samples import BACKGROUND, DataError, Dataset, Pixels, Sample, split
+
+__all__ = [
+    "BACKGROUND",
+    "DataError",
+    "Dataset",
+    "OnBadBox",
+    "Pixels",
+    "Sample",
+    "load_coco",
+    "load_dataset",
+    "load_voc",
+    "split",
+]
+
+OnBadBox = Literal["error", "skip"]
 
 _LOG = logging.getLogger(__name__)
 # Annotation tools round outwards, so a box may hang over the border by a pixel; beyond that something is wrong.
 _OVERHANG = 1.0
 _EXIF_ORIENTATION = 0x0112
-
-Pixels = npt.NDArray[np.uint8]
-OnBadBox = Literal["error", "skip"]
-
-
-class DataError(ValueError):
-    """A data set cannot be trained on; the text names the files and boxes, ten at most."""
-
-    def __init__(self, problems: Sequence[str], shown: int = 10) -> None:
-        self.problems = tuple(problems)
-        lines = [*problems[:shown]]
-        if len(problems) > shown:
-            lines.append(f"... and {len(problems) - shown} more")
-        super().__init__(lines[0] if len(lines) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(lines))
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One picture's labels; arrays are read-only.
-
-    path: the picture's file. image_id: the json's id, or the xml's stem.
-    width, height: pixels, in the orientation that the picture is shown in (EXIF applied).
-    boxes: float32 [G, 4] xyxy, inside the picture. class_ids: int64 [G], from 1. ignore: bool [G].
-    areas: float32 [G], square pixels, the annotation's own where it has one (COCO's is of the mask).
-    """
-
-    path: Path
-    image_id: int | str
-    width: int
-    height: int
-    boxes: npt.NDArray[np.float32]
-    class_ids: npt.NDArray[np.int64]
-    ignore: npt.NDArray[np.bool_]
-    areas: npt.NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        for array in (self.boxes, self.class_ids, self.ignore, self.areas):
-            array.setflags(write=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Labelled pictures; works as a torch map-style data set of ``(picture, Sample)``.
-
-    classes: names by class id, ``__background__`` first.
-    skipped: what ``on_bad_box="skip"`` left out, one line a box.
-    """
-
-    samples: tuple[Sample, ...]
-    classes: tuple[str, ...]
-    skipped: tuple[str, ...] = ()
-    _decoded: Mapping[Path, Pixels] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Pixels, Sample]:
-        return self.load(index), self.samples[index]
-
-    def load(self, index: int) -> Pixels:
-        """The picture as uint8 [height, width, 3] RGB, as it is shown. Raises DataError where it does not decode."""
-        sample = self.samples[index]
-        kept = self._decoded.get(sample.path)
-        if kept is not None:
-            return kept
-        try:
-            with Image.open(sample.path) as picture:
-                return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError([f"{sample.path}: the picture does not decode ({error})"]) from error
-
-    def decoded(self) -> Dataset:
-        """The same with all pictures decoded in memory: 3 bytes a pixel, for sets that are small or read often."""
-        return replace(self, _decoded={s.path: self.load(i) for i, s in enumerate(self.samples)})
-
-    def subset(self, indices: Iterable[int]) -> Dataset:
-        """These samples alone, in the order given."""
-        return replace(self, samples=tuple(self.samples[i] for i in indices))
-
-
-def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Cut a part of ``fraction`` off: (the rest, the part), each in the data set's order, the same for the same seed.
-
-    Raises ValueError where either would be empty.
-    """
-    count = round(len(dataset) * fraction)
-    if not 0 < count < len(dataset):
-        raise ValueError(f"a fraction of {fraction} of {len(dataset)} pictures leaves one side empty")
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    part, rest = sorted(order[:count].tolist()), sorted(order[count:].tolist())
-    return dataset.subset(rest), dataset.subset(part)
 
 
 def load_dataset(spec: str | Path, split: str, *, on_bad_box: OnBadBox = "error") -> Dataset:
@@ -161,7 +76,7 @@ def load_coco(json_path: str | Path, images_dir: str | Path, *, on_bad_box: OnBa
         data = json.loads(source.read_text(encoding="utf-8"))
         categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}
         images = {image["id"]: _Labels(folder / image["file_name"], image) for image in data["images"]}
-        annotations: list[dict[str, Any]] = list(data["annotations"])
+        annotations = [dict(annotation) for annotation in data["annotations"]]
     except OSError as error:
         raise DataError([f"{source}: cannot be read ({error.strerror})"]) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -169,6 +84,8 @@ def load_coco(json_path: str | Path, images_dir: str | Path, *, on_bad_box: OnBa
         raise DataError([f"{source}: not a COCO json ({reason})"]) from error
 
     checks = _Checks(on_bad_box)
+    if len(images) < len(data["images"]):
+        checks.problems.append(f"{source}: {len(data['images']) - len(images)} pictures have the id of another")
     class_of = {category: i for i, category in enumerate(sorted(categories), start=1)}
     for labels in images.values():
         checks.picture(labels)
@@ -187,7 +104,7 @@ def load_coco(json_path: str | Path, images_dir: str | Path, *, on_bad_box: OnBa
             x, y, w, h = (float(v) for v in annotation["bbox"])
             area = float(annotation.get("area", w * h))
         except (KeyError, TypeError, ValueError):
-            checks.bad_box(f"{name}: bbox is not four numbers")
+            checks.bad_box(f"{name}: bbox and area are not numbers, four and one")
             continue
         checks.box(image, name, (x, y, x + w, y + h), class_id, bool(annotation.get("iscrowd", 0)), area)
     names = (BACKGROUND, *(categories[c] for c in sorted(categories)))

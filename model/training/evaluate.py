@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from model.structures import Detections, DetectOptions
-from model.training.data import Dataset, Pixels
+from model.training.samples import Dataset, Pixels
 
 MAX_DETECTIONS = 100
 

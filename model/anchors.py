@@ -1,0 +1,83 @@
+"""Anchors: k reference boxes at every cell of every level (P 3.1.1)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from model.config import AnchorConfig
+
+
+def base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], *, rounded: bool) -> Tensor:
+    """Anchors float32 [A, 4] of a cell, centred on (0, 0), ratio-major: all sizes of the first ratio come first.
+
+    A ratio is height over width; the area is the size squared. TV rounds to whole pixels (anchor_utils.py; trap 2).
+    """
+    scale = torch.tensor(sizes, dtype=torch.float32)
+    heights = torch.sqrt(torch.tensor(ratios, dtype=torch.float32))
+    widths = 1 / heights
+    ws = (widths[:, None] * scale[None, :]).reshape(-1)
+    hs = (heights[:, None] * scale[None, :]).reshape(-1)
+    anchors = torch.stack((-ws, -hs, ws, hs), dim=1) / 2
+    return anchors.round() if rounded else anchors
+
+
+def legacy_base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], stride: int) -> Tensor:
+    """PFR's nine (generate_anchors.py): inclusive pixels around the cell [0, 0, stride-1, stride-1], float32 [A, 4].
+
+    The sides of the stride-sized ratio box are rounded first and multiplied after, which is why 128 at ratio 0.5
+    gives 184 x 96. We keep its numbers and read them as continuous corners (trap 1): a box is as wide as x2 - x1.
+    """
+    centre = (stride - 1) / 2
+    ratio = torch.tensor(ratios, dtype=torch.float64)
+    ws = torch.sqrt(stride**2 / ratio).round()
+    hs = (ws * ratio).round()
+    scale = torch.tensor(sizes, dtype=torch.float64) / stride
+    ws = (ws[:, None] * scale[None, :]).reshape(-1)
+    hs = (hs[:, None] * scale[None, :]).reshape(-1)
+    half_w, half_h = (ws - 1) / 2, (hs - 1) / 2
+    return torch.stack((centre - half_w, centre - half_h, centre + half_w, centre + half_h), dim=1).float()
+
+
+def level_strides(
+    config: AnchorConfig, canvas: tuple[int, int], maps: tuple[tuple[int, int], ...]
+) -> tuple[tuple[int, int], ...]:
+    """(vertical, horizontal) canvas pixels between the cells of each level: fixed ones, or ``canvas // map`` (trap 4)."""
+    if config.strides is not None:
+        return tuple((stride, stride) for stride in config.strides)
+    return tuple((canvas[0] // height, canvas[1] // width) for height, width in maps)
+
+
+def level_base_anchors(config: AnchorConfig, level: int) -> Tensor:
+    """Base anchors float32 [A, 4] of one level, around the cell's reference point."""
+    if config.legacy:
+        if config.strides is None:
+            raise ValueError("Legacy anchors need fixed strides: set AnchorConfig.strides.")
+        return legacy_base_anchors(config.sizes[level], config.ratios, config.strides[level])
+    return base_anchors(config.sizes[level], config.ratios, rounded=config.rounded)
+
+
+@lru_cache(maxsize=64)
+def grid(
+    config: AnchorConfig, canvas: tuple[int, int], maps: tuple[tuple[int, int], ...], device: torch.device
+) -> Tensor:
+    """All anchors of a canvas: float32 [N, 4] in canvas pixels, level-major, then row, column, anchor; not clipped.
+
+    canvas: (height, width). maps: (height, width) of every level's map. Cached, since canvases are few: a caller
+    must not write to what it gets.
+    """
+    if len(maps) != len(config.sizes):
+        raise ValueError(f"{len(config.sizes)} levels of anchor sizes for {len(maps)} feature maps.")
+    anchors = []
+    for level, ((rows, columns), (step_y, step_x)) in enumerate(
+        zip(maps, level_strides(config, canvas, maps), strict=True)
+    ):
+        base = level_base_anchors(config, level)
+        ys = torch.arange(rows, dtype=torch.float32) * step_y
+        xs = torch.arange(columns, dtype=torch.float32) * step_x
+        shift_y, shift_x = torch.meshgrid(ys, xs, indexing="ij")
+        shifts = torch.stack((shift_x, shift_y, shift_x, shift_y), dim=-1).reshape(-1, 1, 4)
+        anchors.append((shifts + base).reshape(-1, 4))
+    return torch.cat(anchors).to(device)

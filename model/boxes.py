@@ -1,0 +1,84 @@
+"""Boxes as tensors [..., 4] of x1, y1, x2, y2: area, overlap, clipping, and the paper's offsets (P eq. 2).
+
+All functions are pure and work in whichever frame their boxes are in. They want float32: at bf16 a box on a
+1344-wide canvas is up to 3 px off (trap 13).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.config import MAX_LOG_SCALE
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Area [...] of boxes [..., 4], in square pixels."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Overlapping area [G, N] of every box of ``a`` [G, 4] with every box of ``b`` [N, 4]."""
+    top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = (bottom_right - top_left).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union [G, N] of every box of ``a`` [G, 4] with every box of ``b`` [N, 4]; 0 for no area."""
+    shared = intersection(a, b)
+    union = area(a)[:, None] + area(b)[None, :] - shared
+    return shared / union.clamp(min=torch.finfo(shared.dtype).tiny)
+
+
+def clip(boxes: Tensor, height: Tensor | float, width: Tensor | float) -> Tensor:
+    """Boxes [..., 4] cut to ``[0, width] x [0, height]``; the bounds broadcast against ``boxes[..., 0]``."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    if isinstance(height, Tensor) and isinstance(width, Tensor):
+        zero = torch.zeros((), dtype=boxes.dtype, device=boxes.device)
+        x1, x2 = (torch.minimum(torch.maximum(x, zero), width) for x in (x1, x2))
+        y1, y2 = (torch.minimum(torch.maximum(y, zero), height) for y in (y1, y2))
+    else:
+        x1, x2 = x1.clamp(0, width), x2.clamp(0, width)
+        y1, y2 = y1.clamp(0, height), y2.clamp(0, height)
+    return torch.stack((x1, y1, x2, y2), dim=-1)
+
+
+def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Offsets [..., 4] that ``decode`` turns back into ``boxes``, both [..., 4] (P eq. 2), times ``weights``."""
+    widths, heights = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
+    centre_x, centre_y = anchors[..., 0] + 0.5 * widths, anchors[..., 1] + 0.5 * heights
+    to_widths, to_heights = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    to_x, to_y = boxes[..., 0] + 0.5 * to_widths, boxes[..., 1] + 0.5 * to_heights
+    wx, wy, ww, wh = weights
+    return torch.stack(
+        (
+            wx * (to_x - centre_x) / widths,
+            wy * (to_y - centre_y) / heights,
+            ww * torch.log(to_widths / widths),
+            wh * torch.log(to_heights / heights),
+        ),
+        dim=-1,
+    )
+
+
+def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Boxes [..., 4] from offsets [..., 4] and the anchors or proposals [..., 4] that they move; not clipped.
+
+    tw and th are clamped from above at log(1000/16), and only from above (TV _utils.py; trap 8).
+    """
+    widths, heights = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
+    centre_x, centre_y = anchors[..., 0] + 0.5 * widths, anchors[..., 1] + 0.5 * heights
+    wx, wy, ww, wh = weights
+    x = deltas[..., 0] / wx * widths + centre_x
+    y = deltas[..., 1] / wy * heights + centre_y
+    half_width = 0.5 * (torch.exp((deltas[..., 2] / ww).clamp(max=MAX_LOG_SCALE)) * widths)
+    half_height = 0.5 * (torch.exp((deltas[..., 3] / wh).clamp(max=MAX_LOG_SCALE)) * heights)
+    return torch.stack((x - half_width, y - half_height, x + half_width, y + half_height), dim=-1)
+
+
+def rescale(boxes: Tensor, from_size: Tensor, to_size: Tensor) -> Tensor:
+    """Boxes [..., 4] carried between frames; sizes are (height, width), the ratios separate (trap 17)."""
+    height, width = (to_size.to(torch.float32) / from_size.to(torch.float32)).unbind(-1)
+    return boxes * torch.stack((width, height, width, height), dim=-1)

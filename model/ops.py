@@ -1,0 +1,114 @@
+"""The one door to ``torchvision.ops``, and to our own faster forms of what it has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision import ops as tv_ops
+from torchvision.ops import FrozenBatchNorm2d
+
+__all__ = ["FrozenBatchNorm2d", "grouped_nms", "flatten_maps", "nms", "pool_table", "roi_align", "roi_pool"]
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Kept indices int64 [K] by falling score; drops a box whose IoU with a kept one is > threshold (trap 10).
+
+    boxes: float32 [M, 4]; scores: float32 [M]. Equal scores keep their order (trap 11): the sort is stable on every
+    device because we sort here, and the operator's own sort of a sorted list has nothing to do.
+    """
+    order = torch.sort(scores, descending=True, stable=True).indices
+    ranks = torch.arange(len(order), 0, -1, dtype=torch.float32, device=boxes.device)
+    kept: Tensor = tv_ops.nms(boxes[order], ranks, threshold)
+    return order[kept]
+
+
+def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """NMS within each group (a level, or a class): kept indices int64 [K] by falling score over all groups.
+
+    groups: int64 [M]. Group by group, not by the trick of shifting boxes apart, which rounds coordinates by enough to
+    flip an IoU near the threshold (trap 12).
+    """
+    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for group in torch.unique(groups):
+        members = torch.nonzero(groups == group).squeeze(1)
+        keep[members[nms(boxes[members], scores[members], threshold)]] = True
+    kept = torch.nonzero(keep).squeeze(1)
+    return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
+
+
+def roi_align(
+    maps: Tensor, regions: Tensor, scale: float, resolution: int, sampling: int
+) -> Tensor:
+    """RoIAlign [R, C, r, r] of one level's maps [B, C, Hl, Wl]; regions float32 [R, 5] of (batch index, box).
+
+    aligned=False as TV's detectors were trained (trap 15).
+    """
+    pooled: Tensor = tv_ops.roi_align(maps, regions, resolution, scale, sampling, aligned=False)
+    return pooled
+
+
+def roi_pool(maps: Tensor, regions: Tensor, scale: float, resolution: int) -> Tensor:
+    """The paper's RoIPool [R, C, r, r]: each bin's maximum. maps [B, C, Hl, Wl]; regions [R, 5] of (index, box)."""
+    pooled: Tensor = tv_ops.roi_pool(maps, regions, resolution, scale)
+    return pooled
+
+
+def flatten_maps(maps: list[Tensor]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """The pyramid as one table [sum of B*Hl*Wl, C], level-major, then picture, row, column; and each (Hl, Wl)."""
+    rows = [level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in maps]
+    return torch.cat(rows), tuple((int(level.shape[2]), int(level.shape[3])) for level in maps)
+
+
+def pool_table(
+    table: Tensor,
+    shapes: tuple[tuple[int, int], ...],
+    scales: tuple[float, ...],
+    regions: Tensor,
+    levels: Tensor,
+    batch: int,
+    resolution: int,
+    sampling: int,
+) -> Tensor:
+    """RoIAlign of every level at once, as a weighted embedding bag over the flattened pyramid.
+
+    A bin is the mean of sampling^2 points, a point the bilinear mix of 4 cells: so a bin is the weighted sum of
+    4 * sampling^2 rows of ``table``. Same numbers as ``torchvision.ops.roi_align`` with aligned=False, to rounding.
+
+    table: [sum of batch*Hl*Wl, C] from ``flatten_maps``. regions: float32 [R, 5] of (picture, x1, y1, x2, y2) in canvas
+    pixels. levels: int64 [R], the level to pool each from. Returns [R, C, resolution, resolution], in the table's dtype;
+    gradients flow to the table alone.
+    """
+    device = regions.device
+    heights = torch.tensor([h for h, _ in shapes], device=device)[levels]
+    widths = torch.tensor([w for _, w in shapes], device=device)[levels]
+    starts = [0]
+    for h, w in shapes[:-1]:
+        starts.append(starts[-1] + batch * h * w)
+    start = torch.tensor(starts, device=device)[levels] + regions[:, 0].long() * heights * widths
+    scale = torch.tensor(scales, dtype=torch.float32, device=device)[levels]
+
+    def axis(low: Tensor, high: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """Two cells and their weights for each sample: int64 and float32 [R, resolution * sampling, 2]."""
+        size = (high - low).clamp(min=1.0)
+        steps = (torch.arange(resolution * sampling, device=device, dtype=torch.float32) + 0.5) / sampling
+        points = low[:, None] + steps[None] * (size / resolution)[:, None]
+        inside = (points >= -1.0) & (points <= limit[:, None])
+        points = points.clamp(min=0.0)
+        first = torch.minimum(points.floor().long(), (limit - 1)[:, None])
+        second = torch.minimum(first + 1, (limit - 1)[:, None])
+        # Past the last cell's centre the sample is that cell.
+        fraction = torch.where(first == second, torch.zeros_like(points), points - first)
+        weights = torch.stack((1 - fraction, fraction), dim=-1) * inside[..., None]
+        return torch.stack((first, second), dim=-1), weights
+
+    columns, column_weights = axis(regions[:, 1] * scale, regions[:, 3] * scale, widths)
+    rows, row_weights = axis(regions[:, 2] * scale, regions[:, 4] * scale, heights)
+    count, bins, taps = len(regions), resolution, sampling * 2
+    rows = (start[:, None, None] + rows * widths[:, None, None]).reshape(count, bins, 1, taps, 1)
+    columns = columns.reshape(count, 1, bins, 1, taps)
+    indices = (rows + columns).reshape(-1, taps * taps)
+    weights = row_weights.reshape(count, bins, 1, taps, 1) * column_weights.reshape(count, 1, bins, 1, taps)
+    weights = (weights / (sampling * sampling)).reshape(-1, taps * taps).to(table.dtype)
+    pooled = F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
+    return pooled.reshape(count, bins, bins, -1).permute(0, 3, 1, 2)

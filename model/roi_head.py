@@ -1,0 +1,154 @@
+"""The Fast R-CNN detector on the proposals (P 3.2): what is it, and where exactly?
+
+    1. pool each region to 7x7 from the pyramid level that fits its size                     -> ``RoIHead.pool``
+    2. convolutions or fully connected layers, then class logits and an offset per class     -> ``RoIHead.classify``
+    3. softmax; keep what scores above the threshold, and only then decode its box
+    4. clip, drop slivers, NMS within each class, keep the best                              -> ``RoIHead.detections``
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model import boxes as box_ops
+from model.config import RoIHeadConfig
+from model.ops import flatten_maps, grouped_nms, pool_table, roi_pool
+
+
+class BoxHead(nn.Sequential):
+    """Two fully connected layers, fc6 and fc7 (P; TV's TwoMLPHead): pooled [R, C, r, r] to features [R, F]."""
+
+    def __init__(self, inputs: int, config: RoIHeadConfig) -> None:
+        width = inputs * config.resolution**2
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        for number, channels in enumerate(config.fc_channels, start=6):
+            layers[f"fc{number}"] = nn.Linear(width, channels)
+            layers[f"relu{number}"] = nn.ReLU(inplace=True)
+            if config.dropout:
+                layers[f"drop{number}"] = nn.Dropout(config.dropout)
+            width = channels
+        super().__init__(layers)
+
+
+class ConvBoxHead(nn.Sequential):
+    """3x3 convolutions with batch norm, then fully connected layers (TV v2): pooled [R, C, r, r] to [R, F]."""
+
+    def __init__(self, inputs: int, config: RoIHeadConfig) -> None:
+        layers: list[nn.Module] = []
+        for channels in config.conv_channels:
+            conv = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
+            layers.append(nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))
+            inputs = channels
+        layers.append(nn.Flatten())
+        width = inputs * config.resolution**2
+        for channels in config.fc_channels:
+            layers += [nn.Linear(width, channels), nn.ReLU(inplace=True)]
+            width = channels
+        super().__init__(*layers)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+class BoxPredictor(nn.Module):
+    """The two siblings: logits [R, classes] and offsets [R, 4 * classes], class-major."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(features, num_classes)
+        self.bbox_pred = nn.Linear(features, num_classes * 4)
+        nn.init.normal_(self.cls_score.weight, std=0.01)  # PFR prototxt
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [R, F] to class logits [R, classes] and offsets [R, 4 * classes]."""
+        return self.cls_score(features), self.bbox_pred(features)
+
+
+class RoIHead(nn.Module):
+    """Pooling, box head and predictor, and the way from their outputs to detections."""
+
+    def __init__(self, channels: int, num_classes: int, config: RoIHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.box_head = ConvBoxHead(channels, config) if config.conv_channels else BoxHead(channels, config)
+        self.box_predictor = BoxPredictor(config.fc_channels[-1], num_classes)
+
+    def levels(self, boxes: Tensor) -> Tensor:
+        """Which pooled level (int64 [R], 0 the finest) each region [R, 4] in canvas pixels belongs to.
+
+        floor(k0 + log2(side / canonical) + 1e-6), clamped to what there is (FPN eq. 1, TV poolers.py; trap 16).
+        """
+        config = self.config
+        finest, coarsest = (round(-math.log2(config.scales[i])) for i in (0, -1))
+        side = box_ops.area(boxes).sqrt()
+        level = torch.floor(config.canonical_level + torch.log2(side / config.canonical_size) + 1e-6)
+        return level.clamp(finest, coarsest).long() - finest
+
+    def pool(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
+        """Step 1: [R, C, r, r] from the backbone's maps, for regions float32 [R, 5] of (picture, box on the canvas)."""
+        config = self.config
+        pooled_maps = [maps[level] for level in config.levels]
+        if config.pool == "max":
+            return roi_pool(pooled_maps[0], regions.to(pooled_maps[0].dtype), config.scales[0], config.resolution)
+        table, shapes = flatten_maps(pooled_maps)
+        levels = self.levels(regions[:, 1:])
+        batch = len(pooled_maps[0])
+        return pool_table(
+            table, shapes, config.scales, regions, levels, batch, config.resolution, config.sampling
+        )
+
+    def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Step 2: class logits [R, classes] and offsets [R, classes, 4] of pooled regions [R, C, r, r]."""
+        logits, offsets = self.box_predictor(self.box_head(pooled))
+        return logits, offsets.reshape(len(offsets), -1, 4)
+
+    def forward(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps 1 and 2: logits [R, classes] and offsets [R, classes, 4] for regions [R, 5] of (picture, box)."""
+        return self.classify(self.pool(maps, regions))
+
+    def detections(
+        self,
+        logits: Tensor,
+        offsets: Tensor,
+        proposals: Tensor,
+        size: tuple[int, int],
+        *,
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+        class_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Steps 3 and 4 for one picture.
+
+        logits [R, classes], offsets [R, classes, 4] and proposals float32 [R, 4] of this picture; size: its height and
+        width on the canvas; class_mask: bool [classes], the classes wanted. Returns boxes float32 [D, 4] on the
+        canvas, scores float32 [D] falling, class ids int64 [D], and for each the proposal's row int64 [D].
+        """
+        scores = logits.float().softmax(dim=1)
+        wanted = scores > score_threshold  # strictly (trap 10)
+        wanted[:, 0] = False  # background is index 0 (trap 20)
+        if class_mask is not None:
+            wanted &= class_mask
+        rows, classes = torch.nonzero(wanted, as_tuple=True)
+        scores = scores[rows, classes]
+        boxes = box_ops.decode(offsets[rows, classes].float(), proposals[rows], self.config.box_weights)
+        boxes = box_ops.clip(boxes, *size)
+        large = ((boxes[:, 2:] - boxes[:, :2]) >= self.config.min_size).all(dim=1).nonzero().squeeze(1)
+        kept = large[grouped_nms(boxes[large], scores[large], classes[large], nms_threshold)[:max_detections]]
+        return boxes[kept], scores[kept], classes[kept], rows[kept]
+
+
+def stack_regions(boxes: Sequence[Tensor]) -> Tensor:
+    """Each picture's boxes [Ri, 4] as regions float32 [R, 5] of (picture, x1, y1, x2, y2), in the pictures' order."""
+    return torch.cat(
+        [torch.cat((boxes_.new_full((len(boxes_), 1), float(i)), boxes_), dim=1) for i, boxes_ in enumerate(boxes)]
+    )

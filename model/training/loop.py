@@ -1,0 +1,254 @@
+"""Training: joint, from a recipe, with checkpoints from which a run goes on as if it had never stopped.
+
+A step is determined by (seed, step) alone: its batch, its augmentation, its samplers and its dropout draw from
+generators that are seeded with them. So a checkpoint holds tensors and a step number, and no generator's state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import DetectorConfig
+from model.faster_rcnn import FasterRCNN
+from model.structures import ImageBatch
+from model.training.augment import AugmentConfig, Batches, TrainBatch, prefetch
+from model.training.data import Dataset
+from model.training.losses import Losses, joint_losses
+from model.training.targets import Truth
+from model.transform import Transform
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    epochs: passes over the data; a fraction is allowed. batch_size: pictures a step.
+    lr: AdamW's peak learning rate; body_lr: the same for the backbone's body. warmup: steps of linear rise from 0;
+    then a half cosine down to ``lr_end`` of the peak.
+    clip: largest gradient norm. ema: decay of the averaged weights, which are the ones that ship.
+    frozen: parameters whose name starts with one of these keep their ImageNet values (P 3.1.3 freezes the first stages).
+    canvas: (height, width) of landscape pictures while training.
+    bf16: autocast the convolutions and matrix products; pays where the processor has AMX, costs where not.
+    """
+
+    epochs: float = 7.0
+    batch_size: int = 16
+    lr: float = 5e-4
+    body_lr: float = 2e-4
+    weight_decay: float = 1e-2
+    warmup: int = 200
+    lr_end: float = 0.01
+    clip: float = 5.0
+    ema: float = 0.998
+    frozen: tuple[str, ...] = ("backbone.body.stem", "backbone.body.stages.0", "backbone.body.stages.1")
+    canvas: tuple[int, int] = (288, 384)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    bf16: bool = False
+    seed: int = 0
+
+
+def rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The share of the peak learning rate at 0-based ``step`` of ``steps``."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    progress = (step - recipe.warmup) / max(1, steps - recipe.warmup)
+    return recipe.lr_end + (1 - recipe.lr_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def to_truths(batch: TrainBatch) -> list[Truth]:
+    """The labels of a training batch, canvas frame, ignored boxes apart."""
+    return [
+        Truth(boxes[~ignore], class_ids[~ignore], boxes[ignore], (int(size[0]), int(size[1])))
+        for boxes, class_ids, ignore, size in zip(batch.boxes, batch.class_ids, batch.ignore, batch.sizes, strict=True)
+    ]
+
+
+def to_image_batch(batch: TrainBatch, transform: Transform) -> ImageBatch:
+    """The pixels of a training batch, normalised, zero outside each picture as at inference."""
+    pixels = transform.normalise(batch.pixels.float())
+    for row, (height, width) in enumerate(batch.sizes.tolist()):
+        pixels[row, :, height:] = 0
+        pixels[row, :, :, width:] = 0
+    return ImageBatch(pixels.contiguous(memory_format=torch.channels_last), batch.sizes, batch.sizes)
+
+
+class Trainer:
+    """A model, its averaged weights and its optimiser, at a step of a recipe."""
+
+    def __init__(self, model: FasterRCNN, dataset: Dataset, recipe: Recipe) -> None:
+        if len(dataset.classes) != model.config.num_classes:
+            raise TrainingError(
+                f"The model has {model.config.num_classes} classes with background, the data {len(dataset.classes)}."
+            )
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dataset = dataset
+        self.recipe = recipe
+        self.transform = Transform(model.config.transform)
+        self.step = 0
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(recipe.frozen))
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=recipe.weight_decay, fused=True)
+        self.average = [parameter.detach().clone() for parameter in self.trained]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over the data."""
+        return len(self._batches(0))
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole recipe."""
+        return round(self.recipe.epochs * self.steps_per_epoch)
+
+    def run(self, report: Callable[[int, Losses], None] | None = None, until: int | None = None) -> None:
+        """Train up to step ``until`` (the recipe's end by default); ``report`` is called after each step."""
+        end = self.steps if until is None else min(until, self.steps)
+        self.model.train()
+        for batch in self._stream(end):
+            losses = self._train_step(batch)
+            self.step += 1
+            if report is not None:
+                report(self.step, losses)
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The model's state dict with the averaged weights in the place of the trained ones."""
+        state = dict(self.model.state_dict())
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return state | dict(zip(names, self.average, strict=True))
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint to go on from; the file is replaced whole or not at all."""
+        recipe = asdict(self.recipe)
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "recipe": json.dumps(recipe),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint of ``save``; raises ``TrainingError`` for one that another model or data wrote."""
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
+            raise TrainingError(
+                f"{path} cannot be resumed: {error}. Start afresh in another folder, or with the recipe that wrote it."
+            ) from error
+        for mine, saved in zip(self.average, state["average"], strict=True):
+            mine.copy_(saved)
+        self.step = int(state["step"])
+
+    def _groups(self) -> list[dict[str, Any]]:
+        body, rest = [], []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                (body if name.startswith("backbone.body.") else rest).append(parameter)
+        groups = [
+            {"params": body, "peak": self.recipe.body_lr, "lr": 0.0},
+            {"params": rest, "peak": self.recipe.lr, "lr": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def _batches(self, epoch: int) -> Batches:
+        recipe = self.recipe
+        mean = self.model.config.transform.mean
+        filler = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
+        return Batches(
+            self.dataset, recipe.canvas, recipe.batch_size, recipe.augment, recipe.seed, epoch=epoch, filler=filler
+        )
+
+    def _stream(self, end: int) -> Iterator[TrainBatch]:
+        """Batches from the current step to ``end``."""
+        step = self.step
+        while step < end:
+            epoch, start = divmod(step, self.steps_per_epoch)
+            for batch in prefetch(self._batches(epoch), start):
+                yield batch
+                step += 1
+                if step == end:
+                    return
+
+    def _train_step(self, batch: TrainBatch) -> Losses:
+        recipe = self.recipe
+        share = rate(recipe, self.step, self.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+        images = to_image_batch(batch, self.transform)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            losses = joint_losses(self.model, images, to_truths(batch), generator)
+        total = losses.total()
+        if not torch.isfinite(total):
+            raise TrainingError(
+                f"The loss is {float(total)} at step {self.step}, on pictures {batch.indices.tolist()}: "
+                "lower the learning rate, or look at these pictures' boxes."
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.trained, recipe.clip)
+        self.optimiser.step()
+        # Young averages forget faster, or the first weights would stay in them for thousands of steps.
+        decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.trained], 1 - decay)
+        return Losses(*(loss.detach() for loss in losses))
+
+
+class Log:
+    """A run's losses, one JSON line every so many steps: the mean of each loss since the last line."""
+
+    def __init__(self, path: Path, trainer: Trainer, every: int = 50) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.trainer = trainer
+        self.every = every
+        self.losses: list[Losses] = []
+        self.since = time.perf_counter()
+
+    def __call__(self, step: int, losses: Losses) -> dict[str, float] | None:
+        """Take one step's losses; returns what was written, if something was."""
+        self.losses.append(losses)
+        if step % self.every and step != self.trainer.steps:
+            return None
+        means = torch.stack([torch.stack(list(item)) for item in self.losses]).mean(dim=0).tolist()
+        now = time.perf_counter()
+        pictures = len(self.losses) * self.trainer.recipe.batch_size
+        line = {
+            "step": step,
+            "epoch": round(step / self.trainer.steps_per_epoch, 3),
+            **{name: round(value, 4) for name, value in zip(Losses._fields, means, strict=True)},
+            "seconds_per_picture": round((now - self.since) / pictures, 4),
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.losses, self.since = [], now
+        return line
+
+
+def new_model(config: DetectorConfig, seed: int = 0) -> FasterRCNN:
+    """A detector with fresh weights that the seed determines."""
+    torch.manual_seed(seed)
+    return FasterRCNN(config)

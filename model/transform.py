@@ -1,0 +1,90 @@
+"""From pictures to a canvas: resize, normalise, pad; and the canvas's size, which one picture alone decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.config import TransformConfig
+from model.structures import ImageBatch
+
+Image = npt.NDArray[np.uint8]
+
+
+def resized_size(config: TransformConfig, height: int, width: int) -> tuple[int, int]:
+    """Height and width after resizing, at least 1: floor of size x scale, in float32 as TV does (trap 17)."""
+    short, long = np.float32(min(height, width)), np.float32(max(height, width))
+    scale = min(np.float32(config.min_size) / short, np.float32(config.max_size) / long)
+    # TV hands the float32 scale to interpolate, which multiplies and floors in double precision.
+    return max(1, math.floor(height * float(scale))), max(1, math.floor(width * float(scale)))
+
+
+def exact_canvas(config: TransformConfig, height: int, width: int) -> tuple[int, int]:
+    """The smallest canvas (height, width) of whole strides that holds the resized picture."""
+    resized = resized_size(config, height, width)
+    return tuple(-(-side // config.stride) * config.stride for side in resized)  # type: ignore[return-value]
+
+
+def check_image(image: Image) -> None:
+    """Raise ``ValueError`` unless ``image`` is uint8 [H, W, 3] with at least one pixel."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"An image must be a uint8 array of shape [height, width, 3] in RGB order, not {found}.")
+    if 0 in image.shape:
+        raise ValueError(f"An image must have at least one pixel, not the shape {image.shape}.")
+
+
+class Transform:
+    """Pictures (uint8 RGB [h, w, 3], any sizes) to an ``ImageBatch`` on one canvas.
+
+    Normalised before it is padded, so that the padding is exactly zero for the network, and padded to a canvas
+    that the caller chose from each picture alone: a batch mate cannot change an answer by its size (trap 18).
+    """
+
+    def __init__(self, config: TransformConfig) -> None:
+        self.config = config
+        # (x / 255 - mean) / std
+        self.mean = torch.tensor(config.mean, dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(config.std, dtype=torch.float32).view(3, 1, 1)
+
+    def resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Float pixels [3, h, w] in [0, 255] of a uint8 RGB image [h, w, 3] at ``size`` (height, width)."""
+        planes = image.permute(2, 0, 1)[None]
+        if self.config.antialias:
+            if planes.shape[-2:] == size:
+                return planes[0].float()
+            # uint8 in channels-last memory takes the vectorised path, and rounds to whole values as Pillow does.
+            return F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)[0].float()
+        # TV passes a scale factor and recomputes it from the floored size, which is what ``size`` alone does.
+        return F.interpolate(planes.float(), size=size, mode="bilinear", align_corners=False)[0]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Float [..., 3, h, w] in [0, 255] to what the backbone was trained on (and its channel order)."""
+        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        normalised = (pixels / 255 - mean) / std
+        return normalised.flip(-3) if self.config.bgr else normalised
+
+    def __call__(self, images: Sequence[Image], canvas: tuple[int, int], device: torch.device) -> ImageBatch:
+        """Raise ``ValueError`` for an array that is no picture or does not fit the canvas once resized."""
+        sizes = []
+        pixels = torch.zeros((len(images), 3, *canvas), device=device).contiguous(memory_format=torch.channels_last)
+        for row, image in enumerate(images):
+            check_image(image)
+            height, width = resized_size(self.config, *image.shape[:2])
+            if height > canvas[0] or width > canvas[1]:
+                raise ValueError(f"A picture of {height}x{width} after resizing does not fit the canvas {canvas}.")
+            tensor = torch.from_numpy(np.ascontiguousarray(image)).to(device, non_blocking=True)
+            pixels[row, :, :height, :width] = self.normalise(self.resize(tensor, (height, width)))
+            sizes.append((height, width))
+        originals = [image.shape[:2] for image in images]
+        return ImageBatch(
+            pixels=pixels,
+            sizes=torch.tensor(sizes, dtype=torch.int64, device=device).reshape(-1, 2),
+            original_sizes=torch.tensor(originals, dtype=torch.int64, device=device).reshape(-1, 2),
+        )
