@@ -1,0 +1,249 @@
+"""From a name or a path to a state dict, and back to a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from model.checkpoint.manifest import CheckpointError, ManifestEntry, load_manifest, with_background
+
+# All that we write about a checkpoint is one JSON value under this key: safetensors keeps its metadata in a hash map,
+# and a map of one key is written the same way every time, so that equal weights give equal files.
+_METADATA_KEY = "frcnn"
+_HALF_MAX = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class ResolvedCheckpoint:
+    """A checkpoint on this machine, and all that is known of it before its tensors are read.
+
+    name: the manifest's, or the file's without its ending. preset: None where nothing says it (``preset_of`` may tell
+    from the tensors). classes: names by class id, background at 0. sha256: what the file must hash to, whole or the
+    first digits; None for a file outside the manifest. metrics in [0, 1]. score_threshold: None for the preset's.
+    """
+
+    name: str
+    path: Path
+    preset: str | None
+    classes: tuple[str, ...]
+    sha256: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    score_threshold: float | None = None
+    licence: str | None = None
+
+
+def resolve(
+    source: str | os.PathLike[str], *, manifest: Path | None = None, cache: Path | None = None
+) -> ResolvedCheckpoint:
+    """The checkpoint that ``source`` means: a name of the manifest, or the path of a .safetensors or .pth file.
+
+    The classes of a file outside the manifest come from its safetensors metadata, or from ``FILE.classes.txt`` (a name
+    a line) or ``FILE.classes.json`` (a list) beside it, FILE with or without its ending; background need not be listed.
+    Raises ``CheckpointError`` where there is no such name or file, or nothing says the classes.
+    """
+    entries = load_manifest(manifest, cache)
+    for entry in entries:
+        if entry.name == os.fspath(source):
+            return _of_entry(entry, _present(entry))
+    path = Path(source).expanduser()
+    if not path.is_file():
+        names = ", ".join(entry.name for entry in entries)
+        raise CheckpointError(f"No checkpoint {os.fspath(source)!r}: it is neither a file nor one of {names}.")
+    for entry in entries:
+        if entry.file == path.name and sha256(path).startswith(entry.sha256):
+            return _of_entry(entry, path)  # a published file, put somewhere by hand
+    about = _metadata(path) if _is_safetensors(path) else {}
+    listed = about.get("classes")
+    classes = tuple(map(str, listed)) if isinstance(listed, list) else _classes_beside(path)
+    preset, metrics = about.get("preset"), about.get("metrics")
+    return ResolvedCheckpoint(
+        name=path.stem,
+        path=path,
+        preset=preset if isinstance(preset, str) else None,
+        classes=with_background(classes),
+        metrics=metrics if isinstance(metrics, dict) else {},
+    )
+
+
+def read_state(checkpoint: ResolvedCheckpoint | Path) -> dict[str, Tensor]:
+    """The state dict on the CPU: names to tensors, every floating one as float32 (files may hold float16 or bfloat16).
+
+    A path reads any file of weights; a ``ResolvedCheckpoint`` of the manifest must also have the manifest's hash.
+    A training checkpoint's ``model`` or ``state_dict`` is taken out of it. Raises ``CheckpointError`` for a file that
+    is truncated, is no checkpoint, would run code, or has another hash.
+    """
+    if isinstance(checkpoint, ResolvedCheckpoint):
+        path = checkpoint.path
+        if checkpoint.sha256 is not None:
+            _check_hash(path, checkpoint.sha256, checkpoint.name)
+    else:
+        path = checkpoint
+        if not path.is_file():
+            raise CheckpointError(f"There is no file {path}.")
+    state = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def save(
+    path: Path, state: Mapping[str, Tensor], *, preset: str, classes: tuple[str, ...], metrics: Mapping[str, float]
+) -> str:
+    """Write weights as safetensors with their preset, classes and metrics, whole or not at all; returns the SHA-256.
+
+    Kernels and matrices are stored as float16 unless a value would overflow; vectors (norms' statistics, biases) are
+    few and stay float32: a running variance of 1e-6 has hardly a digit in float16. Counters of batches are left out.
+    The same tensors always make the same bytes.
+    """
+    tensors = {}
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        value = value.detach().cpu().contiguous()
+        if value.is_floating_point():
+            if not torch.isfinite(value).all():
+                raise CheckpointError(f"{key} is not finite: training has diverged, and {path} was not written.")
+            fits = value.dim() > 1 and float(value.abs().max() if value.numel() else 0) <= _HALF_MAX
+            value = value.to(torch.float16 if fits else torch.float32)
+        # A copy: tensors that share storage cannot be saved.
+        tensors[key] = value.clone()
+    about = {"preset": preset, "classes": list(with_background(classes)), "metrics": dict(metrics)}
+    data = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(about, sort_keys=True)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(entry: ManifestEntry) -> Path:
+    """The entry's file, once its hash is the manifest's; ``CheckpointError`` where it is missing or another."""
+    path = _present(entry)
+    _check_hash(path, entry.sha256, entry.name)
+    return path
+
+
+def _present(entry: ManifestEntry) -> Path:
+    if entry.path is None:
+        remedy = f"Fetch it: frcnn weights fetch {entry.name}." if entry.source else "It should be in the repository."
+        raise CheckpointError(f"The file of {entry.name!r}, {entry.file}, is not on this machine. {remedy}")
+    return entry.path
+
+
+def _of_entry(entry: ManifestEntry, path: Path) -> ResolvedCheckpoint:
+    return ResolvedCheckpoint(
+        name=entry.name,
+        path=path,
+        preset=entry.preset,
+        classes=entry.classes,
+        sha256=entry.sha256,
+        metrics=entry.metrics,
+        score_threshold=entry.score_threshold,
+        licence=entry.licence,
+    )
+
+
+def _check_hash(path: Path, expected: str, name: str) -> None:
+    found = sha256(path)
+    if not found.startswith(expected):
+        raise CheckpointError(
+            f"{path} is not {name!r}: its SHA-256 is {found}, the manifest says {expected}. "
+            "It is damaged or was changed; delete it and fetch or check it out again."
+        )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content, since names lie: eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _metadata(path: Path) -> dict[str, object]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is a damaged or truncated safetensors file: {error}.") from error
+    return about if isinstance(about, dict) else {}
+
+
+def _classes_beside(path: Path) -> tuple[str, ...]:
+    for stem in (path.name, path.stem):
+        for ending in ("txt", "json"):
+            listed = path.with_name(f"{stem}.classes.{ending}")
+            if not listed.is_file():
+                continue
+            text = listed.read_text(encoding="utf-8")
+            if ending == "txt":
+                names = [line.strip() for line in text.splitlines() if line.strip()]
+            else:
+                try:
+                    names = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise CheckpointError(f"{listed} is not JSON: {error}.") from error
+            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+                raise CheckpointError(f"{listed} must list the names of the classes, in the order of their ids.")
+            return tuple(names)
+    raise CheckpointError(
+        f"Nothing says which classes {path.name} has: list their names, one a line in the order of their ids, "
+        f"in {path.with_name(path.name + '.classes.txt')}."
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is a damaged or truncated safetensors file: {error}.") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch names the first thing in the file that is not on its list of harmless ones.
+        wanted = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", str(error))
+        if wanted:
+            raise CheckpointError(
+                f"{path} is a pickle that wants to call {wanted[1]}, which a file of weights has no need of, so it was "
+                "not run. If you trust its origin, save its state dict alone: torch.save(model.state_dict(), ...)."
+            ) from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint: neither safetensors nor a state dict of torch.save."
+        ) from error
+    except Exception as error:  # whatever a damaged pickle makes its reader stumble over
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is truncated, or is not a checkpoint at all: {first}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded:
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__} and not a state dict (names to tensors).")
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path} is not a state dict: {key!r} is a {type(value).__name__} and not a tensor.")
+    return loaded

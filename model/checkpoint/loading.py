@@ -1,0 +1,112 @@
+"""From a state dict into a model: one set of keys, and errors that say what probably happened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint.manifest import CheckpointError
+
+_COUNTER = "num_batches_tracked"
+_PREDICTOR = "roi_heads.box_predictor."
+# torchvision up to 0.13 had one convolution where there is now a Sequential (TV rpn.py and feature_pyramid_network.py,
+# their _load_from_state_dict): rpn.head.conv.weight -> .0.0, backbone.fpn.inner_blocks.2.bias -> .0
+_OLD_RPN = re.compile(r"^(rpn\.head\.conv)\.(weight|bias)$")
+_OLD_FPN = re.compile(r"^(?:backbone\.)?(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$")
+
+
+def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` under today's keys: no DataParallel ``module.``, old forms renamed, counters of batches dropped."""
+    renamed = {}
+    for key, value in state.items():
+        if key.endswith(_COUNTER):
+            continue
+        key = key.removeprefix("module.")
+        key = _OLD_RPN.sub(r"\1.0.0.\2", key)
+        key = _OLD_FPN.sub(r"backbone.\1.0.\2", key)
+        renamed[key] = value
+    return renamed
+
+
+def preset_of(state: Iterable[str]) -> str | None:
+    """The preset whose detector has keys like these, or None; for both MobileNets, which have the same, the larger.
+
+    state: a state dict, or its keys.
+    """
+    keys = set(canonical(dict.fromkeys(state, torch.empty(0))))
+    if "backbone.body.layer4.0.conv1.weight" in keys:
+        return "RESNET50_FPN_V2" if "roi_heads.box_head.5.weight" in keys else "RESNET50_FPN"
+    if "backbone.body.16.0.weight" in keys:
+        return "MOBILENET_V3_FPN"
+    if "backbone.body.features.28.weight" in keys:
+        return "PAPER_VGG16"
+    if "backbone.body.stages.0.0.depthwise.conv.weight" in keys:
+        return "LITE"
+    return None
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], *, partial: bool = False) -> tuple[str, ...]:
+    """Copy ``state`` into ``model``; returns the model's keys that it did not have (none unless ``partial``).
+
+    partial: a part of the model may be missing, as when training starts from ImageNet's weights; what is there must
+    still fit. Raises ``CheckpointError`` that names the first missing, unexpected, misshapen or non-finite keys and the
+    likely cause, and then has changed nothing.
+    """
+    state = canonical(state)
+    own = {key: value for key, value in model.state_dict().items() if not key.endswith(_COUNTER)}
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    broken = [key for key in own if key in state and not bool(torch.isfinite(state[key]).all())]
+    complaints = []
+    if missing and not partial:
+        complaints.append(f"it lacks {_some(missing)}")
+    if unexpected:
+        complaints.append(f"it has {_some(unexpected)}, which the model has not")
+    if misshapen:
+        shapes = [f"{key} {tuple(state[key].shape)} where the model's is {tuple(own[key].shape)}" for key in misshapen]
+        complaints.append(f"shapes differ: {_some(shapes)}")
+    if broken:
+        complaints.append(f"NaN or infinity in {_some(broken)}")
+    if complaints:
+        cause = _likely_cause(own, state, misshapen, missing, unexpected)
+        raise CheckpointError(f"These weights do not fit: {'; '.join(complaints)}. {cause}")
+    model.load_state_dict(state, strict=False)
+    return tuple(missing)
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _likely_cause(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    misshapen: list[str],
+    missing: list[str],
+    unexpected: list[str],
+) -> str:
+    theirs, ours = preset_of(state), preset_of(own)
+    if "fc.weight" in state or "classifier.0.weight" in state:
+        return "They are an ImageNet classifier's and not a detector's: a backbone to start training from."
+    if theirs != ours:
+        if theirs is None:
+            return "They are not a Faster R-CNN of any preset here."
+        return f"They look like preset {theirs}, and the model is {ours or 'another'}: name the right preset."
+    if misshapen and all(key.startswith(_PREDICTOR) for key in misshapen):
+        there, here = (len(weights[f"{_PREDICTOR}cls_score.bias"]) for weights in (state, own))
+        return (
+            f"They were trained for {there} classes, background counted, and the model was made for {here}: "
+            "correct the list of classes."
+        )
+    if missing and not unexpected and not misshapen:
+        return "The rest of them fits: they are a part of a checkpoint, or were cut off when they were saved."
+    if misshapen:
+        return "The layers have these names in another width: a detector of another configuration."
+    if missing or unexpected:
+        return "Most likely another version of the same architecture."
+    return "Training diverged, or the file was damaged."
