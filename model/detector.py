@@ -1,0 +1,303 @@
+"""The facade: pictures in, detections out. All that the service knows of ``model/``, with ``structures``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import boxes as box_ops
+from model.anchors import level_strides
+from model.checkpoint import CheckpointError, ResolvedCheckpoint, load_into, preset_of, read_state, resolve
+from model.config import PRESETS, DetectorConfig
+from model.faster_rcnn import FasterRCNN, split_rows
+from model.roi_head import stack_regions
+from model.runtime.canvas import Canvas, CanvasMode, Canvases
+from model.runtime.memory import keep_freed_memory
+from model.runtime.precision import PRECISIONS, choose_device, choose_precision
+from model.structures import Detections, DetectOptions, DetectorInfo, ImageBatch, Proposals
+from model.transform import Image, Transform, check_image
+
+__all__ = ["CheckpointError", "DetectOptions", "Detections", "Detector", "DetectorInfo", "Proposals"]
+
+T = TypeVar("T")
+_NOWHERE = Path("random")
+
+
+class Detector:
+    """A Faster R-CNN that is ready to answer.
+
+    Not thread-safe: one thread owns it. Make one with ``from_checkpoint``.
+    """
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        checkpoint: ResolvedCheckpoint,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        compile: str = "auto",
+        canvas: CanvasMode = "buckets",
+    ) -> None:
+        if len(checkpoint.classes) != model.config.num_classes:
+            raise ValueError(f"{len(checkpoint.classes)} class names for {model.config.num_classes} classes.")
+        if compile not in ("auto", "off"):
+            raise ValueError(f"compile must be 'auto' or 'off', not {compile!r}.")
+        keep_freed_memory()
+        self.config: DetectorConfig = model.config
+        self.checkpoint = checkpoint
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.canvases = Canvases(model.config.transform, canvas)
+        self.transform = Transform(model.config.transform)
+        self.dtype = PRECISIONS[self.precision]
+        self.model = model.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        head = model.config.roi_head
+        self.defaults = DetectOptions(
+            score_threshold=head.score_threshold if checkpoint.score_threshold is None else checkpoint.score_threshold,
+            nms_threshold=head.nms_threshold,
+            max_detections=head.max_detections,
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        preset: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        compile: str = "auto",
+        canvas: CanvasMode = "buckets",
+    ) -> Detector:
+        """Load a manifest name, a .safetensors or a .pth file.
+
+        preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError`` for
+        a file that is missing, damaged or of another detector, ``ValueError`` for an argument out of range.
+        """
+        checkpoint = resolve(source)
+        state = read_state(checkpoint)
+        name = preset or checkpoint.preset or preset_of(state)
+        if name is None:
+            presets = ", ".join(config.name for config in PRESETS)
+            raise CheckpointError(f"Nothing says which detector {checkpoint.path} is for: give preset, one of {presets}.")
+        config = find_preset(name).with_classes(len(checkpoint.classes))
+        with torch.device("meta"):
+            model = FasterRCNN(config)
+        model = model.to_empty(device="cpu")
+        load_into(model, state)
+        checkpoint = replace(checkpoint, preset=config.name)
+        return cls(model, checkpoint, device=device, precision=precision, compile=compile, canvas=canvas)
+
+    @classmethod
+    def random(
+        cls, preset: str, *, seed: int = 0, classes: Sequence[str] = ("__background__", "thing"), **options: str
+    ) -> Detector:
+        """A detector with random weights, for tests and benchmarks: its answers mean nothing. options as above."""
+        torch.manual_seed(seed)
+        model = FasterRCNN(find_preset(preset).with_classes(len(classes)))
+        checkpoint = ResolvedCheckpoint(name="random", path=_NOWHERE, preset=preset, classes=tuple(classes))
+        return cls(model, checkpoint, **options)  # type: ignore[arg-type]
+
+    @property
+    def info(self) -> DetectorInfo:
+        """What this detector is."""
+        config = self.config
+        canvas = self.canvases.all[-1] if self.canvases.all else (config.transform.max_size,) * 2
+        levels = zip(config.anchors.sizes, self._strides(canvas), strict=True)
+        return DetectorInfo(
+            name=self.checkpoint.name,
+            preset=config.name,
+            classes=self.checkpoint.classes,
+            precision=self.precision,
+            device=str(self.device),
+            canvases=self.canvases.all,
+            anchors=tuple(
+                {"stride": stride, "sizes": sizes, "ratios": config.anchors.ratios} for sizes, stride in levels
+            ),
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            sha256=self.checkpoint.sha256,
+            metrics=self.checkpoint.metrics,
+            score_threshold=_known(self.defaults.score_threshold),
+            nms_threshold=_known(self.defaults.nms_threshold),
+            max_detections=_known(self.defaults.max_detections),
+            max_proposals=config.rpn.post_nms,
+            engine="eager",
+            engine_note="Eager: nothing is compiled.",
+        )
+
+    def canvas_for(self, height: int, width: int) -> Canvas:
+        """The canvas (height, width) that a picture of this size is padded to: pictures of one canvas share a batch."""
+        return self.canvases.of(height, width)
+
+    def warm_up(self) -> None:
+        """Run once on every canvas (on one picture's, with exact canvases), so that a first caller does not wait."""
+        for height, width in self.canvases.all or (self.canvas_for(480, 640),):
+            self._detect([_grey(height, width)], [self.defaults], (height, width))
+
+    def detect(
+        self, images: Sequence[Image], options: DetectOptions | Sequence[DetectOptions] | None = None
+    ) -> list[Detections]:
+        """Detect in pictures, uint8 RGB [H, W, 3] of any sizes; one ``Detections`` each, in their order, on the CPU.
+
+        options: one for all, or one a picture. Pictures that share a canvas go through the network together. Raises
+        ``ValueError`` for an array that is no picture and for an option out of range; then nothing has been computed.
+        """
+        wanted = [options or DetectOptions()] * len(images) if not isinstance(options, Sequence) else list(options)
+        if len(wanted) != len(images):
+            raise ValueError(f"{len(wanted)} options for {len(images)} images: give one for all, or one each.")
+        resolved = [self._resolve(option) for option in wanted]
+        groups: dict[Canvas, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            check_image(image)
+            groups[self.canvas_for(*image.shape[:2])].append(index)
+        results: dict[int, Detections] = {}
+        for canvas, members in groups.items():
+            found = self._detect([images[i] for i in members], [resolved[i] for i in members], canvas)
+            results.update(zip(members, found, strict=True))
+        return [results[index] for index in range(len(images))]
+
+    @torch.inference_mode()
+    def _detect(
+        self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas
+    ) -> list[Detections]:
+        """One batch on one canvas."""
+        model, clock = self.model, _Clock(self.device)
+        batch = self.transform(images, canvas, self.device)
+        clock.lap("transform")
+        dense = model.dense(batch.pixels.to(self.dtype))
+        clock.lap("backbone")
+        proposals = model.rpn.propose(model.candidates(dense, batch))
+        clock.lap("rpn")
+        logits, offsets = model.roi_heads(dense.maps, stack_regions([proposal.boxes for proposal in proposals]))
+        rows = split_rows(logits, offsets, [len(proposal) for proposal in proposals])
+        clock.lap("roi_head")
+        sizes = batch.sizes.tolist()
+        found = [
+            model.roi_heads.detections(
+                *rows[i],
+                proposals[i].boxes,
+                (sizes[i][0], sizes[i][1]),
+                score_threshold=_known(options[i].score_threshold),
+                nms_threshold=_known(options[i].nms_threshold),
+                max_detections=_known(options[i].max_detections),
+                class_mask=self._class_mask(options[i].class_ids),
+            )
+            for i in range(len(images))
+        ]
+        results = [
+            self._in_picture(batch, i, *found[i], proposals[i][: options[i].proposals] if options[i].proposals else None)
+            for i in range(len(images))
+        ]
+        clock.lap("postprocess")
+        return [replace(result, timings=clock.laps, batch_size=len(images)) for result in results]
+
+    def _in_picture(
+        self,
+        batch: ImageBatch,
+        index: int,
+        boxes: Tensor,
+        scores: Tensor,
+        class_ids: Tensor,
+        rows: Tensor,
+        proposals: Proposals | None,
+    ) -> Detections:
+        """From the canvas to the picture's own pixels, and to the CPU."""
+        size, original = batch.sizes[index], batch.original_sizes[index]
+        if proposals is not None:
+            proposals = Proposals(
+                boxes=box_ops.rescale(proposals.boxes, size, original).cpu(),
+                objectness=proposals.objectness.cpu(),
+                levels=proposals.levels.cpu(),
+                anchor_indices=proposals.anchor_indices.cpu(),
+                anchors=box_ops.rescale(proposals.anchors, size, original).cpu(),
+                deltas=proposals.deltas.cpu(),
+                ranks=proposals.ranks.cpu(),
+            )
+        ids = class_ids.cpu()
+        return Detections(
+            boxes=box_ops.rescale(boxes, size, original).cpu(),
+            scores=scores.cpu(),
+            class_ids=ids,
+            labels=tuple(self.checkpoint.classes[i] for i in ids.tolist()),
+            proposal_indices=rows.cpu(),
+            proposals=proposals,
+        )
+
+    def _resolve(self, options: DetectOptions) -> DetectOptions:
+        """``options`` with the checkpoint's defaults for what they leave open, checked."""
+        defaults = self.defaults
+        score = defaults.score_threshold if options.score_threshold is None else options.score_threshold
+        nms = defaults.nms_threshold if options.nms_threshold is None else options.nms_threshold
+        limit = defaults.max_detections if options.max_detections is None else options.max_detections
+        for name, value in (("score_threshold", score), ("nms_threshold", nms)):
+            if not 0 <= _known(value) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {value}.")
+        if _known(limit) < 1:
+            raise ValueError(f"max_detections must be at least 1, not {limit}.")
+        if options.proposals < 0:
+            raise ValueError(f"proposals must be 0 or more, not {options.proposals}.")
+        for class_id in options.class_ids or ():
+            if not 0 < class_id < len(self.checkpoint.classes):
+                raise ValueError(f"There is no class {class_id}: ids run from 1 to {len(self.checkpoint.classes) - 1}.")
+        return replace(options, score_threshold=score, nms_threshold=nms, max_detections=limit)
+
+    def _class_mask(self, class_ids: tuple[int, ...] | None) -> Tensor | None:
+        if class_ids is None:
+            return None
+        mask = torch.zeros(len(self.checkpoint.classes), dtype=torch.bool, device=self.device)
+        mask[list(class_ids)] = True
+        return mask
+
+    def _strides(self, canvas: Canvas) -> tuple[int, ...]:
+        if self.config.anchors.strides is not None:
+            return self.config.anchors.strides
+        # torchvision's strides depend on the canvas (trap 4); these are of the largest one.
+        with torch.device("meta"):
+            maps = FasterRCNN(self.config).backbone(torch.empty(1, 3, *canvas))
+        shapes = tuple((level.shape[2], level.shape[3]) for level in maps)
+        return tuple(vertical for vertical, _ in level_strides(self.config.anchors, canvas, shapes))
+
+
+class _Clock:
+    """Seconds by stage. On a GPU a stage ends when the device has done it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.laps[stage] = now - self.last
+        self.last = now
+
+
+def find_preset(name: str) -> DetectorConfig:
+    """The preset of that name; raises ``CheckpointError`` that lists those there are."""
+    for config in PRESETS:
+        if config.name == name:
+            return config
+    raise CheckpointError(f"No preset {name!r}: one of {', '.join(config.name for config in PRESETS)}.")
+
+
+def _known(value: T | None) -> T:
+    """A value that ``_resolve`` has filled in."""
+    assert value is not None
+    return value
+
+
+def _grey(height: int, width: int) -> Image:
+    return np.full((height, width, 3), 127, dtype=np.uint8)

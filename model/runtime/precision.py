@@ -1,0 +1,37 @@
+"""Device and number format, from what was asked and what there is."""
+
+from __future__ import annotations
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(asked: str) -> torch.device:
+    """``auto`` is the first GPU, or the CPU where there is none. Raises ``ValueError`` for a device that is not here."""
+    if asked == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {asked!r}.") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ValueError(f"There is no device {asked!r}: torch sees {count} CUDA device(s). Use auto or cpu.")
+        return torch.device("cuda", device.index or 0)
+    if device.type != "cpu":
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {asked!r}.")
+    return device
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """``auto`` is bf16 where the hardware multiplies it fast (a GPU, a CPU with AMX), and fp32 elsewhere."""
+    if asked == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        return "bf16" if fast else "fp32"
+    if asked not in PRECISIONS:
+        raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, not {asked!r}.")
+    if asked == "fp16" and device.type == "cpu":
+        raise ValueError("precision fp16 is for GPUs; on a CPU use bf16 or fp32.")
+    return asked
