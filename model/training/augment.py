@@ -271,8 +271,8 @@ def collate(
 def prefetch(batches: Batches, start: int = 0, workers: int = 1, ahead: int = 4) -> Iterator[TrainBatch]:
     """The epoch's batches from step ``start`` on, made ahead of time by worker processes (0: made here, when asked).
 
-    A process and not a thread: small tensor calls of a thread wait for the training loop's GIL and share its OpenMP
-    team; a worker runs on one core of its own choosing.
+    A picture costs under 2 ms to make where a step costs a hundred times that, so one worker is plenty. A process and
+    not a thread: it holds its own GIL, and its OpenMP team is of one thread and apart from the training's.
     """
     loader: DataLoader[TrainBatch] = DataLoader(
         cast("torch.utils.data.Dataset[TrainBatch]", batches),

@@ -1,0 +1,218 @@
+"""Evaluation against cases small enough to work out by hand."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from model.structures import Detections
+from model.training.data import BACKGROUND, Dataset, Sample, load_dataset
+from model.training.evaluate import evaluate, evaluate_detector
+
+THING = [10, 10, 50, 50]
+DIFFICULT = [100, 100, 180, 180]
+
+
+def sample(image_id, boxes, class_ids, ignore=None, path=Path("none.png"), size=(200, 200)) -> Sample:
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    return Sample(
+        path,
+        image_id,
+        *size,
+        corners,
+        np.array(class_ids, np.int64),
+        np.zeros(len(corners), bool) if ignore is None else np.array(ignore, bool),
+        ((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])),
+    )
+
+
+def dataset(*samples: Sample) -> Dataset:
+    return Dataset(samples, (BACKGROUND, "cat", "dog"))
+
+
+ONE = dataset(sample("a", [THING, DIFFICULT], [1, 1], [False, True]))
+
+
+def found(*rows, image_id="a"):
+    """A prediction from rows of (box, score[, class])."""
+    return (image_id, [r[0] for r in rows], [r[1] for r in rows], [r[2] if len(r) > 2 else 1 for r in rows])
+
+
+def test_perfect_detections_score_one():
+    both = dataset(sample("a", [THING], [1]), sample(7, [DIFFICULT], [2]))
+    result = evaluate([found((THING, 0.9)), found((DIFFICULT, 0.8, 2), image_id=7)], both)
+    assert (result.ap, result.ap50, result.ap75, result.ar100) == (1, 1, 1, 1)
+    assert [(row.name, row.boxes, row.ap, row.ap50) for row in result.classes] == [("cat", 1, 1, 1), ("dog", 1, 1, 1)]
+    assert (result.ap_small, result.ap_medium, result.ap_large) == (None, 1, None)
+
+
+def test_a_higher_scored_miss_halves_precision():
+    assert evaluate([found(([0, 100, 40, 140], 0.9), (THING, 0.5))], ONE).ap50 == pytest.approx(0.5)
+
+
+def test_a_second_detection_of_one_object_is_a_miss():
+    two = dataset(sample("a", [THING, DIFFICULT], [1, 1]))
+    # hit, duplicate, hit: precision 1 up to recall 1/2, then 2/3; 51 and 50 of the 101 recall points
+    result = evaluate([found((THING, 0.9), (THING, 0.8), (DIFFICULT, 0.7))], two)
+    assert result.ap50 == pytest.approx((51 + 50 * 2 / 3) / 101)
+
+
+def test_iou_thresholds_run_from_50_to_95():
+    # IoU 0.8: a hit at .50 .55 .60 .65 .70 .75 .80 (as float32 boxes give 0.8 exactly), a miss at .85 .90 .95
+    result = evaluate([found(([10, 10, 42, 50], 0.9))], ONE)
+    assert result.ap50 == 1
+    assert result.ap75 == 1
+    assert result.ap == pytest.approx(0.7)
+
+
+def test_a_detection_on_a_difficult_object_counts_neither_way():
+    result = evaluate([found((DIFFICULT, 0.9), (THING, 0.5))], ONE)
+    assert result.ap == 1
+    assert (result.boxes, result.ignored) == (1, 1)
+
+
+def test_missing_a_difficult_object_costs_nothing():
+    assert evaluate([found((THING, 0.5))], ONE).ar100 == 1
+
+
+def test_a_difficult_object_takes_any_number_of_detections():
+    assert evaluate([found((DIFFICULT, 0.9), (DIFFICULT, 0.8), (DIFFICULT, 0.7), (THING, 0.5))], ONE).ap50 == 1
+
+
+def test_overlap_with_a_difficult_object_is_plain_iou_unless_crowds_are_asked_for():
+    corner = [100, 100, 120, 120]  # wholly inside, but an IoU of 1/16
+    prediction = found((corner, 0.9), (THING, 0.5))
+    assert evaluate([prediction], ONE).ap50 == pytest.approx(0.5)
+    assert evaluate([prediction], ONE, crowd_overlap=True).ap50 == 1
+
+
+def test_a_difficult_object_of_another_class_excuses_nothing():
+    result = evaluate(
+        [found((DIFFICULT, 0.9, 2), (THING, 0.5, 2))], dataset(sample("a", [THING, DIFFICULT], [2, 1], [False, True]))
+    )
+    assert result.ap50 == pytest.approx(0.5)
+
+
+def test_only_the_hundred_best_of_a_picture_count():
+    misses = [([0, 150, 20, 170], 0.9)] * 100
+    assert evaluate([found(*misses, (THING, 0.1))], ONE).ar100 == 0
+    result = evaluate([found(*misses[1:], (THING, 0.1))], ONE)
+    assert result.ar100 == 1
+    assert result.detections == 100
+
+
+def test_the_cut_at_a_hundred_is_of_the_picture_and_not_of_each_class():
+    misses = [([0, 150, 20, 170], 0.9, 2)] * 100
+    assert evaluate([found(*misses, (THING, 0.1, 1))], ONE).ar100 == 0
+
+
+def test_pictures_without_predictions_count_as_misses_and_none_at_all_is_zero():
+    two = dataset(sample("a", [THING], [1]), sample("b", [THING], [1]))
+    assert evaluate([found((THING, 0.9))], two).ar100 == pytest.approx(0.5)
+    result = evaluate([], two)
+    assert (result.ap, result.ap50, result.ar100, result.detections) == (0, 0, 0, 0)
+
+
+def test_classes_without_boxes_are_left_out_of_the_mean():
+    result = evaluate([found((THING, 0.9))], ONE)
+    assert result.ap == 1
+    assert result.classes[1].ap is None
+    assert result.classes[1].boxes == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "complaint"),
+    [
+        (found(image_id="b"), "no picture 'b'"),
+        (found((THING, float("nan"))), "not finite"),
+        (found(([0, 0, float("inf"), 4], 0.5)), "not finite"),
+        (found((THING, 0.5, 0)), r"outside 1\.\.2"),
+        (found((THING, 0.5, 3)), r"outside 1\.\.2"),
+        (("a", [THING], [0.5, 0.4], [1]), "1 boxes, 2 scores, 1 classes"),
+    ],
+)
+def test_predictions_that_make_no_sense_are_refused(prediction, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        evaluate([prediction], ONE)
+
+
+def test_a_picture_predicted_twice_is_refused():
+    with pytest.raises(ValueError, match="twice"):
+        evaluate([found((THING, 0.5)), found((THING, 0.5))], ONE)
+
+
+def test_a_data_set_in_which_no_box_counts_cannot_be_evaluated():
+    with pytest.raises(ValueError, match="no box that counts"):
+        evaluate([], dataset(sample("a", [DIFFICULT], [1], [True])))
+
+
+def test_results_become_json_and_a_table():
+    result = evaluate([found((THING, 0.9))], ONE)
+    plain = json.loads(json.dumps(result.to_dict()))
+    assert plain["ap50"] == 1
+    assert plain["classes"][0] == {"name": "cat", "boxes": 1, "ap": 1.0, "ap50": 1.0}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(result.table())
+    text = console.export_text()
+    assert "cat" in text
+    assert "AR@100 1.000" in text
+
+
+class FakeDetector:
+    """Finds the colour of the picture's top-left pixel; remembers what it was asked."""
+
+    def __init__(self):
+        self.batches = []
+        self.options = None
+
+    def canvas_for(self, height, width):
+        return (height, width)
+
+    def detect(self, images, options):
+        self.batches.append([image.shape for image in images])
+        self.options = options
+        return [
+            Detections(
+                boxes=torch.tensor([[0.0, 0.0, 10.0, 10.0]]),
+                scores=torch.tensor([0.9]),
+                class_ids=torch.tensor([int(image[0, 0, 0])]),
+                labels=("x",),
+                proposal_indices=torch.tensor([0]),
+            )
+            for image in images
+        ]
+
+
+def test_a_detector_sees_every_picture_once_with_others_of_its_canvas(tmp_path):
+    samples = []
+    for i in range(7):
+        size = (20, 30) if i % 2 else (30, 20)
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", size, (1 + i % 2, 0, 0)).save(path)
+        samples.append(sample(i, [[0, 0, 10, 10]], [1 + i % 2], path=path, size=size))
+    detector = FakeDetector()
+    result = evaluate_detector(detector, dataset(*samples), batch_size=3, progress=False)
+    assert result.ap == 1
+    assert sorted(len(batch) for batch in detector.batches) == [1, 3, 3]
+    assert all(len(set(batch)) == 1 for batch in detector.batches)
+    assert detector.options.score_threshold == 0.01
+
+
+@pytest.mark.data
+def test_the_labels_of_voc20_score_one_against_themselves(voc20):
+    test = load_dataset(voc20, "test")
+    result = evaluate(
+        (
+            (s.image_id, s.boxes[~s.ignore], np.ones(int((~s.ignore).sum())), s.class_ids[~s.ignore])
+            for s in test.samples
+        ),
+        test,
+    )
+    assert result.ap == pytest.approx(1)
+    assert result.ar100 == pytest.approx(1)
+    assert (result.boxes, result.ignored) == (2549, 678)
