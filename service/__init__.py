@@ -1,1 +1,1 @@
-"""The microservice around the detector: HTTP in, HTTP out."""
+"""The microservice: a picture comes in over HTTP, boxes go out. Of ``model/`` it knows the facade and the nouns only."""

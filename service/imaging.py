@@ -1,0 +1,139 @@
+"""Bytes of a stranger's picture -> RGB, within limits.
+
+The kind of picture is read from its first bytes, never from a name or a header, and Pillow is offered that one format
+only. The size is checked from the header before a pixel is decoded. Everything here is blocking work for a thread.
+"""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.errors import BadImage, BadRequest, ServiceError, TooLarge, UnsupportedImage
+
+Picture = NDArray[np.uint8]
+
+SUPPORTED = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+_ORIENTATION = 0x0112  # EXIF 2.32, tag 274
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def prepare_pillow() -> None:
+    """Put our pixel limit in place of Pillow's process-wide one, and keep its remarks on strangers' files out of stderr.
+
+    Pillow warns above its own limit and refuses above twice that; ours is a setting and is always checked here.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode(data: bytes, *, max_pixels: int) -> Picture:
+    """The picture in ``data`` as uint8 [H, W, 3], RGB, as shown: EXIF orientation applied, alpha over white.
+
+    16-bit grey is scaled to 8; greyscale, palette and CMYK are converted; of an animation, the first frame.
+    Raises ``BadRequest`` (no bytes), ``UnsupportedImage``, ``TooLarge`` (more than ``max_pixels``), ``BadImage``.
+    """
+    if not data:
+        raise BadRequest("The body is empty; send the picture's bytes (curl --data-binary @picture.jpg).")
+    kind = sniff(data)
+    if kind is None:
+        raise UnsupportedImage(f"This is not a picture that the service can read; send {SUPPORTED}.")
+    try:
+        return _decode(data, kind, max_pixels)
+    except ServiceError:
+        raise
+    except MemoryError:
+        raise TooLarge("There is no memory left to decode this picture; send a smaller one.") from None
+    except Exception as error:  # Pillow meets hostile bytes with a dozen kinds of exception; all mean the same to a client
+        raise BadImage(
+            f"The bytes begin like a {kind} picture but cannot be decoded ({_reason(error)}); "
+            "send the whole file, undamaged."
+        ) from None
+
+
+def sniff(data: bytes) -> str | None:
+    """Pillow's name of the format that ``data`` begins like, or None."""
+    head = data[:16]
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head.startswith((b"II*\x00", b"MM\x00*")):
+        return "TIFF"
+    # "BM" alone begins many an English text; a bitmap's file header goes on with two reserved 16-bit zeros.
+    if head.startswith(b"BM") and head[6:10] == b"\x00\x00\x00\x00":
+        return "BMP"
+    return None
+
+
+def _decode(data: bytes, kind: str, max_pixels: int) -> Picture:
+    with Image.open(BytesIO(data), formats=[kind]) as image:
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise BadImage(f"The picture is {width} x {height} pixels; it must have at least one.")
+        if width * height > max_pixels:
+            raise TooLarge(
+                f"The picture is {width} x {height} pixels, and at most {max_pixels} in all are taken; send a smaller one."
+            )
+        image.load()
+        upright = _UPRIGHT.get(_orientation(image))
+        pixels = _to_rgb(image)
+        if upright is not None:
+            return np.array(Image.fromarray(pixels).transpose(upright))
+        return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken metadata on a picture whose pixels are whole: show it as stored
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Picture:
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.uint32)
+        return _grey((deep * 255 + 32767) // 65535)
+    if image.mode in ("I", "F"):
+        return _grey(_stretch(np.asarray(image, dtype=np.float64)))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, "white")
+        image = Image.alpha_composite(paper, layer)
+    return np.array(image.convert("RGB"))
+
+
+def _stretch(values: NDArray[np.float64]) -> NDArray[Any]:
+    """32-bit samples have no agreed white, so the darkest becomes 0 and the brightest 255."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    if high <= low:
+        return np.zeros_like(values)
+    return np.rint((values - low) * (255.0 / (high - low)))
+
+
+def _grey(values: NDArray[Any]) -> Picture:
+    return np.ascontiguousarray(np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+def _reason(error: Exception) -> str:
+    """Pillow's own words in one short line, without addresses of objects."""
+    words = str(error).split("<", 1)[0].strip().rstrip(".:")
+    return words[:120] if words and isinstance(error, OSError | ValueError | SyntaxError) else "damaged data"

@@ -1,0 +1,189 @@
+"""What goes in beside a picture, and what comes out: the types of the contract.
+
+Answers are built by ``answers.py`` straight from arrays; the response models here are what OpenAPI says of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.structures import DetectOptions, DetectorInfo
+from service.errors import BadOption, bad_options
+from service.settings import Settings
+
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Frame(BaseModel):
+    """How boxes are written. ``extra`` options are refused, so that a misspelt one is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    box_format: BoxFormat = Field(
+        "xyxy", description="corners; corner, width and height; or centre, width and height"
+    )
+    normalized: bool = Field(False, description="boxes as fractions of the picture's width and height, not pixels")
+
+
+class Options(Frame):
+    """The options of ``POST /detect``. What is not given is the server's default, or else the checkpoint's."""
+
+    score_threshold: Fraction | None = Field(None, description="detections score above this")
+    max_detections: int | None = Field(None, ge=1, le=1000, description="at most so many, the best first")
+    classes: list[int | str] | None = Field(None, max_length=1000, description="only these: names or ids, repeatable")
+    nms_threshold: Fraction | None = Field(None, description="of two boxes of a class that overlap more, one goes")
+    proposals: int = Field(0, ge=0, le=10_000, description="how many of the RPN's proposals to return too")
+
+    def resolve(self, info: DetectorInfo, settings: Settings) -> DetectOptions:
+        """These options for the detector that ``info`` describes. Raises ``BadOption`` for a class it does not know."""
+        if self.proposals > info.max_proposals:
+            raise _bad("proposals", f"input should be from 0 to {info.max_proposals}, all that this detector proposes")
+        return DetectOptions(
+            score_threshold=_first(self.score_threshold, settings.score_threshold),
+            nms_threshold=self.nms_threshold,
+            max_detections=_first(self.max_detections, settings.max_detections),
+            class_ids=None if self.classes is None else tuple(sorted({_class_id(c, info) for c in self.classes})),
+            proposals=self.proposals,
+        )
+
+
+class ProposalOptions(Frame):
+    """The options of ``POST /proposals``."""
+
+    limit: int = Field(100, ge=1, le=10_000, description="at most so many, by falling objectness")
+    level: int | None = Field(None, ge=0, le=16, description="only this pyramid level; 0 is the finest")
+    min_objectness: Fraction = Field(0.0, description="only proposals with at least this objectness")
+    stage: Literal["final"] = Field("final", description="final: what the RPN hands to the detector")
+
+
+def merge[O: Frame](query: O, body: Mapping[str, Any]) -> O:
+    """``query`` with the options of the body over it. Raises ``BadOption``."""
+    if not body:
+        return query
+    given = query.model_dump(exclude_unset=True) | dict(body)
+    if isinstance(given.get("classes"), str | int):  # one form field is one value, a repeated one is a list
+        given["classes"] = [given["classes"]]
+    try:
+        return type(query).model_validate(given)
+    except ValidationError as error:
+        raise bad_options(error.errors()) from None
+
+
+def _first[V](given: V | None, default: V | None) -> V | None:
+    return default if given is None else given
+
+
+def _class_id(wanted: int | str, info: DetectorInfo) -> int:
+    if isinstance(wanted, str) and wanted in info.classes[1:]:
+        return info.classes.index(wanted)
+    try:
+        number = int(wanted)
+    except ValueError:
+        number = 0
+    if 1 <= number < len(info.classes):
+        return number
+    raise _bad(
+        "classes",
+        f"{str(wanted)[:60]!r} is not a class of this detector; GET /model lists its names, "
+        f"whose ids are 1 to {len(info.classes) - 1}",
+    )
+
+
+def _bad(name: str, problem: str) -> BadOption:
+    return BadOption(f"{name}: {problem}.", fields=[{"name": name, "problem": problem}])
+
+
+class ImageSize(BaseModel):
+    """The picture as shown, in pixels: the frame of all boxes."""
+
+    width: int
+    height: int
+
+
+class ProposalList(BaseModel):
+    """RPN proposals by falling objectness, one entry of each list a proposal; boxes and anchors share the frame."""
+
+    boxes: list[list[float]]
+    objectness: list[float]
+    levels: list[int]
+    ranks: list[int] = Field(description="0-based place of the anchor by objectness among its level's anchors")
+    anchors: list[list[float]]
+    deltas: list[list[float]] = Field(description="tx, ty, tw, th from the anchor to the box")
+
+
+class Answer(BaseModel):
+    """What every answer about a picture says."""
+
+    request_id: str
+    model: str
+    image: ImageSize
+    box_format: BoxFormat
+    normalized: bool
+    batch_size: int = Field(description="pictures in the batch that this one was part of")
+    timings_ms: dict[str, float] = Field(
+        description="decode, queue, transform, backbone, rpn, roi_head, postprocess, serialize, total"
+    )
+
+
+class DetectAnswer(Answer):
+    """What was found, by falling score: entry i of each list is detection i."""
+
+    boxes: list[list[float]]
+    scores: list[float]
+    labels: list[str]
+    class_ids: list[int]
+    proposals: ProposalList | None = None
+
+
+class ProposalsAnswer(Answer, ProposalList):
+    """What the RPN proposed."""
+
+    count: int = Field(description="proposals that passed the filters, before the limit")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="what went wrong and what to do, for a person")
+    code: str = Field(description="the same, as a word for machines")
+    request_id: str
+    errors: list[dict[str, str]] | None = Field(None, description="for 422: each option and what is wrong with it")
+
+
+class BatchAnswer(BaseModel):
+    """One entry a picture, in the order they were sent."""
+
+    request_id: str
+    results: list[DetectAnswer | Problem]
+
+
+class Ready(BaseModel):
+    """The state of the service."""
+
+    status: str
+
+
+class ModelAnswer(BaseModel):
+    """What is being served, and within which limits."""
+
+    name: str
+    preset: str
+    classes: list[str] = Field(description="names by class id; 0 is background")
+    precision: str
+    device: str
+    canvases: list[tuple[int, int]] = Field(description="height and width that pictures are padded to; empty: any")
+    anchors: list[dict[str, Any]]
+    parameters: int
+    sha256: str | None
+    metrics: dict[str, float]
+    defaults: dict[str, float]
+    limits: dict[str, int]
+    engine: str
+    engine_note: str

@@ -1,0 +1,99 @@
+"""Everything that an operator can set: one frozen object, built when an app is made, never at import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "FRCNN_"
+
+Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
+class SettingsError(ValueError):
+    """A setting has a value that cannot serve; the text names the setting, the value and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """Read from the environment (``FRCNN_PORT=9000``) and from keyword arguments, which win.
+
+    Every field has a default that serves. ``load_settings`` turns a wrong value into one readable sentence.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+
+    weights: str = Field("lite-voc20", min_length=1, description="a name in weights/manifest.toml, or a checkpoint's path")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the network")
+    compile: Literal["auto", "off"] = Field("auto", description="compile the network where that helps")
+    canvas: Literal["buckets", "exact"] = Field("buckets", description="pad pictures to a few sizes, or hardly at all")
+    torch_threads: int | None = Field(None, ge=1, le=1024, description="threads of one inference; unset: torch decides")
+    cache_dir: Path | None = Field(None, description="where compiled code is kept from one start to the next")
+
+    max_batch: int = Field(8, ge=1, le=256, description="most pictures in one batch")
+    max_batch_pixels: int = Field(
+        16_000_000, ge=10_000, le=10_000_000_000, description="most padded pixels in one batch; one picture always goes"
+    )
+    max_queue: int = Field(64, ge=1, le=100_000, description="most pictures that wait; over it, 429")
+    max_queue_pixels: int = Field(
+        256_000_000, ge=10_000, le=100_000_000_000, description="most pixels that wait, padded or as decoded; over it, 429"
+    )
+    timeout_ms: int = Field(30_000, ge=1, le=3_600_000, description="deadline of a request that names none")
+    drain_seconds: float = Field(30.0, ge=0, le=3600, description="grace for accepted requests after SIGTERM")
+
+    decode_threads: int = Field(2, ge=1, le=256, description="threads that decode pictures and draw boxes")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, le=2**31, description="largest request body")
+    max_pixels: int = Field(64_000_000, ge=1, le=2_000_000_000, description="largest picture, width x height")
+
+    score_threshold: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="for requests that name none; unset: the checkpoint's own"
+    )
+    max_detections: int | None = Field(
+        None, ge=1, le=1000, description="for requests that name none; unset: the checkpoint's own"
+    )
+
+    api_keys_file: Path | None = Field(None, description="one key a line; unset: no key is asked for")
+
+    log_format: Literal["json", "text"] = Field("json", description="one JSON object a line, or text")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings from the environment, with ``given`` over them; None in ``given`` means not given.
+
+    Raises ``SettingsError`` with one line for each wrong setting.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(detail) for detail in error.errors())) from None
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    name = str(detail["loc"][0])
+    field = Settings.model_fields.get(name)
+    variable = f"{PREFIX}{name.upper()}"
+    if field is None:
+        return f"{variable} is not a setting; `frcnn serve --help` lists them."
+    return f"{variable} is {detail['input']!r}; it must be {_range(field.metadata, detail)} ({field.description})."
+
+
+def _range(metadata: list[Any], detail: ErrorDetails) -> str:
+    low = next((bound.ge for bound in metadata if hasattr(bound, "ge")), None)
+    high = next((bound.le for bound in metadata if hasattr(bound, "le")), None)
+    if low is not None and high is not None:
+        kind = "a whole number" if isinstance(low, int) and detail["type"].startswith("int") else "a number"
+        return f"{kind} from {low:g} to {high:g}" if high < 1e6 else f"{kind} from {low} to {high}"
+    if detail["type"] == "literal_error":
+        return f"one of {detail['ctx']['expected']}"
+    if detail["type"] == "string_pattern_mismatch":
+        return "auto, cpu, cuda or cuda:N"
+    message = detail["msg"]
+    return message[0].lower() + message[1:]
