@@ -25,20 +25,20 @@ def base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], *, rounded
 
 
 def legacy_base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], stride: int) -> Tensor:
-    """PFR's nine (generate_anchors.py): inclusive pixels around the cell [0, 0, stride-1, stride-1], float32 [A, 4].
+    """PFR's nine (generate_anchors.py), float32 [A, 4]: centred on the cell [0, stride], ratio-major.
 
-    The sides of the stride-sized ratio box are rounded first and multiplied after, which is why 128 at ratio 0.5
-    gives 184 x 96. We keep its numbers and read them as continuous corners (trap 1): a box is as wide as x2 - x1.
+    The sides of the stride-sized ratio box are rounded first and multiplied after, which is why 128 at ratio 0.5 gives
+    184 x 96. PFR counts pixels inclusively and, in the table that it prints, from 1: its (-83, -39, 100, 56) are the
+    184 x 96 pixels that we write as corners (-84, -40, 100, 56) (trap 1).
     """
-    centre = (stride - 1) / 2
+    centre = stride / 2
     ratio = torch.tensor(ratios, dtype=torch.float64)
     ws = torch.sqrt(stride**2 / ratio).round()
     hs = (ws * ratio).round()
     scale = torch.tensor(sizes, dtype=torch.float64) / stride
     ws = (ws[:, None] * scale[None, :]).reshape(-1)
     hs = (hs[:, None] * scale[None, :]).reshape(-1)
-    half_w, half_h = (ws - 1) / 2, (hs - 1) / 2
-    return torch.stack((centre - half_w, centre - half_h, centre + half_w, centre + half_h), dim=1).float()
+    return torch.stack((centre - ws / 2, centre - hs / 2, centre + ws / 2, centre + hs / 2), dim=1).float()
 
 
 def level_strides(

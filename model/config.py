@@ -20,7 +20,8 @@ class TransformConfig:
     min_size, max_size: the short side is scaled to min_size unless the long side would pass max_size; pixels.
     mean, std: per channel of RGB in [0, 1]; for ``bgr`` they are still listed in RGB order.
     bgr: the network wants blue first (Caffe's VGG-16).
-    antialias: low-pass before shrinking. TV does not; our own LITE does, for photographs ten times its canvas.
+    antialias: low-pass before shrinking, and round sizes to the nearest. TV does neither (trap 17); our own LITE does,
+        for photographs ten times its canvas.
     stride: canvases are multiples of this.
     """
 
@@ -42,7 +43,7 @@ class AnchorConfig:
     rounded: round base anchors to whole pixels (TV; trap 2).
     strides: canvas pixels between cells, by level. None infers them from the padded canvas (``canvas // map``) as TV
         does, which is 61 and not 64 for P6 at a height of 800 (trap 4): checkpoints were trained so, and parity needs it.
-    legacy: PFR's generate_anchors in its inclusive-pixel convention, centred on pixel 7.5 of the cell.
+    legacy: PFR's generate_anchors: sides rounded at the size of a cell, centred on it.
     """
 
     sizes: tuple[tuple[float, ...], ...]

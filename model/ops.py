@@ -111,4 +111,4 @@ def pool_table(
     weights = row_weights.reshape(count, bins, 1, taps, 1) * column_weights.reshape(count, 1, bins, 1, taps)
     weights = (weights / (sampling * sampling)).reshape(-1, taps * taps).to(table.dtype)
     pooled = F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
-    return pooled.reshape(count, bins, bins, -1).permute(0, 3, 1, 2)
+    return pooled.reshape(count, bins, bins, table.shape[1]).permute(0, 3, 1, 2)

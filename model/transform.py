@@ -18,11 +18,17 @@ Image = npt.NDArray[np.uint8]
 
 
 def resized_size(config: TransformConfig, height: int, width: int) -> tuple[int, int]:
-    """Height and width after resizing, at least 1: floor of size x scale, in float32 as TV does (trap 17)."""
+    """Height and width after resizing, at least 1.
+
+    As TV where there is no antialias: the floor of size x scale with the scale in float32, which makes 799 of 480 at a
+    short side of 800 (trap 17). Otherwise the nearest whole size.
+    """
+    if config.antialias:
+        exact = min(config.min_size / min(height, width), config.max_size / max(height, width))
+        return max(1, round(height * exact)), max(1, round(width * exact))
     short, long = np.float32(min(height, width)), np.float32(max(height, width))
-    scale = min(np.float32(config.min_size) / short, np.float32(config.max_size) / long)
-    # TV hands the float32 scale to interpolate, which multiplies and floors in double precision.
-    return max(1, math.floor(height * float(scale))), max(1, math.floor(width * float(scale)))
+    scale = float(min(np.float32(config.min_size) / short, np.float32(config.max_size) / long))
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
 def exact_canvas(config: TransformConfig, height: int, width: int) -> tuple[int, int]:

@@ -1,0 +1,75 @@
+"""From a picture to a canvas: size, pixels, padding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import LITE, PAPER_VGG16, RESNET50_FPN
+from model.transform import Transform, exact_canvas, resized_size
+
+CPU = torch.device("cpu")
+
+
+def test_the_short_side_is_scaled_unless_the_long_one_would_pass_its_limit() -> None:
+    assert resized_size(RESNET50_FPN.transform, 480, 640) == (799, 1066)  # trap 17
+    assert resized_size(RESNET50_FPN.transform, 100, 1000) == (133, 1332)
+
+
+def test_a_picture_as_thin_as_a_thread_keeps_at_least_one_pixel() -> None:
+    assert resized_size(LITE.transform, 1, 20000) == (1, 384)
+
+
+def test_the_exact_canvas_is_the_next_multiple_of_the_stride() -> None:
+    assert exact_canvas(RESNET50_FPN.transform, 480, 640) == (800, 1088)
+    assert exact_canvas(PAPER_VGG16.transform, 375, 500) == (608, 800)
+
+
+def test_padding_is_zero_for_the_network() -> None:
+    white = np.full((100, 200, 3), 255, np.uint8)
+    batch = Transform(LITE.transform)([white], (288, 384), CPU)
+    assert batch.sizes.tolist() == [[192, 384]]
+    assert batch.pixels[0, :, 192:].abs().max() == 0
+    torch.testing.assert_close(batch.pixels[0, :, :192], torch.ones(3, 192, 384))  # (255 - 127) / 128
+
+
+def test_each_picture_keeps_its_own_size_on_a_shared_canvas() -> None:
+    tall, square = np.zeros((384, 200, 3), np.uint8), np.zeros((50, 50, 3), np.uint8)
+    batch = Transform(LITE.transform)([tall, square], (384, 384), CPU)
+    assert batch.sizes.tolist() == [[384, 200], [384, 384]]
+    assert batch.original_sizes.tolist() == [[384, 200], [50, 50]]
+
+
+def test_the_papers_network_sees_blue_first_and_means_taken_off() -> None:
+    red = np.zeros((600, 600, 3), np.uint8)
+    red[..., 0] = 255
+    pixel = Transform(PAPER_VGG16.transform)([red], (608, 608), CPU).pixels[0, :, 0, 0]
+    torch.testing.assert_close(pixel, torch.tensor([-102.9801, -115.9465, 255 - 122.7717]), atol=1e-3, rtol=0)
+
+
+def test_shrinking_ten_times_does_not_alias() -> None:
+    # Lines one pixel wide: without a low-pass, resizing would pick all white or all black.
+    stripes = np.zeros((3840, 3840, 3), np.uint8)
+    stripes[:, ::2] = 255
+    pixels = Transform(LITE.transform)([stripes], (384, 384), CPU).pixels
+    assert pixels[..., 20:-20].std() < 0.05
+    assert abs(float(pixels.mean())) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), "uint8 array of shape"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
+    ],
+)
+def test_what_is_no_picture_is_refused(image: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Transform(LITE.transform)([image], (384, 384), CPU)
+
+
+def test_a_picture_that_does_not_fit_its_canvas_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        Transform(replace(LITE.transform))([np.zeros((384, 384, 3), np.uint8)], (288, 384), CPU)
