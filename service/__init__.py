@@ -1,1 +1,1 @@
-"""The microservice: a picture comes in over HTTP, boxes go out. Of ``model/`` it knows the facade and the nouns only."""
+"""The microservice: a picture comes in over HTTP, boxes go out. Of ``model/`` it knows facade and nouns only."""

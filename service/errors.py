@@ -155,11 +155,6 @@ def from_http_exception(error: HTTPException) -> ServiceError:
     return _Framework(error.status_code, detail, dict(error.headers or {}))
 
 
-def from_validation_error(error: RequestValidationError) -> BadOption:
-    """A header or query parameter that FastAPI refused, as a ``BadOption``."""
-    return bad_options(error.errors())
-
-
 def bad_options(details: Sequence[Any]) -> BadOption:
     """Pydantic's list of errors as one sentence, and each as ``{"name", "problem"}``."""
     fields = []
@@ -176,22 +171,15 @@ def bad_options(details: Sequence[Any]) -> BadOption:
     return BadOption("; ".join(f"{field['name']}: {field['problem']}" for field in fields) + ".", fields=fields)
 
 
-async def handle_service_error(request: Request, error: Exception) -> Response:
-    """FastAPI's handler for every ``ServiceError``."""
+async def handle_error(request: Request, error: Exception) -> Response:
+    """FastAPI's handler for ours and for its own errors: a problem, whose code the log and the counters see too."""
+    if isinstance(error, HTTPException):
+        error = from_http_exception(error)
+    elif isinstance(error, RequestValidationError):
+        error = bad_options(error.errors())
     assert isinstance(error, ServiceError)
+    request.scope["notes"]["problem"] = error.code
     return problem_response(error, request.scope["request_id"])
-
-
-async def handle_http_exception(request: Request, error: Exception) -> Response:
-    """FastAPI's handler for the framework's own errors."""
-    assert isinstance(error, HTTPException)
-    return problem_response(from_http_exception(error), request.scope["request_id"])
-
-
-async def handle_validation_error(request: Request, error: Exception) -> Response:
-    """FastAPI's handler for refused query parameters and headers."""
-    assert isinstance(error, RequestValidationError)
-    return problem_response(from_validation_error(error), request.scope["request_id"])
 
 
 class _Framework(ServiceError):

@@ -32,7 +32,7 @@ _UPRIGHT = {
 
 
 def prepare_pillow() -> None:
-    """Put our pixel limit in place of Pillow's process-wide one, and keep its remarks on strangers' files out of stderr.
+    """Put our pixel limit in place of Pillow's process-wide one, and keep its remarks on files out of stderr.
 
     Pillow warns above its own limit and refuses above twice that; ours is a setting and is always checked here.
     """
@@ -57,7 +57,9 @@ def decode(data: bytes, *, max_pixels: int) -> Picture:
         raise
     except MemoryError:
         raise TooLarge("There is no memory left to decode this picture; send a smaller one.") from None
-    except Exception as error:  # Pillow meets hostile bytes with a dozen kinds of exception; all mean the same to a client
+    except (
+        Exception
+    ) as error:  # Pillow meets hostile bytes with a dozen kinds of exception; all mean the same to a client
         raise BadImage(
             f"The bytes begin like a {kind} picture but cannot be decoded ({_reason(error)}); "
             "send the whole file, undamaged."
@@ -90,7 +92,7 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> Picture:
             raise BadImage(f"The picture is {width} x {height} pixels; it must have at least one.")
         if width * height > max_pixels:
             raise TooLarge(
-                f"The picture is {width} x {height} pixels, and at most {max_pixels} in all are taken; send a smaller one."
+                f"The picture is {width} x {height} pixels, over the limit of {max_pixels} in all; send a smaller one."
             )
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
@@ -126,11 +128,13 @@ def _stretch(values: NDArray[np.float64]) -> NDArray[Any]:
     low, high = values.min(), values.max()
     if high <= low:
         return np.zeros_like(values)
-    return np.rint((values - low) * (255.0 / (high - low)))
+    stretched: NDArray[np.float64] = np.rint((values - low) * (255.0 / (high - low)))
+    return stretched
 
 
 def _grey(values: NDArray[Any]) -> Picture:
-    return np.ascontiguousarray(np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2))
+    single: Picture = values.astype(np.uint8)
+    return np.repeat(single[:, :, None], 3, axis=2)
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,7 @@ Answers are built by ``answers.py`` straight from arrays; the response models he
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,8 @@ from service.errors import BadOption, bad_options
 from service.settings import Settings
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+F = TypeVar("F", bound="Frame")
+V = TypeVar("V")
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -23,9 +25,7 @@ class Frame(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    box_format: BoxFormat = Field(
-        "xyxy", description="corners; corner, width and height; or centre, width and height"
-    )
+    box_format: BoxFormat = Field("xyxy", description="corners; corner, width and height; or centre, width and height")
     normalized: bool = Field(False, description="boxes as fractions of the picture's width and height, not pixels")
 
 
@@ -60,7 +60,7 @@ class ProposalOptions(Frame):
     stage: Literal["final"] = Field("final", description="final: what the RPN hands to the detector")
 
 
-def merge[O: Frame](query: O, body: Mapping[str, Any]) -> O:
+def merge(query: F, body: Mapping[str, Any]) -> F:
     """``query`` with the options of the body over it. Raises ``BadOption``."""
     if not body:
         return query
@@ -73,7 +73,7 @@ def merge[O: Frame](query: O, body: Mapping[str, Any]) -> O:
         raise bad_options(error.errors()) from None
 
 
-def _first[V](given: V | None, default: V | None) -> V | None:
+def _first(given: V | None, default: V | None) -> V | None:
     return default if given is None else given
 
 

@@ -29,7 +29,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
-    weights: str = Field("lite-voc20", min_length=1, description="a name in weights/manifest.toml, or a checkpoint's path")
+    weights: str = Field(
+        "lite-voc20", min_length=1, description="a name in weights/manifest.toml, or a checkpoint's path"
+    )
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the network")
     compile: Literal["auto", "off"] = Field("auto", description="compile the network where that helps")
@@ -43,7 +45,10 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(64, ge=1, le=100_000, description="most pictures that wait; over it, 429")
     max_queue_pixels: int = Field(
-        256_000_000, ge=10_000, le=100_000_000_000, description="most pixels that wait, padded or as decoded; over it, 429"
+        256_000_000,
+        ge=10_000,
+        le=100_000_000_000,
+        description="most pixels that wait, padded or as decoded; over it, 429",
     )
     timeout_ms: int = Field(30_000, ge=1, le=3_600_000, description="deadline of a request that names none")
     drain_seconds: float = Field(30.0, ge=0, le=3600, description="grace for accepted requests after SIGTERM")

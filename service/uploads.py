@@ -33,7 +33,7 @@ class Upload:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, at most ``limit`` bytes. Raises ``TooLarge`` as soon as it is known to be over, ``ClientGone``."""
+    """The whole body, at most ``limit`` bytes. Raises ``TooLarge`` as soon as it is over, ``ClientGone``."""
     refusal = TooLarge(f"The body is over {limit} bytes; send a smaller picture, or compress it more.")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
@@ -93,7 +93,9 @@ def _from_multipart(body: bytes, boundary: bytes) -> Upload:
         parser.write(body)
         parser.finalize()
     except FormParserError:
-        raise BadRequest("The multipart body is broken; let the HTTP client write it (curl -F image=@picture.jpg).") from None
+        raise BadRequest(
+            "The multipart body is broken; let the HTTP client write it (curl -F image=@picture.jpg)."
+        ) from None
     if not reader.finished:
         raise BadRequest("The multipart body ends in the middle; send all of it, with the closing boundary.")
     if not reader.pictures:

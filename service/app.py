@@ -1,0 +1,88 @@
+"""``create_app``: wiring, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.errors import ServiceError, handle_error
+from service.imaging import prepare_pillow
+from service.metrics import Metrics
+from service.middleware import Envelope
+from service.pipeline import Pipeline
+from service.routes import detect, docs, health, model, proposals
+from service.routes.describe import add_problem_schema
+from service.settings import Settings, load_settings
+from service.worker import Detects
+
+
+def create_app(
+    settings: Settings | None = None, *, detector_factory: Callable[[Settings], Detects] | None = None
+) -> FastAPI:
+    """The app, whose lifespan loads the detector, warms it up and drains the queue at the end.
+
+    settings: from the environment by default. detector_factory: called in the worker's thread; tests bring their own.
+    Raises ``SettingsError``; the lifespan raises what loading the detector raises.
+    """
+    settings = settings or load_settings()
+    factory = detector_factory or load_detector
+    metrics = Metrics()
+    pipeline = Pipeline(settings, lambda: factory(settings), metrics)
+    prepare_pillow()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await pipeline.open()
+        try:
+            yield
+        finally:
+            await pipeline.close()
+
+    app = _Documented(
+        title="Faster R-CNN",
+        description="A picture in, boxes out. Boxes are in pixels of the picture as shown, x to the right, y down.",
+        version=importlib.metadata.version("frcnn-service"),
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from other hosts; routes/docs.py needs none
+        redoc_url=None,
+    )
+    app.state.pipeline = pipeline
+    for room in (detect, proposals, model, health, docs):
+        app.include_router(room.router)
+    for error in (ServiceError, HTTPException, RequestValidationError):
+        app.add_exception_handler(error, handle_error)
+    app.add_middleware(Envelope, metrics=metrics)
+    return app
+
+
+def load_detector(settings: Settings) -> Detects:
+    """The detector that ``settings`` name. Torch is imported here: errors in settings need not wait for it."""
+    import torch
+
+    from model.detector import Detector
+
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    return Detector.from_checkpoint(
+        settings.weights,
+        device=settings.device,
+        precision=settings.precision,
+        compile=settings.compile,
+        canvas=settings.canvas,
+    )
+
+
+class _Documented(FastAPI):
+    """FastAPI whose OpenAPI document knows our problems."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            add_problem_schema(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema

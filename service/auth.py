@@ -1,0 +1,70 @@
+"""API keys: a file with one key a line, read again when it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from pathlib import Path
+
+from starlette.requests import Request
+
+from service.errors import Unauthorized
+from service.settings import SettingsError
+
+
+class KeyRing:
+    """The accepted keys. Only their hashes are kept, and a comparison takes as long whichever key it is."""
+
+    LOOK_EVERY = 1.0  # seconds between looks at the file
+
+    def __init__(self, path: Path) -> None:
+        """Raises ``SettingsError`` where the file cannot be read or holds no key."""
+        self._path = path
+        try:
+            self._stamp = self._look()
+            self._hashes = self._read()
+        except OSError as error:
+            raise SettingsError(
+                f"FRCNN_API_KEYS_FILE is {str(path)!r}; it cannot be read ({error.strerror})."
+            ) from None
+        if not self._hashes:
+            raise SettingsError(f"FRCNN_API_KEYS_FILE is {str(path)!r}; it holds no key: put one on each line.")
+        self._looked = time.monotonic()
+
+    def check(self, request: Request) -> None:
+        """Raises ``Unauthorized`` unless the request brings one of the keys."""
+        self._reload()
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        if not key:
+            raise Unauthorized("An API key is needed; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
+        given = _hash(key)
+        # Every hash is compared, so that the time taken does not tell which one matched.
+        if not sum(hmac.compare_digest(given, known) for known in self._hashes):
+            raise Unauthorized("The API key is not one of this service's; ask its operator for one.")
+
+    def _reload(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < self.LOOK_EVERY:
+            return
+        self._looked = now
+        try:
+            stamp = self._look()
+            if stamp != self._stamp:
+                # An emptied file shuts everybody out; a file that is gone for a moment changes nothing.
+                self._stamp, self._hashes = stamp, self._read()
+        except OSError:
+            return
+
+    def _look(self) -> tuple[int, int, int]:
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self) -> tuple[bytes, ...]:
+        lines = (line.strip() for line in self._path.read_text().splitlines())
+        return tuple(_hash(line) for line in lines if line and not line.startswith("#"))
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

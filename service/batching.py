@@ -1,0 +1,271 @@
+"""The queue between the requests and the one device.
+
+It never waits while the device is idle: what is there goes. While the device is busy, pictures gather, grouped by
+canvas (the padded size, which each picture chooses alone), and the group whose head has waited longest goes next, so a
+rare canvas never starves. The queue is bounded by pictures and by pixels; over either, ``QueueFull``.
+
+All of this runs on the event loop; only ``Worker`` has a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from model.structures import Detections, DetectOptions
+from service.errors import DeadlinePassed, PictureFailed, QueueFull, Unavailable
+from service.imaging import Picture
+from service.metrics import Metrics
+from service.worker import BatchReport, Task, Worker, WorkerDead
+
+Canvas = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_batch, max_queue: pictures. max_batch_pixels: padded. max_queue_pixels: padded or decoded, the larger."""
+
+    max_batch: int
+    max_batch_pixels: int
+    max_queue: int
+    max_queue_pixels: int
+
+
+@dataclass(frozen=True)
+class Detected:
+    """A picture's result, and the seconds it waited for its batch to begin."""
+
+    detections: Detections
+    queue_seconds: float
+
+
+@dataclass(eq=False)
+class _Waiting:
+    task: Task
+    canvas: Canvas
+    pixels: int  # what it costs to keep: as decoded, or padded, whichever is more
+    deadline: float
+    arrived: float = field(default_factory=time.monotonic)
+    answer: asyncio.Future[Detected] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Batcher:
+    """Gathers pictures into batches for a started ``worker``. ``run`` must be going on for answers to come."""
+
+    def __init__(self, worker: Worker, limits: Limits, metrics: Metrics) -> None:
+        self._worker = worker
+        self._limits = limits
+        self._metrics = metrics
+        self._lanes: dict[Canvas, deque[_Waiting]] = {}
+        self._wake = asyncio.Event()
+        self._places = 0
+        self._pixels = 0
+        self._pace = Pace()
+        self._bound = BatchBound(limits.max_batch)
+        self._draining = False
+        self.on_death: Callable[[], None] = lambda: None
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that hold a place: being decoded, queued, or on the device."""
+        return self._places
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds until there should be room, from the rate at which pictures were lately answered; 1 to 60."""
+        return self._pace.seconds_for(max(1, self._places))
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place from before decoding until the answer. Raises ``QueueFull`` or ``Unavailable``."""
+        self.check_open()
+        self._places += 1
+        self._metrics.queue_depth.set(self._places)
+        try:
+            yield
+        finally:
+            self._places -= 1
+            self._metrics.queue_depth.set(self._places)
+
+    def check_open(self) -> None:
+        """Raises what ``place`` would raise, so that a request can be refused before its body is read."""
+        if self._draining:
+            raise Unavailable("The service is shutting down; send the request to another instance.", retry_after=5)
+        if not self._worker.alive:
+            raise Unavailable("The detector has failed and the service will be replaced; try again.", retry_after=10)
+        if self._places >= self._limits.max_queue:
+            raise self._full()
+
+    async def submit(self, image: Picture, options: DetectOptions, deadline: float) -> Detected:
+        """Queue a picture and wait for its result; call it inside ``place``.
+
+        deadline: ``time.monotonic`` seconds. Cancelling drops the picture if its batch has not begun. Raises
+        ``QueueFull``, ``DeadlinePassed``, ``PictureFailed`` (this picture alone), ``Unavailable``.
+        """
+        canvas = self._worker.detector.canvas_for(*image.shape[:2])
+        pixels = max(canvas[0] * canvas[1], image.shape[0] * image.shape[1])
+        if self._pixels and self._pixels + pixels > self._limits.max_queue_pixels:  # an empty queue takes any picture
+            raise self._full()
+        waiting = _Waiting(Task(image, options), canvas, pixels, deadline)
+        self._lanes.setdefault(canvas, deque()).append(waiting)
+        self._pixels += pixels
+        self._wake.set()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await waiting.answer
+        except TimeoutError:
+            raise DeadlinePassed(
+                "The deadline passed before there was a result; allow more time with X-Request-Timeout-Ms, "
+                "or send fewer requests at once."
+            ) from None
+        finally:
+            self._forget(waiting)
+
+    async def run(self) -> None:
+        """Feed the worker until cancelled."""
+        while True:
+            batch = self._next_batch()
+            if not batch:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            await self._dispatch(batch)
+
+    async def drain(self) -> None:
+        """Take nothing new, and return when every accepted picture has its answer."""
+        self._draining = True
+        while self._places:
+            await asyncio.sleep(0.01)
+
+    def _full(self) -> QueueFull:
+        return QueueFull(
+            f"{self._places} pictures are waiting, as many as may; try again after the time in Retry-After.",
+            retry_after=self.retry_after,
+        )
+
+    def _next_batch(self) -> list[_Waiting]:
+        """The next pictures for the device: those of the canvas whose oldest has waited longest."""
+        self._drop_the_late()
+        if not self._lanes:
+            return []
+        canvas, lane = min(self._lanes.items(), key=lambda item: item[1][0].arrived)
+        area = canvas[0] * canvas[1]
+        room = min(self._bound.size, max(1, self._limits.max_batch_pixels // area))
+        batch = [lane.popleft() for _ in range(min(room, len(lane)))]
+        self._tidy(canvas)
+        return batch
+
+    def _drop_the_late(self) -> None:
+        """A deadline's timer may be due and not have run yet: work that nobody will read must not reach the device."""
+        now = time.monotonic()
+        for canvas, lane in list(self._lanes.items()):
+            for waiting in [w for w in lane if w.deadline <= now or w.answer.done()]:
+                lane.remove(waiting)
+            self._tidy(canvas)
+
+    async def _dispatch(self, batch: list[_Waiting]) -> None:
+        started = time.monotonic()
+        self._measure(batch)
+        try:
+            report = await self._worker.run([waiting.task for waiting in batch])
+        except WorkerDead:
+            self._fail_all(batch)
+            return
+        self._pace.ran(len(batch), time.monotonic() - started)
+        self._learn(report, len(batch))
+        for waiting, outcome in zip(batch, report.outcomes, strict=True):
+            if waiting.answer.done():  # its deadline passed, or its client has gone, while it was on the device
+                continue
+            if outcome.detections is not None:
+                waiting.answer.set_result(Detected(outcome.detections, outcome.started - waiting.arrived))
+            else:
+                waiting.answer.set_exception(
+                    PictureFailed(
+                        "The detector failed on this picture; others are not affected. Try another form of it."
+                    )
+                )
+        if not self._worker.alive:
+            self._fail_all([])
+
+    def _measure(self, batch: list[_Waiting]) -> None:
+        padded = len(batch) * batch[0].canvas[0] * batch[0].canvas[1]
+        self._metrics.batch_size.observe(len(batch))
+        used = sum(min(w.task.image.shape[0] * w.task.image.shape[1], padded // len(batch)) for w in batch)
+        self._metrics.canvas_padding_ratio.observe(1 - used / padded)
+
+    def _learn(self, report: BatchReport, size: int) -> None:
+        for kind in report.failures:
+            self._metrics.batch_failures.labels(kind).inc()
+        if report.largest_out_of_memory:
+            self._bound.ran_out(report.largest_out_of_memory)
+        else:
+            self._bound.went_well(size)
+
+    def _fail_all(self, batch: list[_Waiting]) -> None:
+        """The worker is dead: what runs and what waits is answered at once, and nothing new gets in."""
+        error = "The detector has failed and the service will be replaced; try again."
+        for waiting in [*batch, *(w for lane in self._lanes.values() for w in lane)]:
+            if not waiting.answer.done():
+                waiting.answer.set_exception(Unavailable(error, retry_after=10))
+        self._lanes.clear()
+        self._metrics.ready.set(0)
+        self.on_death()
+
+    def _forget(self, waiting: _Waiting) -> None:
+        """The caller has its answer or has gone: give back its pixels, and its seat if it still waits."""
+        waiting.answer.cancel()
+        self._pixels -= waiting.pixels
+        lane = self._lanes.get(waiting.canvas)
+        if lane is not None and waiting in lane:
+            lane.remove(waiting)
+            self._tidy(waiting.canvas)
+
+    def _tidy(self, canvas: Canvas) -> None:
+        if not self._lanes[canvas]:
+            del self._lanes[canvas]
+
+
+class Pace:
+    """How fast pictures are answered while the device is busy, smoothed over the last ten batches or so."""
+
+    def __init__(self) -> None:
+        self._seconds_each: float | None = None
+
+    def ran(self, pictures: int, seconds: float) -> None:
+        """Take note of a batch."""
+        each = seconds / pictures
+        self._seconds_each = each if self._seconds_each is None else 0.9 * self._seconds_each + 0.1 * each
+
+    def seconds_for(self, pictures: int) -> int:
+        """Whole seconds in which so many pictures should be answered, 1 to 60."""
+        return min(60, max(1, math.ceil(pictures * (self._seconds_each or 0.0))))
+
+
+class BatchBound:
+    """The most pictures in a batch: ``most``, less for a while after the device ran out of memory."""
+
+    PROBE_AFTER = 32  # batches at the bound that must go well before a larger one is tried
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._good = 0
+        self.size = most
+
+    def ran_out(self, pictures: int) -> None:
+        """A batch of so many did not fit."""
+        self.size = max(1, min(self.size, pictures // 2))
+        self._good = 0
+
+    def went_well(self, pictures: int) -> None:
+        """A batch of so many fitted; enough full ones, and twice as many may go."""
+        if self.size == self._most or pictures < self.size:
+            return
+        self._good += 1
+        if self._good >= self.PROBE_AFTER:
+            self.size = min(self._most, self.size * 2)
+            self._good = 0

@@ -1,0 +1,207 @@
+"""The ``frcnn`` command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.errors import ServiceError
+from service.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from model.structures import Detections
+    from service.imaging import Picture
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Faster R-CNN: a picture in, boxes out.")
+weights = typer.Typer(no_args_is_help=True, help="The checkpoints that have a name.")
+app.add_typer(weights, name="weights")
+
+out = Console()
+
+
+def _setting(name: str) -> Any:
+    """An option of the setting's name and description; its value is checked with all the others, by ``Settings``."""
+    field = Settings.model_fields[name]
+    default = "unset" if field.default is None else field.default
+    return typer.Option(
+        f"--{name.replace('_', '-')}", help=f"{field.description}  (FRCNN_{name.upper()}, default {default})"
+    )
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, _setting("host")] = None,
+    port: Annotated[int | None, _setting("port")] = None,
+    weights: Annotated[str | None, _setting("weights")] = None,
+    device: Annotated[str | None, _setting("device")] = None,
+    precision: Annotated[str | None, _setting("precision")] = None,
+    compile: Annotated[str | None, _setting("compile")] = None,
+    canvas: Annotated[str | None, _setting("canvas")] = None,
+    torch_threads: Annotated[int | None, _setting("torch_threads")] = None,
+    cache_dir: Annotated[Path | None, _setting("cache_dir")] = None,
+    max_batch: Annotated[int | None, _setting("max_batch")] = None,
+    max_batch_pixels: Annotated[int | None, _setting("max_batch_pixels")] = None,
+    max_queue: Annotated[int | None, _setting("max_queue")] = None,
+    max_queue_pixels: Annotated[int | None, _setting("max_queue_pixels")] = None,
+    timeout_ms: Annotated[int | None, _setting("timeout_ms")] = None,
+    drain_seconds: Annotated[float | None, _setting("drain_seconds")] = None,
+    decode_threads: Annotated[int | None, _setting("decode_threads")] = None,
+    max_body_bytes: Annotated[int | None, _setting("max_body_bytes")] = None,
+    max_pixels: Annotated[int | None, _setting("max_pixels")] = None,
+    score_threshold: Annotated[float | None, _setting("score_threshold")] = None,
+    max_detections: Annotated[int | None, _setting("max_detections")] = None,
+    api_keys_file: Annotated[Path | None, _setting("api_keys_file")] = None,
+    log_format: Annotated[str | None, _setting("log_format")] = None,
+    log_level: Annotated[str | None, _setting("log_level")] = None,
+) -> None:
+    """Serve over HTTP until SIGTERM. Every option is also an environment variable; the option wins."""
+    given = dict(locals())
+    try:
+        settings = load_settings(**given)
+        _run_server(settings)
+    except (SettingsError, OSError) as error:
+        _fail(str(error))
+
+
+def _run_server(settings: Settings) -> NoReturn:
+    from service.app import create_app
+    from service.logs import configure_logging
+    from service.server import Server
+
+    configure_logging(settings.log_format, settings.log_level)
+    if settings.cache_dir is not None:  # model/ and torch's compiler both look into the environment
+        os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
+    server = Server(create_app(settings), settings)
+    server.run()
+    raise typer.Exit(server.exit_code if server.started else 1)
+
+
+@app.command()
+def detect(
+    images: Annotated[list[Path], typer.Argument(help="pictures: JPEG, PNG, WebP, BMP, TIFF or GIF")],
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="draw the boxes: a file for one picture, a folder for several")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a picture instead of a table")] = False,
+    weights: Annotated[str | None, _setting("weights")] = None,
+    device: Annotated[str | None, _setting("device")] = None,
+    score_threshold: Annotated[float | None, _setting("score_threshold")] = None,
+    max_detections: Annotated[int | None, _setting("max_detections")] = None,
+) -> None:
+    """Detect in pictures right here, without a server. Exits with 1 if any picture could not be read."""
+    from model.detector import DetectOptions
+    from service.app import load_detector
+    from service.imaging import decode, prepare_pillow
+
+    given = {name: value for name, value in locals().items() if name in Settings.model_fields}
+    try:
+        # One picture at a time gains nothing from a compiled network, whose making takes longer than the detection.
+        settings = load_settings(**given, compile="off")
+        detector = load_detector(settings)
+    except ValueError as error:
+        _fail(str(error))
+    if out_path is not None and len(images) > 1:
+        out_path.mkdir(parents=True, exist_ok=True)
+    prepare_pillow()
+    options = DetectOptions(score_threshold=settings.score_threshold, max_detections=settings.max_detections)
+    failed = False
+    for path in images:
+        try:
+            picture = decode(path.read_bytes(), max_pixels=settings.max_pixels)
+        except (OSError, ServiceError) as error:
+            Console(stderr=True).print(f"{path}: {error}", style="red", markup=False, highlight=False)
+            failed = True
+            continue
+        [found] = detector.detect([picture], [options])
+        if as_json:
+            typer.echo(_as_json(path, picture, found))
+        else:
+            out.print(_as_table(path, found))
+        if out_path is not None:
+            _draw(picture, found, out_path / f"{path.stem}.png" if len(images) > 1 else out_path)
+    if failed:
+        raise typer.Exit(1)
+
+
+@weights.command("list")
+def weights_list() -> None:
+    """List the checkpoints that ``--weights`` knows by name."""
+    from model.checkpoint import CheckpointError, load_manifest
+
+    table = Table("name", "preset", "classes", "metrics", "here", "licence")
+    try:
+        entries = load_manifest()
+    except CheckpointError as error:
+        _fail(str(error))
+    for entry in entries:
+        metrics = "\n".join(f"{name} {value:.3f}" for name, value in entry.metrics.items())
+        here = "no" if entry.path is None else "yes"
+        table.add_row(entry.name, entry.preset, str(len(entry.classes) - 1), metrics, here, entry.licence)
+    out.print(table)
+
+
+@weights.command("verify")
+def weights_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="names in the manifest; all that are here by default")
+    ] = None,
+) -> None:
+    """Compare the files' SHA-256 with the manifest's. Exits with 1 where one differs."""
+    from model.checkpoint import CheckpointError, load_manifest, verify
+
+    try:
+        entries = {entry.name: entry for entry in load_manifest()}
+    except CheckpointError as error:
+        _fail(str(error))
+    unknown = [name for name in names or () if name not in entries]
+    if unknown:
+        _fail(f"No checkpoint is named {unknown[0]}; there are {', '.join(entries)}.")
+    failed = False
+    for name in names or [name for name, entry in entries.items() if entry.path is not None]:
+        try:
+            out.print(f"{name}: {verify(entries[name])} is as the manifest says", soft_wrap=True)
+        except (CheckpointError, OSError) as error:
+            out.print(f"{name}: {error}", style="red", soft_wrap=True, markup=False)
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+def _as_table(path: Path, found: Detections) -> Table:
+    table = Table("label", "score", "x1", "y1", "x2", "y2", title=f"{path}: {len(found)} found")
+    for label, score, box in zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True):
+        table.add_row(label, f"{score:.3f}", *(f"{value:.1f}" for value in box))
+    return table
+
+
+def _as_json(path: Path, picture: Picture, found: Detections) -> str:
+    import orjson
+
+    return orjson.dumps(
+        {
+            "file": str(path),
+            "image": {"width": picture.shape[1], "height": picture.shape[0]},
+            "boxes": found.boxes.numpy(),
+            "scores": found.scores.numpy(),
+            "labels": list(found.labels),
+            "class_ids": found.class_ids.numpy(),
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    ).decode()
+
+
+def _draw(picture: Picture, found: Detections, path: Path) -> None:
+    from service.rendering import draw_detections, encode
+
+    path.write_bytes(encode(draw_detections(picture, found), "image/png" if path.suffix == ".png" else "image/jpeg"))
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1)

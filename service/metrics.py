@@ -1,0 +1,108 @@
+"""What Prometheus is told. The names are part of the contract; each app has a registry of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from model.structures import DetectorInfo
+
+log = logging.getLogger("frcnn.metrics")
+
+STAGES = ("decode", "queue", "transform", "backbone", "rpn", "roi_head", "postprocess", "serialize")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Metrics:
+    """The counters, gauges and histograms of one app."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry(auto_describe=True)
+        self.requests = Counter("frcnn_requests_total", "Requests answered", ["route", "status"], registry=registry)
+        self.request_seconds = Histogram(
+            "frcnn_request_seconds", "Seconds to answer a request", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "frcnn_stage_seconds", "Seconds a picture spent in a stage", ["stage"], buckets=_SECONDS, registry=registry
+        )
+        self.batch_size = Histogram(
+            "frcnn_batch_size", "Pictures in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry
+        )
+        self.canvas_padding_ratio = Histogram(
+            "frcnn_canvas_padding_ratio",
+            "Part of a batch's canvases that is padding",
+            buckets=(0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1),
+            registry=registry,
+        )
+        self.queue_depth = Gauge("frcnn_queue_depth", "Pictures accepted and not yet answered", registry=registry)
+        self.inflight = Gauge("frcnn_inflight", "Requests being answered", registry=registry)
+        self.rejected = Counter("frcnn_rejected_total", "Requests refused, by reason", ["reason"], registry=registry)
+        self.batch_failures = Counter(
+            "frcnn_batch_failures_total", "Attempts at a batch that failed on the device", ["kind"], registry=registry
+        )
+        self.detections = Histogram(
+            "frcnn_detections_per_image", "Detections in a picture", buckets=_COUNTS, registry=registry
+        )
+        self.proposals = Histogram(
+            "frcnn_proposals_per_image", "Proposals returned for a picture", buckets=_COUNTS, registry=registry
+        )
+        self.ready = Gauge(
+            "frcnn_ready", "1 where the service answers, 0 where it starts, drains or has failed", registry=registry
+        )
+        self.model_info = Gauge(
+            "frcnn_model_info",
+            "What is being served; always 1",
+            ["name", "preset", "precision", "device", "engine", "sha256"],
+            registry=registry,
+        )
+
+    def describe(self, info: DetectorInfo) -> None:
+        """Say which detector is served, and watch its device's memory."""
+        self.model_info.labels(
+            info.name, info.preset, info.precision, info.device, info.engine, info.sha256 or "unknown"
+        ).set(1)
+        self.registry.register(_DeviceMemory(info.device))
+
+    def picture(self, seconds: dict[str, float], detections: int, proposals: int | None) -> None:
+        """Count one answered picture; ``seconds`` by stage."""
+        for stage in STAGES:
+            if stage in seconds:
+                self.stage_seconds.labels(stage).observe(seconds[stage])
+        self.detections.observe(detections)
+        if proposals is not None:
+            self.proposals.observe(proposals)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class _DeviceMemory(Collector):
+    """Bytes that this process holds on the device: on a CPU its resident memory, on a GPU what torch reserved."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily("frcnn_device_memory_bytes", "Memory held on the device", labels=["device"])
+        family.add_metric([self._device], self._bytes())
+        yield family
+
+    def _bytes(self) -> float:
+        if self._device.startswith("cuda"):
+            import torch
+
+            return float(torch.cuda.memory_reserved(self._device))
+        try:
+            with open("/proc/self/statm") as file:
+                pages = int(file.read().split()[1])
+        except OSError:  # not Linux
+            return float("nan")
+        import resource
+
+        return float(pages * resource.getpagesize())

@@ -1,0 +1,142 @@
+"""The way of a picture through the service: envelope -> decode -> queue -> device -> answer.
+
+Routes call this; nothing here knows of a route. One ``Pipeline`` an app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from model.structures import DetectOptions, DetectorInfo
+from service.answers import Seen
+from service.auth import KeyRing
+from service.batching import Batcher, Limits
+from service.errors import ClientGone, DeadlinePassed
+from service.imaging import decode
+from service.metrics import Metrics
+from service.settings import Settings
+from service.uploads import Upload, open_envelope, read_body
+from service.worker import Detects, Worker
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A request whose body is here. deadline and began (when the body was all here): ``time.monotonic`` seconds."""
+
+    request: Request
+    upload: Upload
+    deadline: float
+    began: float
+
+
+class Pipeline:
+    """Owns the queue, the threads that decode, and the worker; ``open`` at the app's start, ``close`` at its end."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Detects], metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.keys = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
+        self.worker = Worker(load)
+        limits = Limits(settings.max_batch, settings.max_batch_pixels, settings.max_queue, settings.max_queue_pixels)
+        self.batcher = Batcher(self.worker, limits, metrics)
+        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="frcnn-decode")
+        self._feeding: asyncio.Task[None] | None = None
+
+    @property
+    def info(self) -> DetectorInfo:
+        """What is being served."""
+        return self._info
+
+    async def open(self) -> None:
+        """Load the detector, warm it up, and begin to serve; raises what the detector raises."""
+        await self.worker.start()
+        self._info = self.worker.detector.info
+        self.metrics.describe(self._info)
+        self.metrics.ready.set(1)
+        self._feeding = asyncio.create_task(self.batcher.run(), name="frcnn-batcher")
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when the accepted ones have their results."""
+        self.metrics.ready.set(0)
+        await self.batcher.drain()
+
+    async def close(self) -> None:
+        """Drain within the grace period, then let go of the threads."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_seconds):
+                await self.drain()
+        if self._feeding is not None:
+            self._feeding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._feeding
+        self.worker.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def receive(self, request: Request, timeout_ms: int | None) -> Visit:
+        """Refuse what can be refused early, then read the body and open it."""
+        deadline = request.scope["arrived"] + (timeout_ms or self.settings.timeout_ms) / 1000
+        if self.keys is not None:
+            self.keys.check(request)
+        self.batcher.check_open()
+        async with _until(deadline, "while the body was arriving; send it faster"):
+            body = await read_body(request, self.settings.max_body_bytes)
+            began = time.monotonic()
+            upload = await self.in_thread(open_envelope, body, request.headers.get("content-type", ""))
+        return Visit(request, upload, deadline, began)
+
+    async def look(self, visit: Visit, picture: bytes, options: DetectOptions) -> Seen:
+        """Decode ``picture``, queue it, and bring back what was found. Raises a ``ServiceError``."""
+        began = visit.began
+        with self.batcher.place():
+            async with _until(visit.deadline, "while the picture was being decoded; send a smaller one"):
+                image = await self.in_thread(lambda: decode(picture, max_pixels=self.settings.max_pixels))
+            decoded = time.monotonic()
+            result = await self.batcher.submit(image, options, visit.deadline)
+        seconds = {"decode": decoded - began, "queue": result.queue_seconds, **result.detections.timings}
+        return Seen(image, result.detections, seconds, began)
+
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run blocking work on a picture in the decoding threads; work that has not begun is dropped when cancelled."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work`` while the client is there; raises ``ClientGone`` and cancels it when the client hangs up.
+
+    The request's body must have been read: only then is the next message from the client its leaving.
+    """
+    doing = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        raise ClientGone("The client hung up before its answer.")
+    finally:
+        for task in (doing, watching):
+            task.cancel()
+        await asyncio.gather(doing, watching, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@contextlib.asynccontextmanager
+async def _until(deadline: float, doing: str) -> Any:
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            yield
+    except TimeoutError:
+        raise DeadlinePassed(f"The deadline passed {doing}, or allow more with X-Request-Timeout-Ms.") from None

@@ -1,0 +1,244 @@
+"""The thread that owns a detector.
+
+One batch at a time goes in, one outcome a picture comes out. A batch that fails is split and tried again, down to
+single pictures, so that only the culprit's request fails. Whether the detector itself is still sound after that, a
+canary tells: a picture of our own whose answer was recorded at the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from model.structures import Detections, DetectOptions, DetectorInfo
+from service.imaging import Picture
+
+log = logging.getLogger("frcnn.worker")
+_T = TypeVar("_T")
+
+
+class Detects(Protocol):
+    """What the service needs of ``model.detector.Detector``."""
+
+    @property
+    def info(self) -> DetectorInfo: ...
+    def canvas_for(self, height: int, width: int) -> tuple[int, int]: ...
+    def warm_up(self) -> None: ...
+    def detect(self, images: Sequence[Picture], options: Sequence[DetectOptions]) -> list[Detections]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture, uint8 [H, W, 3] RGB, and what its caller wants."""
+
+    image: Picture
+    options: DetectOptions
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one task: detections, or None with the reason it failed.
+
+    started, finished: ``time.monotonic`` seconds of the attempt that decided it.
+    """
+
+    detections: Detections | None
+    started: float
+    finished: float
+    failure: str = ""
+
+
+@dataclass
+class BatchReport:
+    """What became of one batch.
+
+    outcomes: one a task, in their order. failures: kinds (``memory`` or ``error``) of the attempts that failed.
+    largest_out_of_memory: pictures in the largest attempt that ran out of memory, 0 for none.
+    """
+
+    outcomes: list[Outcome]
+    failures: list[str]
+    largest_out_of_memory: int = 0
+
+
+class WorkerDead(Exception):
+    """The detector cannot be relied on any more; the process should be replaced."""
+
+
+class Worker:
+    """Runs a detector in a thread of its own. ``start`` before anything else, ``stop`` at the end."""
+
+    def __init__(self, load: Callable[[], Detects]) -> None:
+        self._load = load
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # A daemon, so that a call that hangs on the device cannot keep the process from ending.
+        self._thread = threading.Thread(target=self._live, name="frcnn-worker", daemon=True)
+        self._detector: Detects | None = None
+        self._canary: Canary | None = None
+        self.dead: str | None = None
+
+    @property
+    def detector(self) -> Detects:
+        """The detector; only ``info`` and ``canvas_for`` may be called from other threads."""
+        assert self._detector is not None, "start() has not returned yet"
+        return self._detector
+
+    @property
+    def alive(self) -> bool:
+        """Whether batches can be run."""
+        return self._detector is not None and self.dead is None and self._thread.is_alive()
+
+    async def start(self) -> None:
+        """Load the detector, warm it up and record the canary's answer; raises what the detector raises."""
+        self._thread.start()
+        await self._call(self._open)
+
+    async def run(self, tasks: Sequence[Task]) -> BatchReport:
+        """Detect in one batch. Raises ``WorkerDead`` where the detector has failed for good."""
+        if not self.alive:
+            raise WorkerDead(self.dead or "The worker thread has ended.")
+        return await self._call(lambda: self._detect(tasks))
+
+    def stop(self) -> None:
+        """Let the thread end after what it is doing."""
+        self._inbox.put(None)
+
+    async def _call(self, work: Callable[[], _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[_T] = loop.create_future()
+
+        def deliver(result: _T | None, error: BaseException | None) -> None:
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)  # type: ignore[arg-type]
+
+        def task() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                loop.call_soon_threadsafe(deliver, None, _transferable(error))
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                loop.call_soon_threadsafe(deliver, result, None)
+
+        self._inbox.put(task)
+        return await answer
+
+    def _live(self) -> None:
+        try:
+            while (task := self._inbox.get()) is not None:
+                task()
+        except BaseException:
+            self.dead = "The worker thread has ended."
+            log.exception("the worker thread has ended")
+
+    def _open(self) -> None:
+        detector = self._load()
+        detector.warm_up()
+        self._canary = Canary.record(detector)
+        self._detector = detector
+
+    def _detect(self, tasks: Sequence[Task]) -> BatchReport:
+        report = BatchReport([], [])
+        report.outcomes = self._attempt(tasks, report)
+        if report.failures and all(outcome.detections is None for outcome in report.outcomes):
+            self._check()
+        return report
+
+    def _attempt(self, tasks: Sequence[Task], report: BatchReport) -> list[Outcome]:
+        started = time.monotonic()
+        try:
+            found = self.detector.detect([task.image for task in tasks], [task.options for task in tasks])
+            finished = time.monotonic()
+            return [Outcome(detections, started, finished) for detections in found]
+        except Exception as error:
+            failure, out_of_memory = f"{type(error).__name__}: {error}", _is_out_of_memory(error)
+            report.failures.append("memory" if out_of_memory else "error")
+            if out_of_memory:
+                report.largest_out_of_memory = max(report.largest_out_of_memory, len(tasks))
+            log.warning(
+                "a batch failed", extra={"pictures": len(tasks), "failure": failure[:500]}, exc_info=len(tasks) == 1
+            )
+        # Outside the handler: the traceback, and the device memory that it holds on to, are gone by now.
+        if len(tasks) == 1:
+            return [Outcome(None, started, time.monotonic(), failure)]
+        half = len(tasks) // 2
+        return self._attempt(tasks[:half], report) + self._attempt(tasks[half:], report)
+
+    def _check(self) -> None:
+        assert self._canary is not None
+        try:
+            self._canary.check(self.detector)
+        except Exception as error:
+            self.dead = f"The detector fails on its canary since a batch failed ({type(error).__name__}: {error})."
+            log.error("the canary failed", exc_info=True)
+
+
+class Canary:
+    """A picture of our own and the detector's answer to it when it was well."""
+
+    TOLERANCE_PX = 1.0  # far above what batch mates or compiled code change, far below what a broken device does
+
+    def __init__(self, image: Picture, boxes: np.ndarray, objectness: np.ndarray) -> None:
+        self.image = image
+        self.boxes = boxes
+        self.objectness = objectness
+
+    @classmethod
+    def record(cls, detector: Detects) -> Canary:
+        """Run the canary once and keep its answer. Raises ``ValueError`` where the numbers make no sense."""
+        # A ramp with a disc: every operator sees something, and no file is needed.
+        y, x = np.mgrid[0:240, 0:320]
+        image = np.stack([x % 256, y, np.where((x - 160) ** 2 + (y - 120) ** 2 < 3600, 255, 32)], axis=2).astype(
+            np.uint8
+        )
+        return cls(image, *cls._look(detector, image))
+
+    def check(self, detector: Detects) -> None:
+        """Raises ``ValueError`` where the answer differs from the recorded one, or whatever the detector raises."""
+        boxes, objectness = self._look(detector, self.image)
+        if boxes.shape != self.boxes.shape:
+            raise ValueError(f"{len(boxes)} proposals where there were {len(self.boxes)}")
+        if boxes.size and np.abs(boxes - self.boxes).max() > self.TOLERANCE_PX:
+            raise ValueError("the proposals have moved")
+        if objectness.size and np.abs(objectness - self.objectness).max() > 0.05:
+            raise ValueError("the objectness has changed")
+
+    @staticmethod
+    def _look(detector: Detects, image: Picture) -> tuple[np.ndarray, np.ndarray]:
+        [found] = detector.detect([image], [DetectOptions(proposals=10)])
+        boxes = found.boxes.numpy() if found.proposals is None else found.proposals.boxes.numpy()
+        objectness = found.scores.numpy() if found.proposals is None else found.proposals.objectness.numpy()
+        if not (np.isfinite(boxes).all() and np.isfinite(objectness).all() and np.isfinite(found.scores.numpy()).all()):
+            raise ValueError("the detector's numbers are not finite")
+        return boxes, objectness
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch says it with a class of its own on a GPU, and in words on a CPU."""
+    words = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in words
+        or "can't allocate memory" in words
+    )
+
+
+def _transferable(error: BaseException) -> BaseException:
+    """A future refuses StopIteration, and asyncio would end the loop on SystemExit: wrap those."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return WorkerDead(f"The worker thread has ended ({type(error).__name__}).")
