@@ -20,15 +20,12 @@ Image = npt.NDArray[np.uint8]
 def resized_size(config: TransformConfig, height: int, width: int) -> tuple[int, int]:
     """Height and width after resizing, at least 1.
 
-    As TV where there is no antialias: the floor of size x scale with the scale in float32, which makes 799 of 480 at a
-    short side of 800 (trap 17). Otherwise the nearest whole size.
+    As TV where there is no antialias: the floor of size x scale, all in double precision (trap 17; float32 is for its
+    traced graphs alone, and would make 799 of 480 at a short side of 800). Otherwise the nearest whole size.
     """
-    if config.antialias:
-        exact = min(config.min_size / min(height, width), config.max_size / max(height, width))
-        return max(1, round(height * exact)), max(1, round(width * exact))
-    short, long = np.float32(min(height, width)), np.float32(max(height, width))
-    scale = float(min(np.float32(config.min_size) / short, np.float32(config.max_size) / long))
-    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+    scale = min(config.min_size / min(height, width), config.max_size / max(height, width))
+    whole = round if config.antialias else math.floor
+    return max(1, whole(height * scale)), max(1, whole(width * scale))
 
 
 def exact_canvas(config: TransformConfig, height: int, width: int) -> tuple[int, int]:
