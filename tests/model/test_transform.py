@@ -13,8 +13,8 @@ CPU = torch.device("cpu")
 
 
 def test_the_short_side_is_scaled_unless_the_long_one_would_pass_its_limit() -> None:
-    assert resized_size(RESNET50_FPN.transform, 480, 640) == (799, 1066)  # trap 17
-    assert resized_size(RESNET50_FPN.transform, 100, 1000) == (133, 1332)
+    assert resized_size(RESNET50_FPN.transform, 480, 640) == (800, 1066)  # trap 17
+    assert resized_size(RESNET50_FPN.transform, 100, 1000) == (133, 1333)
 
 
 def test_a_picture_as_thin_as_a_thread_keeps_at_least_one_pixel() -> None:
