@@ -11,11 +11,12 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.errors import ServiceError, handle_error
+from service.errors import ServiceError
 from service.imaging import prepare_pillow
 from service.metrics import Metrics
 from service.middleware import Envelope
 from service.pipeline import Pipeline
+from service.problems import handle_error
 from service.routes import detect, docs, health, model, proposals
 from service.routes.describe import add_problem_schema
 from service.settings import Settings, load_settings

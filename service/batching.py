@@ -201,8 +201,8 @@ class Batcher:
     def _learn(self, report: BatchReport, size: int) -> None:
         for kind in report.failures:
             self._metrics.batch_failures.labels(kind).inc()
-        if report.largest_out_of_memory:
-            self._bound.ran_out(report.largest_out_of_memory)
+        if report.out_of_memory_at is not None:
+            self._bound.ran_out(report.out_of_memory_at)
         else:
             self._bound.went_well(size)
 

@@ -16,9 +16,6 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 import orjson
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 PROBLEM_JSON = "application/problem+json"
@@ -67,6 +64,10 @@ class TooLarge(ServiceError):
     """Over the limit of bytes or pixels."""
 
     status, code = 413, "too_large"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}  # what is left of the body is not wanted either
 
 
 class UnsupportedImage(ServiceError):
@@ -127,7 +128,7 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
     """The problem details of ``error`` as RFC 9457 names them, with ``code`` and ``request_id`` as extensions."""
     body: dict[str, Any] = {
         "type": "about:blank",
-        "title": _title(error.status),
+        "title": phrase(error.status),
         "status": error.status,
         "detail": error.detail,
         "code": error.code,
@@ -145,58 +146,8 @@ def problem_response(error: ServiceError, request_id: str) -> Response:
     )
 
 
-def from_http_exception(error: HTTPException) -> ServiceError:
-    """The framework's own 404, 405 and the like as one of ours, with a sentence that helps."""
-    sentences = {
-        404: "There is nothing at this address; GET /docs lists the routes.",
-        405: "This route does not take this method; GET /docs lists the routes and their methods.",
-    }
-    detail = sentences.get(error.status_code, str(error.detail))
-    return _Framework(error.status_code, detail, dict(error.headers or {}))
-
-
-def bad_options(details: Sequence[Any]) -> BadOption:
-    """Pydantic's list of errors as one sentence, and each as ``{"name", "problem"}``."""
-    fields = []
-    for detail in details:
-        # The place is ("query", "name"), ("header", "x-name") or ("name", 0): the first word may be the source.
-        place = [str(part) for part in detail["loc"] if part not in ("query", "header", "body")]
-        name = place[0] if place else "body"
-        message = str(detail["msg"]).removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            message = "there is no such option; GET /docs lists them"
-        field = {"name": name, "problem": message[:1].lower() + message[1:]}
-        if field not in fields:
-            fields.append(field)
-    return BadOption("; ".join(f"{field['name']}: {field['problem']}" for field in fields) + ".", fields=fields)
-
-
-async def handle_error(request: Request, error: Exception) -> Response:
-    """FastAPI's handler for ours and for its own errors: a problem, whose code the log and the counters see too."""
-    if isinstance(error, HTTPException):
-        error = from_http_exception(error)
-    elif isinstance(error, RequestValidationError):
-        error = bad_options(error.errors())
-    assert isinstance(error, ServiceError)
-    request.scope["notes"]["problem"] = error.code
-    return problem_response(error, request.scope["request_id"])
-
-
-class _Framework(ServiceError):
-    """An error that the framework raised, with the status and headers it chose."""
-
-    def __init__(self, status: int, detail: str, headers: dict[str, str]) -> None:
-        super().__init__(detail)
-        self.status = status  # type: ignore[misc]  # the one error whose status is not its class's
-        self.code = _title(status).lower().replace(" ", "_")  # type: ignore[misc]
-        self._headers = headers
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return self._headers
-
-
-def _title(status: int) -> str:
+def phrase(status: int) -> str:
+    """The name of a status."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -5,18 +5,19 @@ Answers are built by ``answers.py`` straight from arrays; the response models he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.structures import DetectOptions, DetectorInfo
-from service.errors import BadOption, bad_options
+from service.errors import BadOption
 from service.settings import Settings
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 F = TypeVar("F", bound="Frame")
 V = TypeVar("V")
+MAX_TIMEOUT_MS = 3_600_000
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -71,6 +72,36 @@ def merge(query: F, body: Mapping[str, Any]) -> F:
         return type(query).model_validate(given)
     except ValidationError as error:
         raise bad_options(error.errors()) from None
+
+
+def bad_options(details: Sequence[Any]) -> BadOption:
+    """Pydantic's list of errors as one sentence, and each as ``{"name", "problem"}``."""
+    fields: list[dict[str, str]] = []
+    for detail in details:
+        # The place is ("query", "name"), ("header", "X-Name") or ("name", 0): the first word may be the source.
+        place = [str(part) for part in detail["loc"] if part not in ("query", "header", "body")]
+        name = place[0] if place else "body"
+        message = str(detail["msg"]).removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = "there is no such option; GET /docs lists them"
+        elif name in (ranges := _ranges()):
+            low, high = ranges[name]
+            message = f"{message} (the range is {low} to {high})"
+        field = {"name": name, "problem": message[:1].lower() + message[1:]}
+        if field not in fields:
+            fields.append(field)
+    return BadOption("; ".join(f"{field['name']}: {field['problem']}" for field in fields) + ".", fields=fields)
+
+
+def _ranges() -> dict[str, tuple[float, float]]:
+    """Least and greatest value by option, as the models above declare them."""
+    found: dict[str, tuple[float, float]] = {"X-Request-Timeout-Ms": (1, MAX_TIMEOUT_MS)}
+    for options in (Options, ProposalOptions):
+        for name, schema in options.model_json_schema()["properties"].items():
+            for kind in schema.get("anyOf", [schema]):
+                if "minimum" in kind and "maximum" in kind:
+                    found[name] = kind["minimum"], kind["maximum"]
+    return found
 
 
 def _first(given: V | None, default: V | None) -> V | None:

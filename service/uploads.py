@@ -36,18 +36,23 @@ async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, at most ``limit`` bytes. Raises ``TooLarge`` as soon as it is over, ``ClientGone``."""
     refusal = TooLarge(f"The body is over {limit} bytes; send a smaller picture, or compress it more.")
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise refusal
+    over = announced.isdecimal() and int(announced) > limit
     chunks: list[bytes] = []
     size = 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
-            if size > limit:
-                raise refusal
-            chunks.append(chunk)
+            if size > 2 * limit:
+                break
+            if over := over or size > limit:
+                # Most clients read an answer only once they have sent it all: let those that are a little over do so.
+                chunks.clear()
+            else:
+                chunks.append(chunk)
     except ClientDisconnect:
         raise ClientGone("The client hung up while its body was being read.") from None
+    if over:
+        raise refusal
     return b"".join(chunks)
 
 

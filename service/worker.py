@@ -61,12 +61,12 @@ class BatchReport:
     """What became of one batch.
 
     outcomes: one a task, in their order. failures: kinds (``memory`` or ``error``) of the attempts that failed.
-    largest_out_of_memory: pictures in the largest attempt that ran out of memory, 0 for none.
+    out_of_memory_at: pictures in the smallest attempt that ran out of memory; None where none did.
     """
 
     outcomes: list[Outcome]
     failures: list[str]
-    largest_out_of_memory: int = 0
+    out_of_memory_at: int | None = None
 
 
 class WorkerDead(Exception):
@@ -167,7 +167,7 @@ class Worker:
             failure, out_of_memory = f"{type(error).__name__}: {error}", _is_out_of_memory(error)
             report.failures.append("memory" if out_of_memory else "error")
             if out_of_memory:
-                report.largest_out_of_memory = max(report.largest_out_of_memory, len(tasks))
+                report.out_of_memory_at = min(report.out_of_memory_at or len(tasks), len(tasks))
             log.warning(
                 "a batch failed", extra={"pictures": len(tasks), "failure": failure[:500]}, exc_info=len(tasks) == 1
             )

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from service.pipeline import Pipeline
+from service.schemas import MAX_TIMEOUT_MS
 
 
 def _pipeline(request: Request) -> Pipeline:
@@ -27,7 +28,7 @@ TimeoutMs = Annotated[
     Header(
         alias="X-Request-Timeout-Ms",
         ge=1,
-        le=3_600_000,
+        le=MAX_TIMEOUT_MS,
         description="milliseconds after which the client does not want the answer any more",
     ),
 ]

@@ -35,7 +35,6 @@ class FaultyDetector:
     def __init__(self) -> None:
         self.gate = threading.Event()  # cleared: every call waits until it is set
         self.gate.set()
-        self.entered = threading.Semaphore(0)  # released at each call
         self.delay = 0.0
         self.memory_for = 1000  # pictures
         self.broken = False
@@ -45,7 +44,22 @@ class FaultyDetector:
     @property
     def info(self) -> DetectorInfo:
         return DetectorInfo(
-            "fake", "LITE", CLASSES, "fp32", "cpu", ((64, 64), (128, 128)), (), 0, None, {}, 0.05, 0.5, 100, 10, "eager", ""
+            "fake",
+            "LITE",
+            CLASSES,
+            "fp32",
+            "cpu",
+            ((64, 64), (128, 128)),
+            (),
+            0,
+            None,
+            {},
+            0.05,
+            0.5,
+            100,
+            10,
+            "eager",
+            "",
         )
 
     def canvas_for(self, height: int, width: int) -> tuple[int, int]:
@@ -58,7 +72,6 @@ class FaultyDetector:
     def detect(self, images: Sequence[np.ndarray], options: Sequence[DetectOptions]) -> list[Detections]:
         self.batches.append([image.shape[:2] for image in images])
         self.options.append(list(options))
-        self.entered.release()
         assert self.gate.wait(20)
         time.sleep(self.delay)
         if self.broken:
@@ -147,7 +160,16 @@ def faulty() -> FaultyDetector:
 @pytest.fixture
 def serve_faulty(faulty: FaultyDetector) -> Callable[..., contextlib.AbstractContextManager[Live]]:
     """Serve the faulty detector with the settings given: ``with serve_faulty(max_queue=2) as live:``"""
-    return lambda **settings: serving(lambda _: faulty, **settings)
+
+    @contextlib.contextmanager
+    def serve(**settings: object) -> Iterator[Live]:
+        with serving(lambda _: faulty, **settings) as live:
+            try:
+                yield live
+            finally:
+                faulty.gate.set()  # or a failed test would hang on
+
+    return serve
 
 
 @pytest.fixture(scope="session")
