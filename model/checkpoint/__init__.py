@@ -1,17 +1,19 @@
 """Checkpoints: what weights exist, where they lie, how they get into a model and out of one.
 
-A folder of four rooms, and the one place in ``model/`` that touches files:
+A folder of five rooms, and the one place in ``model/`` that touches files:
 
     manifest.py   weights/manifest.toml as frozen dataclasses, and the folders where weights lie
     files.py      a name or a path -> a file with its classes -> a state dict; saving; hashes
     loading.py    a state dict -> a model, old key forms too, with errors that name the likely cause
     imagenet.py   a classifier's ImageNet weights -> the keys of a detector
+    importing.py  a stranger's file -> a file of ours
 
 Loading is safe: safetensors, or ``torch.load(weights_only=True)``. Nothing here ever runs code that a file brings.
 """
 
 from model.checkpoint.files import ResolvedCheckpoint, read_state, resolve, save, sha256, verify
 from model.checkpoint.imagenet import from_imagenet
+from model.checkpoint.importing import import_file
 from model.checkpoint.loading import load_into, preset_of
 from model.checkpoint.manifest import CheckpointError, ManifestEntry, cache_dir, load_manifest, weights_dir
 
@@ -21,6 +23,7 @@ __all__ = [
     "ResolvedCheckpoint",
     "cache_dir",
     "from_imagenet",
+    "import_file",
     "load_into",
     "load_manifest",
     "preset_of",
