@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +23,8 @@ from service.routes.describe import add_problem_schema
 from service.settings import Settings, load_settings
 from service.worker import Detects
 
+log = logging.getLogger("frcnn.app")
+
 
 def create_app(
     settings: Settings | None = None, *, detector_factory: Callable[[Settings], Detects] | None = None
@@ -39,7 +42,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await pipeline.open()
+        try:
+            await pipeline.open()
+        except Exception as error:
+            log.error("the detector could not be started", extra={"reason": str(error)})
+            raise
         try:
             yield
         finally:

@@ -115,7 +115,7 @@ def detect(
         try:
             picture = decode(path.read_bytes(), max_pixels=settings.max_pixels)
         except (OSError, ServiceError) as error:
-            Console(stderr=True).print(f"{path}: {error}", style="red", markup=False, highlight=False)
+            _complain(f"{path}: {error}")
             failed = True
             continue
         [found] = detector.detect([picture], [options])
@@ -203,5 +203,9 @@ def _draw(picture: Picture, found: Detections, path: Path) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    _complain(message)
     raise typer.Exit(1)
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)

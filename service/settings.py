@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -87,15 +88,15 @@ def _sentence(detail: ErrorDetails) -> str:
     variable = f"{PREFIX}{name.upper()}"
     if field is None:
         return f"{variable} is not a setting; `frcnn serve --help` lists them."
-    return f"{variable} is {detail['input']!r}; it must be {_range(field.metadata, detail)} ({field.description})."
+    return f"{variable} is {detail['input']!r}; it must be {_range(field, detail)} ({field.description})."
 
 
-def _range(metadata: list[Any], detail: ErrorDetails) -> str:
-    low = next((bound.ge for bound in metadata if hasattr(bound, "ge")), None)
-    high = next((bound.le for bound in metadata if hasattr(bound, "le")), None)
+def _range(field: FieldInfo, detail: ErrorDetails) -> str:
+    low = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), None)
+    high = next((bound.le for bound in field.metadata if hasattr(bound, "le")), None)
     if low is not None and high is not None:
-        kind = "a whole number" if isinstance(low, int) and detail["type"].startswith("int") else "a number"
-        return f"{kind} from {low:g} to {high:g}" if high < 1e6 else f"{kind} from {low} to {high}"
+        kind = "a number" if field.annotation in (float, float | None) else "a whole number"
+        return f"{kind} from {low} to {high}"
     if detail["type"] == "literal_error":
         return f"one of {detail['ctx']['expected']}"
     if detail["type"] == "string_pattern_mismatch":

@@ -1,0 +1,157 @@
+"""The end of a process: a real `frcnn serve` in a process of its own, and real signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+# The server as the command line runs it, on a detector that takes a second for a picture, or fails for good.
+PROGRAM = """
+    import sys, time
+    from service.app import create_app
+    from service.logs import configure_logging
+    from service.server import Server
+    from service.settings import load_settings
+    from tests.service.conftest import FaultyDetector
+
+    settings = load_settings(port=0, log_format="text", drain_seconds=float(sys.argv[2]))
+    detector = FaultyDetector()
+    app = create_app(settings, detector_factory=lambda _: detector)
+    configure_logging(settings.log_format, settings.log_level)
+    server = Server(app, settings)
+    startup = server.startup
+
+    async def announce(*args, **kwargs):
+        await startup(*args, **kwargs)
+        detector.delay, detector.broken = float(sys.argv[1]), sys.argv[3] == "broken"
+        print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+
+    server.startup = announce
+    server.run()
+    sys.exit(server.exit_code)
+"""
+
+
+@pytest.fixture
+def serve(repo) -> Iterator[object]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(seconds: float = 1.0, grace: float = 20, state: str = "well") -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(seconds), str(grace), state],
+            cwd=repo,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(repo)},
+        )
+        started.append(process)
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        assert port, process.stderr and process.stderr.read()
+        return process, f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 20) -> tuple[int, str]:
+    _, log = process.communicate(timeout=seconds)
+    return process.returncode, log
+
+
+def ask(url: str, body: bytes) -> httpx.Response:
+    return httpx.post(f"{url}/detect", content=body, timeout=20)
+
+
+def ask_in_vain(url: str, body: bytes) -> None:
+    with pytest.raises(httpx.TransportError):
+        ask(url, body)
+
+
+def accepted(url: str, count: int) -> None:
+    """Wait until so many pictures have been accepted."""
+    until = time.monotonic() + 10
+    while f"frcnn_queue_depth {count}.0" not in httpx.get(f"{url}/metrics").text:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_at_sigterm_what_was_accepted_is_answered_new_requests_are_503_and_the_exit_is_0(serve, encoded):
+    process, url = serve(seconds=1.0)
+    with ThreadPoolExecutor(6) as clients:
+        sent = [clients.submit(ask, url, encoded((40 + i * 20, 30))) for i in range(4)]
+        accepted(url, 4)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        late = ask(url, encoded())
+        assert late.status_code == 503
+        assert int(late.headers["retry-after"]) >= 1
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        assert httpx.get(f"{url}/livez").status_code == 200
+        assert [answer.result().status_code for answer in sent] == [200] * 4
+    code, log = ended(process)
+    assert code == 0, log
+    assert "drained" in log
+
+
+def test_an_idle_service_ends_at_once(serve):
+    process, _ = serve()
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 0
+    assert time.monotonic() - started < 5
+
+
+def test_a_second_sigterm_ends_it_at_once_and_it_says_what_was_dropped(serve, encoded):
+    process, url = serve(seconds=15)
+    threading.Thread(target=ask_in_vain, args=(url, encoded())).start()
+    accepted(url, 1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    code, log = ended(process, seconds=5)
+    assert code == 1
+    assert "dropped=1" in log
+
+
+def test_the_end_of_the_grace_period_ends_it_too(serve, encoded):
+    process, url = serve(seconds=15, grace=0.5)
+    threading.Thread(target=ask_in_vain, args=(url, encoded())).start()
+    accepted(url, 1)
+    process.send_signal(signal.SIGTERM)
+    code, log = ended(process, seconds=5)
+    assert code == 1
+    assert "grace period is over" in log
+
+
+def test_a_detector_that_is_broken_for_good_ends_the_process_for_its_supervisor(serve, encoded):
+    process, url = serve(seconds=0, state="broken")
+    assert ask(url, encoded()).status_code == 500
+    code, log = ended(process)
+    assert code == 3
+    assert "canary" in log
+
+
+def test_a_detector_that_does_not_load_stops_the_start(repo, tmp_path):
+    missing = tmp_path / "nothing.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", "from service.cli import app; app()", "serve", "--port", "0", "--weights", str(missing)],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert str(missing) in done.stderr
