@@ -44,7 +44,7 @@ def legacy_base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], str
 def level_strides(
     config: AnchorConfig, canvas: tuple[int, int], maps: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[int, int], ...]:
-    """(vertical, horizontal) canvas pixels between the cells of each level: fixed ones, or ``canvas // map`` (trap 4)."""
+    """(vertical, horizontal) canvas pixels between cells, by level: fixed ones, or ``canvas // map`` (trap 4)."""
     if config.strides is not None:
         return tuple((stride, stride) for stride in config.strides)
     return tuple((canvas[0] // height, canvas[1] // width) for height, width in maps)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from model.config import MAX_LOG_SCALE
 
+Weights = tuple[float, float, float, float]
+_ALIKE: Weights = (1.0, 1.0, 1.0, 1.0)
+
 
 def area(boxes: Tensor) -> Tensor:
     """Area [...] of boxes [..., 4], in square pixels."""
@@ -33,19 +36,14 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, height: Tensor | float, width: Tensor | float) -> Tensor:
-    """Boxes [..., 4] cut to ``[0, width] x [0, height]``; the bounds broadcast against ``boxes[..., 0]``."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    if isinstance(height, Tensor) and isinstance(width, Tensor):
-        zero = torch.zeros((), dtype=boxes.dtype, device=boxes.device)
-        x1, x2 = (torch.minimum(torch.maximum(x, zero), width) for x in (x1, x2))
-        y1, y2 = (torch.minimum(torch.maximum(y, zero), height) for y in (y1, y2))
-    else:
-        x1, x2 = x1.clamp(0, width), x2.clamp(0, width)
-        y1, y2 = y1.clamp(0, height), y2.clamp(0, height)
-    return torch.stack((x1, y1, x2, y2), dim=-1)
+    """Boxes [..., 4] cut to ``[0, width] x [0, height]``; bounds are numbers, or tensors that broadcast to [...]."""
+    limits = torch.stack(
+        [torch.as_tensor(side, dtype=boxes.dtype, device=boxes.device) for side in (width, height)], -1
+    )
+    return torch.minimum(boxes.clamp(min=0), limits.repeat_interleave(2, dim=-1)[..., [0, 2, 1, 3]])
 
 
-def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def encode(boxes: Tensor, anchors: Tensor, weights: Weights = _ALIKE) -> Tensor:
     """Offsets [..., 4] that ``decode`` turns back into ``boxes``, both [..., 4] (P eq. 2), times ``weights``."""
     widths, heights = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
     centre_x, centre_y = anchors[..., 0] + 0.5 * widths, anchors[..., 1] + 0.5 * heights
@@ -63,7 +61,9 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
     )
 
 
-def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def decode(
+    deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+) -> Tensor:
     """Boxes [..., 4] from offsets [..., 4] and the anchors or proposals [..., 4] that they move; not clipped.
 
     tw and th are clamped from above at log(1000/16), and only from above (TV _utils.py; trap 8).

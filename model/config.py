@@ -42,7 +42,7 @@ class AnchorConfig:
     ratios: height over width. Anchors of a cell are ratio-major (TV and PFR; trap 3).
     rounded: round base anchors to whole pixels (TV; trap 2).
     strides: canvas pixels between cells, by level. None infers them from the padded canvas (``canvas // map``) as TV
-        does, which is 61 and not 64 for P6 at a height of 800 (trap 4): checkpoints were trained so, and parity needs it.
+        does, which is 61 and not 64 for P6 at a height of 800 (trap 4): checkpoints were trained so.
     legacy: PFR's generate_anchors: sides rounded at the size of a cell, centred on it.
     """
 
@@ -124,7 +124,7 @@ class TrainConfig:
     rpn_batch, rpn_positive_fraction: anchors sampled a picture.
     rpn_beta, roi_beta: where smooth L1 turns from square to line.
     cross_boundary: train anchors that cross the picture's border too (TV does; the paper ignores them).
-    roi_positive_iou, roi_negative_iou: foreground at or above the first; background below it and at or above the second.
+    roi_positive_iou, roi_negative_iou: foreground at or above the first; background below it, from the second on.
     roi_batch, roi_positive_fraction: regions sampled a picture.
     """
 
@@ -259,12 +259,8 @@ LITE = DetectorConfig(
     name="LITE",
     backbone="efficientnet_lite0",
     num_classes=21,
-    transform=TransformConfig(
-        min_size=384, max_size=384, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, antialias=True
-    ),
-    anchors=AnchorConfig(
-        sizes=((20.0, 36.0), (64.0, 112.0), (180.0, 288.0)), rounded=False, strides=(8, 16, 32)
-    ),
+    transform=TransformConfig(min_size=384, max_size=384, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, antialias=True),
+    anchors=AnchorConfig(sizes=((20.0, 36.0), (64.0, 112.0), (180.0, 288.0)), rounded=False, strides=(8, 16, 32)),
     rpn=RPNConfig(pre_nms=300, post_nms=150, pre_nms_train=600, post_nms_train=300),
     roi_head=RoIHeadConfig(
         levels=(0, 1, 2),

@@ -20,7 +20,7 @@ from model.checkpoint import CheckpointError, ResolvedCheckpoint, load_into, pre
 from model.config import PRESETS, DetectorConfig
 from model.faster_rcnn import FasterRCNN, split_rows
 from model.roi_head import stack_regions
-from model.runtime.canvas import Canvas, CanvasMode, Canvases
+from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.memory import keep_freed_memory
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision
 from model.structures import Detections, DetectOptions, DetectorInfo, ImageBatch, Proposals
@@ -61,7 +61,7 @@ class Detector:
         self.transform = Transform(model.config.transform)
         self.dtype = PRECISIONS[self.precision]
         self.model = model.eval().requires_grad_(False).to(self.device, self.dtype)
-        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = self.model.to(memory_format=torch.channels_last)
         head = model.config.roi_head
         self.defaults = DetectOptions(
             score_threshold=head.score_threshold if checkpoint.score_threshold is None else checkpoint.score_threshold,
@@ -82,15 +82,17 @@ class Detector:
     ) -> Detector:
         """Load a manifest name, a .safetensors or a .pth file.
 
-        preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError`` for
-        a file that is missing, damaged or of another detector, ``ValueError`` for an argument out of range.
+        preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError``
+        for a file that is missing, damaged or of another detector, ``ValueError`` for an argument out of range.
         """
         checkpoint = resolve(source)
         state = read_state(checkpoint)
         name = preset or checkpoint.preset or preset_of(state)
         if name is None:
             presets = ", ".join(config.name for config in PRESETS)
-            raise CheckpointError(f"Nothing says which detector {checkpoint.path} is for: give preset, one of {presets}.")
+            raise CheckpointError(
+                f"Nothing says which detector {checkpoint.path} is for: give preset, one of {presets}."
+            )
         config = find_preset(name).with_classes(len(checkpoint.classes))
         with torch.device("meta"):
             model = FasterRCNN(config)
@@ -168,9 +170,7 @@ class Detector:
         return [results[index] for index in range(len(images))]
 
     @torch.inference_mode()
-    def _detect(
-        self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas
-    ) -> list[Detections]:
+    def _detect(self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas) -> list[Detections]:
         """One batch on one canvas."""
         model, clock = self.model, _Clock(self.device)
         batch = self.transform(images, canvas, self.device)
@@ -196,7 +196,9 @@ class Detector:
             for i in range(len(images))
         ]
         results = [
-            self._in_picture(batch, i, *found[i], proposals[i][: options[i].proposals] if options[i].proposals else None)
+            self._in_picture(
+                batch, i, *found[i], proposals[i][: options[i].proposals] if options[i].proposals else None
+            )
             for i in range(len(images))
         ]
         clock.lap("postprocess")

@@ -50,7 +50,7 @@ class FasterRCNN(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: ImageBatch) -> tuple[list[Proposals], list[tuple[Tensor, Tensor]]]:
-        """Proposals of each picture (canvas pixels), and the detector's logits [R, classes] and offsets [R, classes, 4]."""
+        """Each picture's proposals (canvas pixels), and the head's logits [R, classes] and offsets [R, classes, 4]."""
         dense = self.dense(batch.pixels)
         proposals = self.rpn.propose(self.candidates(dense, batch))
         logits, offsets = self.roi_heads(dense.maps, stack_regions([p.boxes for p in proposals]))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision import ops as tv_ops
 from torchvision.ops import FrozenBatchNorm2d
 
-__all__ = ["FrozenBatchNorm2d", "grouped_nms", "flatten_maps", "nms", "pool_table", "roi_align", "roi_pool"]
+__all__ = ["FrozenBatchNorm2d", "flatten_maps", "grouped_nms", "nms", "pool_table", "roi_align", "roi_pool"]
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -37,9 +37,7 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float)
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
 
 
-def roi_align(
-    maps: Tensor, regions: Tensor, scale: float, resolution: int, sampling: int
-) -> Tensor:
+def roi_align(maps: Tensor, regions: Tensor, scale: float, resolution: int, sampling: int) -> Tensor:
     """RoIAlign [R, C, r, r] of one level's maps [B, C, Hl, Wl]; regions float32 [R, 5] of (batch index, box).
 
     aligned=False as TV's detectors were trained (trap 15).
@@ -76,8 +74,8 @@ def pool_table(
     4 * sampling^2 rows of ``table``. Same numbers as ``torchvision.ops.roi_align`` with aligned=False, to rounding.
 
     table: [sum of batch*Hl*Wl, C] from ``flatten_maps``. regions: float32 [R, 5] of (picture, x1, y1, x2, y2) in canvas
-    pixels. levels: int64 [R], the level to pool each from. Returns [R, C, resolution, resolution], in the table's dtype;
-    gradients flow to the table alone.
+    pixels. levels: int64 [R], the level to pool each from. Returns [R, C, resolution, resolution] in the table's
+    dtype; gradients flow to the table alone.
     """
     device = regions.device
     heights = torch.tensor([h for h, _ in shapes], device=device)[levels]

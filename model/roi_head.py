@@ -1,9 +1,9 @@
 """The Fast R-CNN detector on the proposals (P 3.2): what is it, and where exactly?
 
-    1. pool each region to 7x7 from the pyramid level that fits its size                     -> ``RoIHead.pool``
-    2. convolutions or fully connected layers, then class logits and an offset per class     -> ``RoIHead.classify``
-    3. softmax; keep what scores above the threshold, and only then decode its box
-    4. clip, drop slivers, NMS within each class, keep the best                              -> ``RoIHead.detections``
+1. pool each region to 7x7 from the pyramid level that fits its size                     -> ``RoIHead.pool``
+2. convolutions or fully connected layers, then class logits and an offset per class     -> ``RoIHead.classify``
+3. softmax; keep what scores above the threshold, and only then decode its box
+4. clip, drop slivers, NMS within each class, keep the best                              -> ``RoIHead.detections``
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ class RoIHead(nn.Module):
         table, shapes = flatten_maps(pooled_maps)
         levels = self.levels(regions[:, 1:])
         batch = len(pooled_maps[0])
-        return pool_table(
-            table, shapes, config.scales, regions, levels, batch, config.resolution, config.sampling
-        )
+        return pool_table(table, shapes, config.scales, regions, levels, batch, config.resolution, config.sampling)
 
     def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Step 2: class logits [R, classes] and offsets [R, classes, 4] of pooled regions [R, C, r, r]."""

@@ -85,7 +85,7 @@ class RPNHead(nn.Module):
             hidden = self.conv(level)
             scores = self.cls_logits(hidden)
             if self.softmax:
-                # Channels are [k background | k object] (trap 14); softmax over a pair is the sigmoid of the difference.
+                # Channels are [k background | k object] (trap 14); softmax over a pair is a sigmoid of the difference.
                 background, foreground = scores.chunk(2, dim=1)
                 scores = foreground - background
             logits.append(scores.permute(0, 2, 3, 1).flatten(1))
@@ -121,9 +121,9 @@ class RPN(nn.Module):
     ) -> Candidates:
         """Steps 2 and 3, for the whole batch at once and without a value read back from the device.
 
-        logits [B, N] and deltas [B, N, 4] as the head gives them, any float type; anchors float32 [N, 4]; counts: anchors
-        by level; sizes int64 [B, 2]: height and width of each picture on the canvas; scales float32 [B]: canvas pixels per
-        original pixel, needed only where the smallest side is meant in original pixels (PFR).
+        logits [B, N] and deltas [B, N, 4] as the head gives them, any float type; anchors float32 [N, 4]; counts:
+        anchors by level; sizes int64 [B, 2]: height and width of each picture on the canvas; scales float32 [B]: canvas
+        pixels per original pixel, needed only where the smallest side is meant in original pixels (PFR).
         """
         limit = self.config.pre_nms_train if self.training else self.config.pre_nms
         top, levels, ranks, start = [], [], [], 0

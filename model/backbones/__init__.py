@@ -37,7 +37,7 @@ def _norm(config: DetectorConfig) -> Callable[[int], nn.Module]:
 
 
 def build_backbone(config: DetectorConfig) -> tuple[Backbone, int]:
-    """The backbone of ``config`` with fresh weights, and the channels of its maps; ``ValueError`` for an unknown name."""
+    """``config``'s backbone with fresh weights, and the channels of its maps; ``ValueError`` for an unknown name."""
     norm = _norm(config)
     if config.backbone == "efficientnet_lite0":
         body: nn.Module = efficientnet_lite0()

@@ -40,8 +40,10 @@ class Canvases:
         return next(canvas for canvas in self.all if rows <= canvas[0] and columns <= canvas[1])
 
     def _buckets(self) -> tuple[Canvas, ...]:
+        # The last aspect is where the short and the long side reach their limits together: no picture needs more.
+        limits = (self.config.max_size, self.config.min_size)
         found = set()
-        for long, short in _ASPECTS:
+        for long, short in (*_ASPECTS, limits):
             # Large numbers, so that flooring the ratio does not make a bucket a pixel too small.
             rows, columns = exact_canvas(self.config, short * 1200, long * 1200)
             found |= {(rows, columns), (columns, rows)}

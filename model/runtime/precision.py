@@ -8,7 +8,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def choose_device(asked: str) -> torch.device:
-    """``auto`` is the first GPU, or the CPU where there is none. Raises ``ValueError`` for a device that is not here."""
+    """``auto`` is the first GPU, or the CPU where there is none; ``ValueError`` for a device that is not here."""
     if asked == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:

@@ -40,7 +40,7 @@ class Recipe:
     lr: AdamW's peak learning rate; body_lr: the same for the backbone's body. warmup: steps of linear rise from 0;
     then a half cosine down to ``lr_end`` of the peak.
     clip: largest gradient norm. ema: decay of the averaged weights, which are the ones that ship.
-    frozen: parameters whose name starts with one of these keep their ImageNet values (P 3.1.3 freezes the first stages).
+    frozen: parameters whose name starts with one of these keep their values (P 3.1.3 freezes the first stages).
     canvas: (height, width) of landscape pictures while training.
     bf16: autocast the convolutions and matrix products; pays where the processor has AMX, costs where not.
     """
@@ -94,7 +94,7 @@ class Trainer:
             raise TrainingError(
                 f"The model has {model.config.num_classes} classes with background, the data {len(dataset.classes)}."
             )
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(memory_format=torch.channels_last)
         self.dataset = dataset
         self.recipe = recipe
         self.transform = Transform(model.config.transform)
@@ -161,7 +161,8 @@ class Trainer:
         self.step = int(state["step"])
 
     def _groups(self) -> list[dict[str, Any]]:
-        body, rest = [], []
+        body: list[torch.nn.Parameter] = []
+        rest: list[torch.nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 (body if name.startswith("backbone.body.") else rest).append(parameter)
@@ -203,11 +204,11 @@ class Trainer:
         total = losses.total()
         if not torch.isfinite(total):
             raise TrainingError(
-                f"The loss is {float(total)} at step {self.step}, on pictures {batch.indices.tolist()}: "
+                f"The loss is {total.item()} at step {self.step}, on pictures {batch.indices.tolist()}: "
                 "lower the learning rate, or look at these pictures' boxes."
             )
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, recipe.clip)
         self.optimiser.step()
         # Young averages forget faster, or the first weights would stay in them for thousands of steps.

@@ -34,7 +34,7 @@ class Losses(NamedTuple):
 
 
 def rpn_losses(logits: Tensor, deltas: Tensor, targets: Sequence[AnchorTargets], beta: float) -> tuple[Tensor, Tensor]:
-    """Objectness and offset loss of logits [B, N] and offsets [B, N, 4]: means over all sampled anchors of the batch."""
+    """Objectness and offset loss of logits [B, N] and offsets [B, N, 4]: means over the batch's sampled anchors."""
     score_rows, score_targets, offset_rows = [], [], []
     for picture, target in enumerate(targets):
         sampled = torch.cat((target.positives, target.background))

@@ -27,8 +27,8 @@ LEFT_OUT = -2
 class Truth:
     """The ground truth of one picture on its canvas.
 
-    boxes: float32 [G, 4], canvas pixels. class_ids: int64 [G], 1 and up. ignored: float32 [K, 4], boxes that count neither
-    way. size: height and width of the picture on the canvas.
+    boxes: float32 [G, 4], canvas pixels. class_ids: int64 [G], 1 and up. ignored: float32 [K, 4], boxes that count
+    neither way. size: height and width of the picture on the canvas.
     """
 
     boxes: Tensor
@@ -104,8 +104,11 @@ def anchor_targets(anchors: Tensor, truth: Truth, config: TrainConfig, generator
 
 @dataclass(frozen=True)
 class RegionTargets:
-    """One picture's sampled regions: boxes float32 [S, 4]; class_ids int64 [S], 0 for background; deltas float32 [S, 4],
-    meaningful where the class is not background, multiplied by the head's box weights."""
+    """One picture's sampled regions.
+
+    boxes: float32 [S, 4]. class_ids: int64 [S], 0 for background. deltas: float32 [S, 4], multiplied by the head's box
+    weights, and meaningful where the class is not background.
+    """
 
     boxes: Tensor
     class_ids: Tensor

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from model.anchors import base_anchors, grid, legacy_base_anchors, level_strides
@@ -60,9 +61,5 @@ def test_lites_strides_are_fixed() -> None:
 
 def test_a_level_without_anchor_sizes_is_an_error_that_says_so() -> None:
     config = replace(LITE.anchors, sizes=LITE.anchors.sizes[:2])
-    try:
+    with pytest.raises(ValueError, match="2 levels of anchor sizes for 3 feature maps"):
         grid(config, (32, 32), ((4, 4), (2, 2), (1, 1)), CPU)
-    except ValueError as error:
-        assert "2 levels of anchor sizes for 3 feature maps" in str(error)
-    else:
-        raise AssertionError("three maps went through with two levels of sizes")

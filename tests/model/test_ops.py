@@ -19,9 +19,7 @@ def test_pooling_from_the_table_is_roi_align_on_every_level() -> None:
     boxes = [_boxes(40, 256, seed) for seed in (1, 2)]
     regions = torch.cat([torch.cat((torch.full((40, 1), float(i)), b), dim=1) for i, b in enumerate(boxes)])
     reference = MultiScaleRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=112)
-    expected = reference(
-        dict(zip("012", maps, strict=True)), boxes, [(256, 320), (256, 320)]
-    )
+    expected = reference(dict(zip("012", maps, strict=True)), boxes, [(256, 320), (256, 320)])
     area = (regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])
     levels = torch.floor(4 + torch.log2(area.sqrt() / 112) + 1e-6).clamp(3, 5).long() - 3
     assert len(levels.unique()) == 3
@@ -71,10 +69,12 @@ def test_grouped_nms_agrees_with_torchvision_group_by_group() -> None:
     boxes, scores = _boxes(500, 100), torch.rand(500)
     groups = torch.randint(0, 5, (500,))
     kept = grouped_nms(boxes, scores, groups, 0.6)
-    expected = torch.cat([
-        torch.nonzero(groups == g).squeeze(1)[tv_ops.nms(boxes[groups == g], scores[groups == g], 0.6)]
-        for g in range(5)
-    ])
+    expected = torch.cat(
+        [
+            torch.nonzero(groups == g).squeeze(1)[tv_ops.nms(boxes[groups == g], scores[groups == g], 0.6)]
+            for g in range(5)
+        ]
+    )
     assert set(kept.tolist()) == set(expected.tolist())
     assert scores[kept].tolist() == sorted(scores[kept].tolist(), reverse=True)
 

@@ -1,0 +1,155 @@
+"""The facade: lists of pictures in, lists of detections out."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.detector import Detector
+from model.structures import DetectOptions
+
+CLASSES = ("__background__", "circle", "square", "star")
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    # Random weights score all classes alike: a quarter each, far above this threshold.
+    return Detector.random("LITE", classes=CLASSES, precision="fp32")
+
+
+def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_there_is_one_answer_a_picture_in_their_order(detector: Detector) -> None:
+    sizes = [(120, 160), (160, 120), (120, 160), (33, 400), (1, 1)]
+    found = detector.detect([_picture(*size) for size in sizes])
+    assert [answer.batch_size for answer in found] == [2, 1, 2, 1, 1]
+    for (height, width), answer in zip(sizes, found, strict=True):
+        assert answer.boxes.shape == (len(answer), 4)
+        if len(answer):
+            assert answer.boxes[:, 2].max() <= width + 1e-3
+            assert answer.boxes[:, 3].max() <= height + 1e-3
+            assert answer.boxes.min() >= 0
+        assert answer.scores.tolist() == sorted(answer.scores.tolist(), reverse=True)
+        assert answer.labels == tuple(CLASSES[i] for i in answer.class_ids.tolist())
+
+
+def test_no_pictures_no_answers(detector: Detector) -> None:
+    assert detector.detect([]) == []
+
+
+def test_options_differ_from_picture_to_picture_in_one_batch(detector: Detector) -> None:
+    picture = _picture(120, 160)
+    options = [
+        DetectOptions(max_detections=3),
+        DetectOptions(class_ids=(2,)),
+        DetectOptions(score_threshold=1.0),
+        DetectOptions(proposals=5),
+        DetectOptions(nms_threshold=0.0),
+    ]
+    few, squares, none, proposals, apart = detector.detect([picture] * 5, options)
+    assert few.batch_size == 5
+    assert len(few) == 3
+    assert set(squares.labels) == {"square"}
+    assert len(none) == 0
+    assert proposals.proposals is not None
+    assert len(proposals.proposals) == 5
+    assert few.proposals is None
+    assert len(apart) < len(proposals)
+
+
+def test_a_detection_names_the_proposal_it_came_from(detector: Detector) -> None:
+    (found,) = detector.detect([_picture(300, 400)], DetectOptions(proposals=1000))
+    assert found.proposals is not None
+    assert found.proposal_indices.max() < len(found.proposals)
+    # The fresh predictor hardly moves a box: each detection lies on its proposal.
+    parents = found.proposals.boxes[found.proposal_indices]
+    torch.testing.assert_close(found.boxes, parents, atol=4.0, rtol=0.05)
+
+
+def test_an_answer_does_not_depend_on_the_batch_mates(detector: Detector) -> None:
+    # Trap 18: within a canvas mates cannot change the padding; fp32 sums may differ in their last bits.
+    picture = _picture(180, 240, seed=1)
+    (alone,) = detector.detect([picture])
+    among = detector.detect([_picture(210, 280, seed=2), picture, _picture(150, 200, seed=3)])[1]
+    assert among.batch_size == 3
+    assert among.class_ids.tolist() == alone.class_ids.tolist()
+    torch.testing.assert_close(among.boxes, alone.boxes, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (DetectOptions(score_threshold=1.5), "score_threshold must be between 0 and 1"),
+        (DetectOptions(nms_threshold=-0.1), "nms_threshold must be between 0 and 1"),
+        (DetectOptions(max_detections=0), "max_detections must be at least 1"),
+        (DetectOptions(proposals=-1), "proposals must be 0 or more"),
+        (DetectOptions(class_ids=(4,)), "no class 4: ids run from 1 to 3"),
+        (DetectOptions(class_ids=(0,)), "no class 0"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(detector: Detector, options: DetectOptions, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detector.detect([_picture(50, 50)], options)
+
+
+def test_options_must_be_one_or_one_each(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="1 options for 2 images"):
+        detector.detect([_picture(50, 50)] * 2, [DetectOptions()])
+
+
+def test_what_is_no_picture_is_refused(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="uint8 array"):
+        detector.detect([np.zeros((5, 5), np.uint8)])
+
+
+def test_the_stages_are_timed(detector: Detector) -> None:
+    (found,) = detector.detect([_picture(50, 50)])
+    assert set(found.timings) == {"transform", "backbone", "rpn", "roi_head", "postprocess"}
+    assert all(seconds >= 0 for seconds in found.timings.values())
+
+
+def test_a_detector_says_what_it_is(detector: Detector) -> None:
+    info = detector.info
+    assert info.preset == "LITE"
+    assert info.classes == CLASSES
+    assert info.parameters < 8_000_000
+    assert (288, 384) in info.canvases
+    assert [level["stride"] for level in info.anchors] == [8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"device": "tpu"}, "device must be"),
+        ({"precision": "int4"}, "precision must be"),
+        ({"precision": "fp16", "device": "cpu"}, "fp16 is for GPUs"),
+        ({"compile": "yes"}, "compile must be"),
+        ({"canvas": "round"}, "canvas must be"),
+    ],
+)
+def test_a_wrong_argument_stops_the_start(argument: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Detector.random("LITE", **argument)
+
+
+def test_bf16_finds_nearly_the_same() -> None:
+    picture = _picture(300, 400)
+    exact = Detector.random("LITE", classes=CLASSES, precision="fp32", device="cpu")
+    short = Detector.random("LITE", classes=CLASSES, precision="bf16", device="cpu")
+    options = DetectOptions(proposals=20)
+    a, b = exact.detect([picture], options)[0], short.detect([picture], options)[0]
+    assert a.proposals is not None
+    assert b.proposals is not None
+    assert b.boxes.dtype == torch.float32
+    torch.testing.assert_close(a.proposals.objectness, b.proposals.objectness, atol=2e-2, rtol=0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds() -> None:
+    picture = _picture(300, 400)
+    answers = [
+        Detector.random("LITE", classes=CLASSES, precision="fp32", device=device).detect([picture])[0]
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(answers[0].scores, answers[1].scores, atol=1e-4, rtol=0)
