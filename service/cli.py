@@ -146,6 +146,23 @@ def weights_list() -> None:
     out.print(table)
 
 
+@weights.command("fetch")
+def weights_fetch(name: Annotated[str, typer.Argument(help="a name that `frcnn weights list` shows")]) -> None:
+    """Download published weights into the cache folder; `frcnn serve` itself never fetches anything."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from service.weights import FetchError, fetch
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(name, total=None)
+            path = fetch(name, progress=lambda here, total: bar.update(task, completed=here, total=total))
+    except (FetchError, ValueError, OSError) as error:
+        _fail(str(error))
+    out.print(str(path), soft_wrap=True)
+
+
 @weights.command("verify")
 def weights_verify(
     names: Annotated[

@@ -214,7 +214,7 @@ class ModelAnswer(BaseModel):
     parameters: int
     sha256: str | None
     metrics: dict[str, float]
-    defaults: dict[str, float]
+    defaults: dict[str, int | float]
     limits: dict[str, int]
     engine: str
     engine_note: str
