@@ -107,7 +107,7 @@ class RoIHead(nn.Module):
     def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Step 2: class logits [R, classes] and offsets [R, classes, 4] of pooled regions [R, C, r, r]."""
         logits, offsets = self.box_predictor(self.box_head(pooled))
-        return logits, offsets.reshape(len(offsets), -1, 4)
+        return logits, offsets.reshape(-1, self.num_classes, 4)  # not (R, -1, 4): R may be 0 (trap 19)
 
     def forward(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
         """Steps 1 and 2: logits [R, classes] and offsets [R, classes, 4] for regions [R, 5] of (picture, box)."""
