@@ -24,6 +24,7 @@ from service.metrics import Metrics
 from service.worker import BatchReport, Task, Worker, WorkerDead
 
 Canvas = tuple[int, int]
+_FAILED = "The detector has failed and the service will be replaced; try again."
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Batcher:
         self._metrics = metrics
         self._lanes: dict[Canvas, deque[_Waiting]] = {}
         self._wake = asyncio.Event()
+        self._visits = 0
         self._places = 0
         self._pixels = 0
         self._pace = Pace()
@@ -81,9 +83,19 @@ class Batcher:
         return self._pace.seconds_for(max(1, self._places))
 
     @contextlib.contextmanager
+    def visit(self) -> Iterator[None]:
+        """A request, of one picture or several, is accepted: a drain waits for its end. Raises ``Unavailable``."""
+        self._check_serving()
+        self._visits += 1
+        try:
+            yield
+        finally:
+            self._visits -= 1
+
+    @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Hold a place from before decoding until the answer. Raises ``QueueFull`` or ``Unavailable``."""
-        self.check_open()
+        """Hold a picture's place, inside a visit, from before it is decoded until its answer. Raises ``QueueFull``."""
+        self._check_room()
         self._places += 1
         self._metrics.queue_depth.set(self._places)
         try:
@@ -93,11 +105,17 @@ class Batcher:
             self._metrics.queue_depth.set(self._places)
 
     def check_open(self) -> None:
-        """Raises what ``place`` would raise, so that a request can be refused before its body is read."""
+        """Raises what ``visit`` and ``place`` would, so that a request can be refused before its body is read."""
+        self._check_serving()
+        self._check_room()
+
+    def _check_serving(self) -> None:
         if self._draining:
             raise Unavailable("The service is shutting down; send the request to another instance.", retry_after=5)
         if not self._worker.alive:
-            raise Unavailable("The detector has failed and the service will be replaced; try again.", retry_after=10)
+            raise Unavailable(_FAILED, retry_after=10)
+
+    def _check_room(self) -> None:
         if self._places >= self._limits.max_queue:
             raise self._full()
 
@@ -137,9 +155,9 @@ class Batcher:
             await self._dispatch(batch)
 
     async def drain(self) -> None:
-        """Take nothing new, and return when every accepted picture has its answer."""
+        """Take nothing new, and return when every accepted request has its results."""
         self._draining = True
-        while self._places:
+        while self._visits:
             await asyncio.sleep(0.01)
 
     def _full(self) -> QueueFull:
@@ -208,10 +226,9 @@ class Batcher:
 
     def _fail_all(self, batch: list[_Waiting]) -> None:
         """The worker is dead: what runs and what waits is answered at once, and nothing new gets in."""
-        error = "The detector has failed and the service will be replaced; try again."
         for waiting in [*batch, *(w for lane in self._lanes.values() for w in lane)]:
             if not waiting.answer.done():
-                waiting.answer.set_exception(Unavailable(error, retry_after=10))
+                waiting.answer.set_exception(Unavailable(_FAILED, retry_after=10))
         self._lanes.clear()
         self._metrics.ready.set(0)
         self.on_death()

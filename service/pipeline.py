@@ -94,8 +94,16 @@ class Pipeline:
             upload = await self.in_thread(open_envelope, body, request.headers.get("content-type", ""))
         return Visit(request, upload, deadline, began)
 
+    async def attend(self, visit: Visit, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do ``work`` for an accepted request, which a drain waits for, while its client is there.
+
+        Raises ``Unavailable`` where it cannot be accepted, ``ClientGone``, and what ``work`` raises.
+        """
+        with self.batcher.visit():
+            return await _unless_gone(visit.request, work())
+
     async def look(self, visit: Visit, picture: bytes, options: DetectOptions) -> Seen:
-        """Decode ``picture``, queue it, and bring back what was found. Raises a ``ServiceError``."""
+        """Decode ``picture``, queue it, and bring back what was found; inside ``attend``. Raises a ``ServiceError``."""
         began = visit.began
         with self.batcher.place():
             async with _until(visit.deadline, "while the picture was being decoded; send a smaller one"):
@@ -110,7 +118,7 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do ``work`` while the client is there; raises ``ClientGone`` and cancels it when the client hangs up.
 
     The request's body must have been read: only then is the next message from the client its leaving.

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.answers import Seen, detect_answer, milliseconds, server_timing, with_timings, write
 from service.errors import BadOption, BadRequest, ServiceError, problem
-from service.pipeline import Pipeline, Visit, unless_gone
+from service.pipeline import Pipeline, Visit
 from service.rendering import draw_detections, encode, wanted_picture
 from service.routes.dependencies import Served, TimeoutMs
 from service.routes.describe import batch_body, picture_answer, picture_body, problems
@@ -39,7 +39,8 @@ async def detect(
     visit = await pipeline.receive(request, timeout_ms)
     options = merge(query, visit.upload.options)
     wanted = options.resolve(pipeline.info, pipeline.settings)
-    seen = await unless_gone(request, pipeline.look(visit, single(visit), wanted))
+    picture = single(visit)
+    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
     media_type = wanted_picture(request.headers.get("accept", ""))
     if media_type is None:
         body, timings = answer(pipeline, visit, seen, options)
@@ -89,7 +90,7 @@ async def detect_batch(
             tasks = [group.create_task(one(picture)) for picture in visit.upload.pictures]
         return [task.result() for task in tasks]
 
-    results = await unless_gone(request, every())
+    results = await pipeline.attend(visit, every)
     request.scope["notes"].update(pictures=len(results))
     body = b'{"request_id":%b,"results":[%b]}' % (orjson.dumps(request.scope["request_id"]), b",".join(results))
     return Response(body, media_type="application/json")

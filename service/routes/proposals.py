@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request, Response
 
 from model.structures import DetectOptions, Proposals
 from service.answers import Seen, proposals_answer, select, server_timing, with_timings, write
-from service.pipeline import unless_gone
 from service.rendering import draw, encode, wanted_picture
 from service.routes.dependencies import Served, TimeoutMs
 from service.routes.describe import picture_answer, picture_body, problems
@@ -37,7 +36,8 @@ async def proposals(
     options = merge(query, visit.upload.options)
     # All of them: the filters look at every proposal, the limit cuts only then.
     wanted = DetectOptions(proposals=pipeline.info.max_proposals)
-    seen = await unless_gone(request, pipeline.look(visit, single(visit), wanted))
+    picture = single(visit)
+    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
     writing = time.monotonic()
     assert seen.detections.proposals is not None
     chosen, count = select(seen.detections.proposals, options)

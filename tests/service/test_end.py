@@ -105,6 +105,17 @@ def test_at_sigterm_what_was_accepted_is_answered_new_requests_are_503_and_the_e
     assert "drained" in log
 
 
+def test_at_sigterm_a_request_of_several_pictures_is_answered_whole(serve, encoded):
+    process, url = serve(seconds=0.5)
+    with ThreadPoolExecutor(1) as clients:  # more pictures than are let into the queue at once
+        sent = clients.submit(httpx.post, f"{url}/detect/batch", files=[("image", encoded())] * 20, timeout=20)
+        accepted(url, 8)
+        process.send_signal(signal.SIGTERM)
+        results = sent.result().json()["results"]
+    assert ["boxes" in result for result in results] == [True] * 20
+    assert ended(process)[0] == 0
+
+
 def test_an_idle_service_ends_at_once(serve):
     process, _ = serve()
     started = time.monotonic()
