@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.config import AnchorConfig
+from model.structures import AnchorPlaces
 
 
 def base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], *, rounded: bool) -> Tensor:
@@ -81,3 +82,22 @@ def grid(
         shifts = torch.stack((shift_x, shift_y, shift_x, shift_y), dim=-1).reshape(-1, 1, 4)
         anchors.append((shifts + base).reshape(-1, 4))
     return torch.cat(anchors).to(device)
+
+
+def places(config: AnchorConfig, maps: tuple[tuple[int, int], ...], indices: Tensor) -> AnchorPlaces:
+    """Level, cell and shape of anchors given by their position in ``grid`` (int64 [R]): that order read backwards."""
+    device, count = indices.device, config.per_cell
+    shapes = torch.tensor(maps, device=device).reshape(-1, 2)
+    ends = (shapes.prod(dim=1) * count).cumsum(0)
+    levels = torch.bucketize(indices, ends, right=True)
+    starts = torch.cat((ends.new_zeros(1), ends))
+    within = indices - starts[levels]
+    cell, anchor = within // count, within % count
+    columns = shapes[levels, 1]
+    sizes = torch.tensor(config.sizes, dtype=torch.float32, device=device)
+    ratios = torch.tensor(config.ratios, dtype=torch.float32, device=device)
+    # Ratio-major (trap 3): the sizes of a ratio lie side by side.
+    per_ratio = sizes.shape[1]
+    return AnchorPlaces(
+        levels, cell // columns, cell % columns, sizes[levels, anchor % per_ratio], ratios[anchor // per_ratio]
+    )

@@ -18,15 +18,29 @@ from model import boxes as box_ops
 from model.anchors import level_strides
 from model.checkpoint import CheckpointError, ResolvedCheckpoint, load_into, preset_of, read_state, resolve
 from model.config import PRESETS, DetectorConfig
+from model.explain import explain
+from model.explanation import STAGES, Explanation, Stage
 from model.faster_rcnn import FasterRCNN, split_rows
 from model.roi_head import stack_regions
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.memory import keep_freed_memory
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision
-from model.structures import Detections, DetectOptions, DetectorInfo, ImageBatch, Proposals
+from model.structures import Detections, DetectOptions, DetectorInfo, Proposals
+from model.trace import in_picture, record
 from model.transform import Image, Transform, check_image
 
-__all__ = ["CheckpointError", "DetectOptions", "Detections", "Detector", "DetectorInfo", "Proposals"]
+__all__ = [
+    "STAGES",
+    "CheckpointError",
+    "DetectOptions",
+    "Detections",
+    "Detector",
+    "DetectorInfo",
+    "Explanation",
+    "Proposals",
+    "Stage",
+    "explain",
+]
 
 T = TypeVar("T")
 _NOWHERE = Path("random")
@@ -177,64 +191,43 @@ class Detector:
         clock.lap("transform")
         dense = model.dense(batch.pixels.to(self.dtype))
         clock.lap("backbone")
-        proposals = model.rpn.propose(model.candidates(dense, batch))
+        candidates = model.candidates(dense, batch)
+        proposals = model.rpn.propose(candidates)
         clock.lap("rpn")
         logits, offsets = model.roi_heads(dense.maps, stack_regions([proposal.boxes for proposal in proposals]))
         rows = split_rows(logits, offsets, [len(proposal) for proposal in proposals])
         clock.lap("roi_head")
         sizes = batch.sizes.tolist()
-        found = [
-            model.roi_heads.detections(
+        results = []
+        for i, wanted in enumerate(options):
+            limit = _known(wanted.max_detections)
+            boxes, scores, class_ids, parents = model.roi_heads.detections(
                 *rows[i],
                 proposals[i].boxes,
                 (sizes[i][0], sizes[i][1]),
-                score_threshold=_known(options[i].score_threshold),
-                nms_threshold=_known(options[i].nms_threshold),
-                max_detections=_known(options[i].max_detections),
-                class_mask=self._class_mask(options[i].class_ids),
+                score_threshold=_known(wanted.score_threshold),
+                nms_threshold=_known(wanted.nms_threshold),
+                max_detections=None if wanted.trace else limit,  # a trace also wants what the limit cuts
+                class_mask=self._class_mask(wanted.class_ids),
             )
-            for i in range(len(images))
-        ]
-        results = [
-            self._in_picture(
-                batch, i, *found[i], proposals[i][: options[i].proposals] if options[i].proposals else None
+            first = proposals[i][: wanted.proposals]
+            ids = class_ids[:limit].cpu()
+            found = Detections(
+                boxes=box_ops.rescale(boxes[:limit], batch.sizes[i], batch.original_sizes[i]).cpu(),
+                scores=scores[:limit].cpu(),
+                class_ids=ids,
+                labels=tuple(self.checkpoint.classes[j] for j in ids.tolist()),
+                proposal_indices=parents[:limit].cpu(),
+                proposals=in_picture(first, batch, i, self.config.anchors, dense.shapes) if wanted.proposals else None,
             )
-            for i in range(len(images))
-        ]
+            if wanted.trace:
+                pairs = torch.stack((parents, class_ids), dim=1)
+                classes = self.checkpoint.classes
+                trace = record(model, batch, i, dense, candidates, rows[i], pairs, classes, wanted)
+                found = replace(found, trace=trace)
+            results.append(found)
         clock.lap("postprocess")
         return [replace(result, timings=clock.laps, batch_size=len(images)) for result in results]
-
-    def _in_picture(
-        self,
-        batch: ImageBatch,
-        index: int,
-        boxes: Tensor,
-        scores: Tensor,
-        class_ids: Tensor,
-        rows: Tensor,
-        proposals: Proposals | None,
-    ) -> Detections:
-        """From the canvas to the picture's own pixels, and to the CPU."""
-        size, original = batch.sizes[index], batch.original_sizes[index]
-        if proposals is not None:
-            proposals = Proposals(
-                boxes=box_ops.rescale(proposals.boxes, size, original).cpu(),
-                objectness=proposals.objectness.cpu(),
-                levels=proposals.levels.cpu(),
-                anchor_indices=proposals.anchor_indices.cpu(),
-                anchors=box_ops.rescale(proposals.anchors, size, original).cpu(),
-                deltas=proposals.deltas.cpu(),
-                ranks=proposals.ranks.cpu(),
-            )
-        ids = class_ids.cpu()
-        return Detections(
-            boxes=box_ops.rescale(boxes, size, original).cpu(),
-            scores=scores.cpu(),
-            class_ids=ids,
-            labels=tuple(self.checkpoint.classes[i] for i in ids.tolist()),
-            proposal_indices=rows.cpu(),
-            proposals=proposals,
-        )
 
     def _resolve(self, options: DetectOptions) -> DetectOptions:
         """``options`` with the checkpoint's defaults for what they leave open, checked."""
@@ -249,6 +242,8 @@ class Detector:
             raise ValueError(f"max_detections must be at least 1, not {limit}.")
         if options.proposals < 0:
             raise ValueError(f"proposals must be 0 or more, not {options.proposals}.")
+        if options.trace and options.class_ids is not None:
+            raise ValueError("A trace looks at all classes: give no class_ids with it.")
         for class_id in options.class_ids or ():
             if not 0 < class_id < len(self.checkpoint.classes):
                 raise ValueError(f"There is no class {class_id}: ids run from 1 to {len(self.checkpoint.classes) - 1}.")

@@ -25,6 +25,11 @@ class Dense(NamedTuple):
     logits: Tensor
     deltas: Tensor
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(Hl, Wl) of each level's map."""
+        return tuple((int(level.shape[2]), int(level.shape[3])) for level in self.maps)
+
 
 class FasterRCNN(nn.Module):
     """Backbone, RPN and Fast R-CNN detector. Attribute names are those of torchvision's state dicts."""
@@ -43,8 +48,7 @@ class FasterRCNN(nn.Module):
 
     def candidates(self, dense: Dense, batch: ImageBatch) -> Candidates:
         """The RPN's best anchors of each level, decoded, before NMS."""
-        shapes = tuple((int(level.shape[2]), int(level.shape[3])) for level in dense.maps)
-        anchors, counts = self.rpn.grid(batch.canvas, shapes, batch.sizes.device)
+        anchors, counts = self.rpn.grid(batch.canvas, dense.shapes, batch.sizes.device)
         scales = batch.sizes[:, 0].float() / batch.original_sizes[:, 0].float()
         return self.rpn.candidates(dense.logits, dense.deltas, anchors, counts, batch.sizes, scales)
 

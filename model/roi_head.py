@@ -122,14 +122,15 @@ class RoIHead(nn.Module):
         *,
         score_threshold: float,
         nms_threshold: float,
-        max_detections: int,
+        max_detections: int | None,
         class_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Steps 3 and 4 for one picture.
 
         logits [R, classes], offsets [R, classes, 4] and proposals float32 [R, 4] of this picture; size: its height and
-        width on the canvas; class_mask: bool [classes], the classes wanted. Returns boxes float32 [D, 4] on the
-        canvas, scores float32 [D] falling, class ids int64 [D], and for each the proposal's row int64 [D].
+        width on the canvas; max_detections: None for all that NMS leaves; class_mask: bool [classes], the classes
+        wanted. Returns boxes float32 [D, 4] on the canvas, scores float32 [D] falling, class ids int64 [D], and for
+        each the proposal's row int64 [D].
         """
         scores = logits.float().softmax(dim=1)
         wanted = scores > score_threshold  # strictly (trap 10)

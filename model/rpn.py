@@ -150,17 +150,21 @@ class RPN(nn.Module):
         return Candidates(boxes, chosen, offsets, index, torch.cat(levels), torch.cat(ranks), valid, anchors)
 
     @torch.no_grad()
+    def survivors(self, candidates: Candidates, picture: int) -> Tensor:
+        """The candidates of one picture that NMS leaves on each level: int64 [K], by falling objectness."""
+        alive = torch.nonzero(candidates.valid[picture]).squeeze(1)
+        kept = grouped_nms(
+            candidates.boxes[picture, alive],
+            candidates.logits[picture, alive].sigmoid(),
+            candidates.levels[alive],
+            self.config.nms_threshold,
+        )
+        return alive[kept]
+
     def propose(self, candidates: Candidates) -> list[Proposals]:
         """Step 4: the final proposals of each picture, canvas pixels, by falling objectness."""
         limit = self.config.post_nms_train if self.training else self.config.post_nms
-        proposals = []
-        for picture in range(len(candidates.boxes)):
-            alive = torch.nonzero(candidates.valid[picture]).squeeze(1)
-            kept = grouped_nms(
-                candidates.boxes[picture, alive],
-                candidates.logits[picture, alive].sigmoid(),
-                candidates.levels[alive],
-                self.config.nms_threshold,
-            )
-            proposals.append(candidates.of_picture(picture, alive[kept[:limit]]))
-        return proposals
+        return [
+            candidates.of_picture(picture, self.survivors(candidates, picture)[:limit])
+            for picture in range(len(candidates.boxes))
+        ]

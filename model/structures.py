@@ -17,7 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+from model.config import DetectorConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,25 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
+class AnchorPlaces:
+    """Where anchors stand and which shape they have: entry i of each tensor is anchor i.
+
+    levels, rows, columns: int64 [R], the cell of that pyramid level's map.
+    sizes: float32 [R], square root of the area, canvas pixels, as configured. ratios: float32 [R], height over width.
+    """
+
+    levels: Tensor
+    rows: Tensor
+    columns: Tensor
+    sizes: Tensor
+    ratios: Tensor
+
+    def __getitem__(self, index: slice | Tensor) -> AnchorPlaces:
+        parts = (self.levels, self.rows, self.columns, self.sizes, self.ratios)
+        return AnchorPlaces(*(part[index] for part in parts))
+
+
+@dataclass(frozen=True)
 class Proposals:
     """What the RPN hands to the detector, for one picture, by falling objectness.
 
@@ -53,6 +75,7 @@ class Proposals:
     anchors: float32 [R, 4], the anchor that each box was decoded from.
     deltas: float32 [R, 4], the offsets (tx, ty, tw, th) of the paper's equation 2.
     ranks: int64 [R], 0-based place of the anchor by objectness among its level's anchors.
+    places: where each anchor stands; the facade fills it in, inside ``model/`` it is None.
 
     Boxes and anchors share one frame: the canvas inside ``model/``, the picture after the facade.
     """
@@ -64,6 +87,7 @@ class Proposals:
     anchors: Tensor
     deltas: Tensor
     ranks: Tensor
+    places: AnchorPlaces | None = None
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
@@ -77,6 +101,7 @@ class Proposals:
             anchors=self.anchors[index],
             deltas=self.deltas[index],
             ranks=self.ranks[index],
+            places=None if self.places is None else self.places[index],
         )
 
 
@@ -91,6 +116,7 @@ class Detections:
     proposal_indices: int64 [D], the proposal that each detection was refined from: a row of the RPN's whole final
         list, which ``proposals`` holds the first rows of.
     proposals: the first rows of the RPN's final list, as many as were asked for; None where none were.
+    trace: everything between the backbone and the boxes; None where it was not asked for.
     timings: seconds by stage (transform, backbone, rpn, roi_head, postprocess) of the batch this picture was in.
     batch_size: pictures in that batch.
     """
@@ -101,6 +127,7 @@ class Detections:
     labels: tuple[str, ...]
     proposal_indices: Tensor
     proposals: Proposals | None = None
+    trace: Trace | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     batch_size: int = 1
 
@@ -117,6 +144,7 @@ class DetectOptions:
     max_detections: at least 1.
     class_ids: keep these classes only.
     proposals: how many of the RPN's final proposals to return.
+    trace: return a ``Trace`` too. It looks at all classes, so ``class_ids`` cannot go with it.
     """
 
     score_threshold: float | None = None
@@ -124,6 +152,108 @@ class DetectOptions:
     max_detections: int | None = None
     class_ids: tuple[int, ...] | None = None
     proposals: int = 0
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class FunnelLevel:
+    """How many anchors of one pyramid level are left after each cut of the RPN; no number is above the one before.
+
+    anchors: all. above_threshold: objectness at or above the RPN's threshold. after_top_k: of those, the level's best.
+    after_size: of those, large enough. after_nms: of those, what NMS left. kept: of those, handed to the detector.
+    """
+
+    level: int
+    anchors: int
+    above_threshold: int
+    after_top_k: int
+    after_size: int
+    after_nms: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The RPN's objectness over one level's cells.
+
+    values: float32 [Hl, Wl], the highest objectness among each cell's anchors. origin: (x, y) of the point that the
+    anchors of cell (0, 0) are centred on; step: (x, y) from a cell to the next; picture pixels.
+    """
+
+    level: int
+    values: Tensor
+    origin: tuple[float, float]
+    step: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything between the backbone and the boxes of one picture, on the CPU; all boxes in the picture's pixels.
+
+    size: height and width of the picture. maps: (Hl, Wl) by level. steps: (x, y) pixels between cells by level.
+    anchors: float32 [N, 4], objectness: float32 [N], deltas: float32 [N, 4]: every anchor, as ``anchor_indices`` count.
+    candidates: the M best anchors of each level, decoded: level-major, falling within a level.
+    valid: bool [M], the candidates that entered NMS, being large and likely enough.
+    survivors: int64 [K], the candidates that NMS left, by falling objectness; the first ``config.rpn.post_nms`` of them
+        are the R final proposals.
+    scores: float32 [R, C] and refined: float32 [R, C, 4], the detector's class scores (background first) and boxes
+        (clipped to the picture) for every final proposal.
+    found: int64 [F, 2], (proposal, class) of what class NMS left, by falling score; the answer is the first
+        ``options.max_detections`` of them.
+    classes: names by class id. config, options: the thresholds behind all this; in ``options`` none is None.
+    """
+
+    size: tuple[int, int]
+    maps: tuple[tuple[int, int], ...]
+    steps: tuple[tuple[float, float], ...]
+    anchors: Tensor
+    objectness: Tensor
+    deltas: Tensor
+    candidates: Proposals
+    valid: Tensor
+    survivors: Tensor
+    scores: Tensor
+    refined: Tensor
+    found: Tensor
+    classes: tuple[str, ...]
+    config: DetectorConfig
+    options: DetectOptions
+
+    @property
+    def anchor_counts(self) -> tuple[int, ...]:
+        """Anchors by level; they sum to N."""
+        return tuple(rows * columns * self.config.anchors.per_cell for rows, columns in self.maps)
+
+    @property
+    def kept(self) -> Tensor:
+        """The candidates (int64 [R]) that became the final proposals, in their order."""
+        return self.survivors[: self.config.rpn.post_nms]
+
+    def funnel(self) -> tuple[FunnelLevel, ...]:
+        """The RPN's cuts, level by level."""
+        likely = self.objectness >= self.config.rpn.score_threshold
+        levels = self.candidates.levels
+
+        def count(levels: Tensor) -> list[int]:
+            return torch.bincount(levels, minlength=len(self.maps)).tolist()
+
+        columns = zip(
+            self.anchor_counts,
+            (int(part.sum()) for part in likely.split(self.anchor_counts)),
+            count(levels[likely[self.candidates.anchor_indices]]),
+            count(levels[self.valid]),
+            count(levels[self.survivors]),
+            count(levels[self.kept]),
+            strict=True,
+        )
+        return tuple(FunnelLevel(level, *counts) for level, counts in enumerate(columns))
+
+    def heat_map(self, level: int) -> HeatMap:
+        """The objectness of one level, 0 the finest."""
+        start = sum(self.anchor_counts[:level])
+        values = self.objectness[start : start + self.anchor_counts[level]].view(*self.maps[level], -1).amax(dim=-1)
+        x1, y1, x2, y2 = self.anchors[start].tolist()
+        return HeatMap(level, values, ((x1 + x2) / 2, (y1 + y2) / 2), self.steps[level])
 
 
 @dataclass(frozen=True)
