@@ -37,10 +37,8 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 def clip(boxes: Tensor, height: Tensor | float, width: Tensor | float) -> Tensor:
     """Boxes [..., 4] cut to ``[0, width] x [0, height]``; bounds are numbers, or tensors that broadcast to [...]."""
-    limits = torch.stack(
-        [torch.as_tensor(side, dtype=boxes.dtype, device=boxes.device) for side in (width, height)], -1
-    )
-    return torch.minimum(boxes.clamp(min=0), limits.repeat_interleave(2, dim=-1)[..., [0, 2, 1, 3]])
+    right, bottom = (torch.as_tensor(side, dtype=boxes.dtype, device=boxes.device) for side in (width, height))
+    return torch.minimum(boxes.clamp(min=0), torch.stack((right, bottom, right, bottom), dim=-1))
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: Weights = _ALIKE) -> Tensor:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from service import cli_training
 from service.errors import ServiceError
 from service.settings import Settings, SettingsError, load_settings
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Faster R-CNN: a picture in, boxes out.")
 weights = typer.Typer(no_args_is_help=True, help="The checkpoints that have a name.")
 app.add_typer(weights, name="weights")
+
+app.command()(cli_training.train)
+app.command()(cli_training.evaluate)
 
 out = Console()
 

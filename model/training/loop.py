@@ -103,6 +103,11 @@ class Trainer:
             parameter.requires_grad_(not name.startswith(recipe.frozen))
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=recipe.weight_decay, fused=True)
+        self.average: list[Tensor] = []
+        self.reset_average()
+
+    def reset_average(self) -> None:
+        """Begin the average anew from the model's weights: after other weights were put into it."""
         self.average = [parameter.detach().clone() for parameter in self.trained]
 
     @property

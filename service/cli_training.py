@@ -1,0 +1,98 @@
+"""``frcnn train`` and ``frcnn evaluate``. What they need beyond the service is imported when they run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console()
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="a folder of COCO json (train.json, images/train) or VOC xml")],
+    out: Annotated[Path, typer.Option(help="the run's folder; a run that stopped goes on from there")],
+    preset: Annotated[str, typer.Option(help="which detector")] = "LITE",
+    start: Annotated[
+        str, typer.Option(help="imagenet, nothing, a classifier's .pth, or a detector's name or file")
+    ] = "imagenet",
+    epochs: Annotated[float, typer.Option(min=0.01, help="passes over the pictures")] = 6.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures a step")] = 16,
+    lr: Annotated[float, typer.Option(min=0.0, help="peak learning rate")] = 5e-4,
+    body_lr: Annotated[float, typer.Option(min=0.0, help="the same for the backbone's body")] = 2e-4,
+    validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="share of the pictures set aside")] = 0.05,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    bf16: Annotated[bool, typer.Option(help="autocast; pays on CPUs with AMX")] = False,
+    threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0 leaves it the choice")] = 0,
+    skip_bad_boxes: Annotated[bool, typer.Option(help="leave out boxes without area or off the picture")] = False,
+) -> None:
+    """Train a detector on your own pictures."""
+    import torch
+
+    from model.detector import CheckpointError
+    from model.training.data import DataError
+    from model.training.loop import Recipe, TrainingError
+    from model.training.run import train as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, body_lr=body_lr, seed=seed, bf16=bf16)
+    try:
+        run(
+            data,
+            out,
+            preset=preset,
+            start=start,
+            recipe=recipe,
+            validation=validation,
+            skip_bad_boxes=skip_bad_boxes,
+            console=console,
+        )
+    except (TrainingError, DataError, CheckpointError) as error:
+        _fail(error)
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="a folder of COCO json or VOC xml, as for train")],
+    weights: Annotated[str, typer.Option(help="a name of the manifest, or a file")] = "lite-voc20",
+    split: Annotated[str, typer.Option(help="which pictures; validation cuts train as `frcnn train` does")] = "test",
+    validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="the share that was set aside")] = 0.05,
+    seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
+    device: Annotated[str, typer.Option()] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures there too")] = None,
+) -> None:
+    """Average precision of a detector on labelled pictures."""
+    from model.detector import CheckpointError, Detector
+    from model.training.data import DataError, load_dataset
+    from model.training.data import split as cut
+    from model.training.evaluate import evaluate_detector
+
+    try:
+        detector = Detector.from_checkpoint(weights, device=device, precision=precision)
+        dataset = load_dataset(data, "train" if split == "validation" else split, on_bad_box="skip")
+        if split == "validation":
+            _, dataset = cut(dataset, validation, seed)
+        if dataset.classes != detector.info.classes:
+            raise DataError(
+                [f"the detector's classes are {detector.info.classes[1:]}, the data's {dataset.classes[1:]}"]
+            )
+        result = evaluate_detector(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
+    except (DataError, CheckpointError, ValueError) as error:
+        _fail(error)
+    console.print(result.table())
+    console.print(f"{detector.info.name}, {detector.info.precision}, {detector.info.device}: {split} of {data}")
+    if json_file is not None:
+        about = {"weights": detector.info.name, "sha256": detector.info.sha256, "precision": detector.info.precision}
+        json_file.write_text(
+            json.dumps(about | {"data": data.name, "split": split} | result.to_dict(), indent=1) + "\n"
+        )
+
+
+def _fail(error: Exception) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+    raise typer.Exit(1)
