@@ -1,0 +1,221 @@
+"""The trace of a picture: lineage from anchor to answer, the funnel, the heat maps, and what a trace costs."""
+
+import copy
+from dataclasses import fields, replace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from model import boxes as box_ops
+from model.anchors import grid, places
+from model.config import LITE, PAPER_VGG16, RESNET50_FPN, AnchorConfig
+from model.detector import Detector
+from model.structures import Detections, DetectOptions, Trace
+
+CLASSES = ("__background__", "circle", "square", "star")
+TRACED = DetectOptions(trace=True, proposals=1000)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.random("LITE", classes=CLASSES, precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def found(detector: Detector) -> Detections:
+    return detector.detect([_picture(150, 190)], TRACED)[0]
+
+
+@pytest.fixture(scope="module")
+def trace(found: Detections) -> Trace:
+    assert found.trace is not None
+    return found.trace
+
+
+def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _same(a: Detections, b: Detections) -> None:
+    for name in ("boxes", "scores", "class_ids", "proposal_indices"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+@pytest.mark.parametrize(
+    ("config", "strides", "tolerance"),
+    [
+        (LITE.anchors, (8, 16, 32), 1e-3),
+        (RESNET50_FPN.anchors, (4, 8, 16, 32, 64), 0.51),
+        (PAPER_VGG16.anchors, (16,), 11),
+    ],
+)
+def test_level_cell_size_and_ratio_make_the_anchor_again(
+    config: AnchorConfig, strides: tuple[int, ...], tolerance: float
+) -> None:
+    # torchvision rounds corners; py-faster-rcnn rounds the sides of a cell and multiplies then, by up to 32.
+    canvas = (128, 192)
+    maps = tuple((canvas[0] // stride, canvas[1] // stride) for stride in strides)
+    anchors = grid(config, canvas, maps, CPU)
+    place = places(config, maps, torch.arange(len(anchors)))
+    stride = torch.tensor(strides)[place.levels]
+    offset = 8 if config.legacy else 0
+    widths, heights = place.sizes / place.ratios.sqrt(), place.sizes * place.ratios.sqrt()
+    x, y = place.columns * stride + offset, place.rows * stride + offset
+    made = torch.stack((x - widths / 2, y - heights / 2, x + widths / 2, y + heights / 2), dim=1)
+    torch.testing.assert_close(made, anchors, atol=tolerance, rtol=0)
+
+
+def test_places_of_some_anchors_in_any_order() -> None:
+    place = places(LITE.anchors, ((4, 4), (2, 2), (1, 1)), torch.tensor([125, 0, 96, 95, 7]))
+    assert place.levels.tolist() == [2, 0, 1, 0, 0]
+    assert place.rows.tolist() == [0, 0, 0, 3, 0]
+    assert place.columns.tolist() == [0, 0, 0, 3, 1]
+    assert place.sizes.tolist() == [288, 20, 64, 36, 36]
+    assert place.ratios.tolist() == [2.0, 0.5, 0.5, 2.0, 0.5]
+    assert places(LITE.anchors, ((1, 1),) * 3, torch.zeros(0, dtype=torch.int64)).levels.shape == (0,)
+
+
+def test_a_proposals_box_is_its_anchor_moved_by_its_deltas(found: Detections) -> None:
+    proposals = found.proposals
+    assert proposals is not None
+    moved = box_ops.clip(box_ops.decode(proposals.deltas, proposals.anchors), 150.0, 190.0)
+    torch.testing.assert_close(moved, proposals.boxes, atol=1e-2, rtol=0)
+
+
+def test_a_detection_is_its_proposal_refined_and_the_proposal_stands_where_its_anchor_does(
+    found: Detections, trace: Trace
+) -> None:
+    proposals = found.proposals
+    assert proposals is not None
+    assert proposals.places is not None
+    assert len(found) > 0
+    assert torch.equal(trace.refined[found.proposal_indices, found.class_ids], found.boxes)
+    assert torch.equal(trace.scores[found.proposal_indices, found.class_ids], found.scores)
+    assert torch.equal(trace.anchors[proposals.anchor_indices], proposals.anchors)
+    assert torch.equal(proposals.places.levels, proposals.levels)
+    centres = (proposals.anchors[:, :2] + proposals.anchors[:, 2:]) / 2
+    steps = torch.tensor(trace.steps)[proposals.levels]
+    cells = torch.stack((proposals.places.columns, proposals.places.rows), dim=1)
+    torch.testing.assert_close(centres, cells * steps, atol=1e-2, rtol=0)
+
+
+def test_the_candidates_hold_the_final_proposals_in_their_order(found: Detections, trace: Trace) -> None:
+    kept = trace.candidates[trace.kept]
+    assert found.proposals is not None
+    assert len(kept) == len(found.proposals) == len(trace.scores) == len(trace.refined)
+    for field in fields(kept):
+        if field.name != "places":
+            assert torch.equal(getattr(kept, field.name), getattr(found.proposals, field.name)), field.name
+
+
+def test_ranks_and_objectness_are_those_of_every_anchor(trace: Trace) -> None:
+    candidates = trace.candidates
+    torch.testing.assert_close(trace.objectness[candidates.anchor_indices], candidates.objectness)
+    for level, part in enumerate(trace.objectness.split(trace.anchor_counts)):
+        mine = candidates[candidates.levels == level]
+        assert mine.ranks.tolist() == list(range(min(LITE.rpn.pre_nms, len(part))))
+        torch.testing.assert_close(mine.objectness, part.sort(descending=True).values[: len(mine)])
+
+
+def test_the_funnel_narrows_and_ends_in_the_proposals(found: Detections, trace: Trace) -> None:
+    funnel = trace.funnel()
+    assert [row.level for row in funnel] == [0, 1, 2]
+    for row, cells in zip(funnel, trace.maps, strict=True):
+        assert row.anchors == cells[0] * cells[1] * 6
+        assert row.above_threshold == row.anchors  # LITE's threshold is 0
+        assert row.after_top_k == min(row.anchors, LITE.rpn.pre_nms)
+        assert row.after_top_k >= row.after_size >= row.after_nms >= row.kept
+    assert found.proposals is not None
+    assert [row.kept for row in funnel] == torch.bincount(found.proposals.levels, minlength=3).tolist()
+    assert sum(row.after_size for row in funnel) == int(trace.valid.sum())
+
+
+def test_the_funnel_counts_what_the_threshold_cuts(detector: Detector) -> None:
+    middle = 0.5
+    with _config(detector, rpn=replace(LITE.rpn, score_threshold=middle, pre_nms=40)):
+        trace = detector.detect([_picture(150, 190)], TRACED)[0].trace
+    assert trace is not None
+    parts = trace.objectness.split(trace.anchor_counts)
+    for row, part in zip(trace.funnel(), parts, strict=True):
+        assert row.above_threshold == int((part >= middle).sum()) < row.anchors
+        assert row.after_top_k == min(40, row.above_threshold)
+
+
+def test_a_heat_map_has_each_cells_likeliest_anchor_at_its_place(trace: Trace) -> None:
+    for level, (rows, columns) in enumerate(trace.maps):
+        heat = trace.heat_map(level)
+        assert heat.values.shape == (rows, columns)
+        start = sum(trace.anchor_counts[:level])
+        row, column = rows - 1, columns // 2
+        first = start + (row * columns + column) * 6
+        assert heat.values[row, column] == trace.objectness[first : first + 6].max()
+        x1, y1, x2, y2 = trace.anchors[first].tolist()
+        assert (x1 + x2) / 2 == pytest.approx(heat.origin[0] + column * heat.step[0], abs=1e-2)
+        assert (y1 + y2) / 2 == pytest.approx(heat.origin[1] + row * heat.step[1], abs=1e-2)
+
+
+def test_a_traced_picture_changes_neither_its_mates_nor_its_own_answer(detector: Detector) -> None:
+    pictures = [_picture(150, 190, seed) for seed in range(3)]
+    plain = DetectOptions(proposals=1000)
+    without = detector.detect(pictures, plain)
+    among = detector.detect(pictures, [plain, TRACED, plain])
+    assert [answer.trace is not None for answer in among] == [False, True, False]
+    assert among[1].batch_size == 3
+    for before, after in zip(without, among, strict=True):
+        _same(before, after)
+
+
+def test_a_trace_costs_no_second_forward_pass(detector: Detector) -> None:
+    model = detector.model
+    with (
+        patch.object(model.backbone, "forward", wraps=model.backbone.forward) as backbone,
+        patch.object(model.rpn.head, "forward", wraps=model.rpn.head.forward) as head,
+        patch.object(model.roi_heads, "forward", wraps=model.roi_heads.forward) as roi_head,
+    ):
+        detector.detect([_picture(150, 190), _picture(150, 190, 1)], [TRACED, DetectOptions()])
+    assert (backbone.call_count, head.call_count, roi_head.call_count) == (1, 1, 1)
+
+
+def test_who_asks_for_no_trace_pays_for_none(detector: Detector) -> None:
+    with patch("model.detector.record") as record:
+        (answer,) = detector.detect([_picture(150, 190)])
+    record.assert_not_called()
+    assert answer.trace is None
+
+
+def test_a_trace_also_keeps_what_the_limit_of_detections_cut(detector: Detector) -> None:
+    picture = _picture(150, 190)
+    (short,) = detector.detect([picture], replace(TRACED, max_detections=3))
+    (long,) = detector.detect([picture], replace(TRACED, max_detections=10_000))
+    assert len(short) == 3
+    assert short.trace is not None
+    assert short.trace.found.tolist() == torch.stack((long.proposal_indices, long.class_ids), dim=1).tolist()
+
+
+def test_a_trace_looks_at_all_classes(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="give no class_ids"):
+        detector.detect([_picture(50, 50)], DetectOptions(trace=True, class_ids=(1,)))
+
+
+def test_a_picture_without_proposals_has_a_trace_too(detector: Detector) -> None:
+    with _config(detector, rpn=replace(LITE.rpn, score_threshold=1.0)):
+        (answer,) = detector.detect([_picture(50, 50)], TRACED)
+    assert answer.trace is not None
+    assert len(answer.trace.scores) == 0
+    assert all(row.after_size == row.kept == 0 for row in answer.trace.funnel())
+
+
+def _config(detector: Detector, **changes: object):  # type: ignore[no-untyped-def]
+    """The same weights under other thresholds, while the context lasts."""
+    config = replace(detector.config, **changes)  # type: ignore[arg-type]
+    model = detector.model
+    return patch.multiple(model, config=config, rpn=_with(model.rpn, config.rpn))
+
+
+def _with(rpn, config):  # type: ignore[no-untyped-def]
+    other = copy.copy(rpn)
+    other.config = config
+    return other
