@@ -199,7 +199,7 @@ def _enliven(model: Reference, settings: DetectorConfig) -> None:
     image = picture(240, 320, seed=99)
     for layers, spreads in (
         ((model.rpn.head.cls_logits, model.rpn.head.bbox_pred), (2.0, 0.2)),
-        ((predictor.cls_score, predictor.bbox_pred), (1.5, 0.5)),
+        ((predictor.cls_score, predictor.bbox_pred), (1.0, 0.3)),
     ):
         for layer, spread, seen in zip(layers, spreads, _outputs(model, layers, image), strict=True):
             # Of a layer's outputs, what differs between places: a constant would only shift them all.
@@ -213,13 +213,15 @@ def _enliven(model: Reference, settings: DetectorConfig) -> None:
             bias.data = (bias.data - mean.flatten()) * factor
     # Background's bias decides how many regions pass: as many as give tens of boxes after NMS.
     (logits,) = _outputs(model, (predictor.cls_score,), image)
+    # More of them in v2, of which the quick tests keep few proposals.
+    wanted = 60 if settings.roi_head.conv_channels else 25
     low, high = -20.0, 20.0
     for _ in range(30):
         middle = (low + high) / 2
         shifted = logits.clone()
         shifted[:, 0] += middle
         passing = int((shifted.softmax(dim=1)[:, 1:] > 0.05).sum())
-        low, high = (middle, high) if passing > 25 else (low, middle)
+        low, high = (middle, high) if passing > wanted else (low, middle)
     predictor.cls_score.bias.data[0] += high
 
 
