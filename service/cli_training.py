@@ -70,7 +70,9 @@ def evaluate(
     from model.detector import CheckpointError, Detector
     from model.training.data import DataError, load_dataset
     from model.training.data import split as cut
-    from model.training.evaluate import evaluate_detector
+    from model.training.evaluate import evaluate as judge
+    from model.training.evaluate import predict
+    from model.training.scores import report
 
     try:
         detector = Detector.from_checkpoint(weights, device=device, precision=precision)
@@ -81,10 +83,16 @@ def evaluate(
             raise DataError(
                 [f"the detector's classes are {detector.info.classes[1:]}, the data's {dataset.classes[1:]}"]
             )
-        result = evaluate_detector(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
+        found = predict(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
+        result, scores = judge(found, dataset), report(found, dataset)
     except (DataError, CheckpointError, ValueError) as error:
         _fail(error)
     console.print(result.table())
+    console.print(
+        f"best F1 {scores.f1:.3f} above score {scores.threshold:.2f}: precision {scores.precision:.3f}, recall "
+        f"{scores.recall:.3f}, {scores.false_per_picture:.2f} false a picture; calibration error "
+        f"{scores.calibration_error:.3f}"
+    )
     console.print(f"{detector.info.name}, {detector.info.precision}, {detector.info.device}: {split} of {data}")
     if json_file is not None:
         about = {"weights": detector.info.name, "sha256": detector.info.sha256, "precision": detector.info.precision}

@@ -134,6 +134,33 @@ def evaluate(predictions: Iterable[Prediction], dataset: Dataset, *, crowd_overl
     )
 
 
+def predict(
+    detector: _Detector,
+    dataset: Dataset,
+    *,
+    batch_size: int = 8,
+    options: DetectOptions | None = None,
+    progress: bool = True,
+) -> list[Prediction]:
+    """Run a detector over a data set, canvas by canvas: what it finds in each picture, in its pixels.
+
+    options: None asks for scores above 0.01 and 100 detections: average precision is about the whole curve, not about
+        the threshold that serves callers.
+    progress: draw a bar on the terminal.
+    """
+    options = options or DetectOptions(score_threshold=0.01, max_detections=MAX_DETECTIONS)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    predictions: list[Prediction] = []
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("evaluating", total=len(dataset))
+        for batch in _batches(detector, dataset, batch_size):
+            found = detector.detect([dataset.load(i) for i in batch], options)
+            for i, one in zip(batch, found, strict=True):
+                predictions.append((dataset.samples[i].image_id, one.boxes, one.scores, one.class_ids))
+            bar.advance(task, len(batch))
+    return predictions
+
+
 def evaluate_detector(
     detector: _Detector,
     dataset: Dataset,
@@ -143,25 +170,9 @@ def evaluate_detector(
     crowd_overlap: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Run a detector over a data set, canvas by canvas, and evaluate what it finds.
-
-    options: None asks for scores above 0.01 and 100 detections: average precision is about the whole curve, not about
-        the threshold that serves callers.
-    progress: draw a bar on the terminal.
-    """
-    options = options or DetectOptions(score_threshold=0.01, max_detections=MAX_DETECTIONS)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("evaluating", total=len(dataset))
-
-        def predictions() -> Iterator[Prediction]:
-            for batch in _batches(detector, dataset, batch_size):
-                found = detector.detect([dataset.load(i) for i in batch], options)
-                for i, one in zip(batch, found, strict=True):
-                    yield dataset.samples[i].image_id, one.boxes, one.scores, one.class_ids
-                bar.advance(task, len(batch))
-
-        return evaluate(predictions(), dataset, crowd_overlap=crowd_overlap)
+    """``predict``, then ``evaluate``."""
+    found = predict(detector, dataset, batch_size=batch_size, options=options, progress=progress)
+    return evaluate(found, dataset, crowd_overlap=crowd_overlap)
 
 
 class _PlainOverlap(COCOeval_faster):  # type: ignore[misc]  # the library carries no types

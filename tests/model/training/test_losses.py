@@ -51,7 +51,7 @@ def test_a_batch_without_objects_has_finite_losses_and_gradients() -> None:
     size = torch.tensor([[64, 64]])
     batch = ImageBatch(torch.randn(1, 3, 64, 64), size, size)
     nothing = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (64, 64))
-    losses = joint_losses(model, batch, [nothing], torch.Generator().manual_seed(0))
+    losses = joint_losses(model, batch, [nothing], [torch.Generator().manual_seed(0)])
     losses.total().backward()
     assert losses.rpn_box.item() == losses.roi_box.item() == 0
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -65,7 +65,7 @@ def test_all_four_losses_reach_the_backbone() -> None:
     size = torch.tensor([[64, 64]])
     batch = ImageBatch(torch.randn(1, 3, 64, 64), size, size)
     truth = Truth(torch.tensor([[8.0, 8.0, 40.0, 40.0]]), torch.tensor([2]), torch.zeros(0, 4), (64, 64))
-    losses = joint_losses(model, batch, [truth], torch.Generator().manual_seed(0))
+    losses = joint_losses(model, batch, [truth], [torch.Generator().manual_seed(0)])
     weight = model.backbone.fpn.layer_blocks[0][0].weight
     for loss in losses:
         (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
