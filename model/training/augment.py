@@ -1,7 +1,7 @@
 """Training pictures: flipped, scaled, cropped and recoloured onto a fixed canvas, and put together into batches.
 
-Everything random comes from an explicit generator, and a batch's generator from (seed, epoch, step) alone: a run that
-resumes sees the batches that it would have seen.
+Everything random comes from an explicit generator, and a picture's generator from (seed, epoch, step, position) alone:
+a run that resumes sees the batches that it would have seen, and processes that share a batch see their parts of it.
 
     H, W  canvas height and width      h, w  height and width of a picture's content on the canvas, h <= H, w <= W
     G     boxes of a picture           B     pictures in a batch
@@ -194,6 +194,8 @@ class Batches:
     Each group's last batch is filled up with that group's first pictures.
 
     filler: RGB outside the content; the mean, so that it is near zero once normalised.
+    rank, world: of ``world`` processes that share each batch this is number ``rank``, and gets every ``world``-th
+        picture of it from position ``rank`` on.
     """
 
     dataset: Dataset
@@ -203,6 +205,8 @@ class Batches:
     seed: int = 0
     epoch: int = 0
     filler: tuple[int, int, int] = (127, 127, 127)
+    rank: int = 0
+    world: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_plan", self._order())
@@ -218,11 +222,12 @@ class Batches:
     def __getitem__(self, step: int) -> TrainBatch:
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of {len(self)}")
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, step]))
-        indices = self.plan[step]
-        canvas = self._canvas_of(int(indices[0]))
+        canvas = self._canvas_of(int(self.plan[step][0]))
+        indices = self.plan[step][self.rank :: self.world]
         pictures = []
-        for index in indices:
+        for row, index in enumerate(indices):
+            position = self.rank + row * self.world
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, step, position]))
             one = to_picture(self.dataset, int(index))
             if self.config.mosaic and rng.random() < self.config.mosaic:
                 others = [to_picture(self.dataset, int(i)) for i in rng.integers(len(self.dataset), size=3)]

@@ -1,7 +1,8 @@
-"""Training: joint, from a recipe, with checkpoints from which a run goes on as if it had never stopped.
+"""Training, from a recipe, with checkpoints from which a run goes on as if it had never stopped.
 
 A step is determined by (seed, step) alone: its batch, its augmentation, its samplers and its dropout draw from
-generators that are seeded with them. So a checkpoint holds tensors and a step number, and no generator's state.
+generators that are seeded with them. So a checkpoint holds tensors and a step number, and no generator's state. Where
+several processes share the steps, each takes its part of the batch, and the gradients are summed (``processes.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ from model.faster_rcnn import FasterRCNN
 from model.structures import ImageBatch
 from model.training.augment import AugmentConfig, Batches, TrainBatch, prefetch
 from model.training.data import Dataset
-from model.training.losses import Losses, joint_losses
+from model.training.losses import Losses, Objective, joint_losses
+from model.training.processes import Processes
 from model.training.targets import Truth
 from model.transform import Transform
 
@@ -69,34 +70,60 @@ def rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.lr_end + (1 - recipe.lr_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def to_truths(batch: TrainBatch) -> list[Truth]:
+def to_truths(batch: TrainBatch, device: torch.device | None = None) -> list[Truth]:
     """The labels of a training batch, canvas frame, ignored boxes apart."""
     return [
-        Truth(boxes[~ignore], class_ids[~ignore], boxes[ignore], (int(size[0]), int(size[1])))
+        Truth(
+            boxes[~ignore].to(device),
+            class_ids[~ignore].to(device),
+            boxes[ignore].to(device),
+            (int(size[0]), int(size[1])),
+        )
         for boxes, class_ids, ignore, size in zip(batch.boxes, batch.class_ids, batch.ignore, batch.sizes, strict=True)
     ]
 
 
-def to_image_batch(batch: TrainBatch, transform: Transform) -> ImageBatch:
+def to_image_batch(batch: TrainBatch, transform: Transform, device: torch.device | None = None) -> ImageBatch:
     """The pixels of a training batch, normalised, zero outside each picture as at inference."""
-    pixels = transform.normalise(batch.pixels.float())
+    pixels = transform.normalise(batch.pixels.to(device).float())
     for row, (height, width) in enumerate(batch.sizes.tolist()):
         pixels[row, :, height:] = 0
         pixels[row, :, :, width:] = 0
-    return ImageBatch(pixels.contiguous(memory_format=torch.channels_last), batch.sizes, batch.sizes)
+    sizes = batch.sizes.to(device)
+    return ImageBatch(pixels.contiguous(memory_format=torch.channels_last), sizes, sizes)
 
 
 class Trainer:
-    """A model, its averaged weights and its optimiser, at a step of a recipe."""
+    """A model, its averaged weights and its optimiser, at a step of a recipe.
 
-    def __init__(self, model: FasterRCNN, dataset: Dataset, recipe: Recipe) -> None:
+    objective: what is learnt; parameters that it does not reach belong into ``recipe.frozen``.
+    processes: who shares the steps; ``recipe.batch_size`` counts the pictures of all of them together.
+    """
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        dataset: Dataset,
+        recipe: Recipe,
+        *,
+        objective: Objective = joint_losses,
+        processes: Processes | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         if len(dataset.classes) != model.config.num_classes:
             raise TrainingError(
                 f"The model has {model.config.num_classes} classes with background, the data {len(dataset.classes)}."
             )
-        self.model = model.to(memory_format=torch.channels_last)
+        self.processes = processes or Processes()
+        if recipe.batch_size < self.processes.world:
+            raise TrainingError(
+                f"A batch of {recipe.batch_size} pictures leaves some of {self.processes.world} processes without one."
+            )
+        self.device = device or torch.device("cpu")
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dataset = dataset
         self.recipe = recipe
+        self.objective = objective
         self.transform = Transform(model.config.transform)
         self.step = 0
         for name, parameter in model.named_parameters():
@@ -107,7 +134,8 @@ class Trainer:
         self.reset_average()
 
     def reset_average(self) -> None:
-        """Begin the average anew from the model's weights: after other weights were put into it."""
+        """Begin the average anew from the model's weights, in all processes alike: after others were put into it."""
+        self.processes.agree(self.model)
         self.average = [parameter.detach().clone() for parameter in self.trained]
 
     @property
@@ -124,6 +152,10 @@ class Trainer:
         """Train up to step ``until`` (the recipe's end by default); ``report`` is called after each step."""
         end = self.steps if until is None else min(until, self.steps)
         self.model.train()
+        for module in self.model.modules():
+            # In training mode a norm that learns nothing would still move its statistics.
+            if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
         for batch in self._stream(end):
             losses = self._train_step(batch)
             self.step += 1
@@ -182,7 +214,15 @@ class Trainer:
         mean = self.model.config.transform.mean
         filler = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         return Batches(
-            self.dataset, recipe.canvas, recipe.batch_size, recipe.augment, recipe.seed, epoch=epoch, filler=filler
+            self.dataset,
+            recipe.canvas,
+            recipe.batch_size,
+            recipe.augment,
+            recipe.seed,
+            epoch=epoch,
+            filler=filler,
+            rank=self.processes.rank,
+            world=self.processes.world,
         )
 
     def _stream(self, end: int) -> Iterator[TrainBatch]:
@@ -201,57 +241,43 @@ class Trainer:
         share = rate(recipe, self.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * share
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        images = to_image_batch(batch, self.transform)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            losses = joint_losses(self.model, images, to_truths(batch), generator)
-        total = losses.total()
-        if not torch.isfinite(total):
-            raise TrainingError(
-                f"The loss is {total.item()} at step {self.step}, on pictures {batch.indices.tolist()}: "
-                "lower the learning rate, or look at these pictures' boxes."
-            )
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        losses = self.gradients(batch)
         torch.nn.utils.clip_grad_norm_(self.trained, recipe.clip)
         self.optimiser.step()
         # Young averages forget faster, or the first weights would stay in them for thousands of steps.
         decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.trained], 1 - decay)
-        return Losses(*(loss.detach() for loss in losses))
+        return losses
 
+    def gradients(self, batch: TrainBatch) -> Losses:
+        """Put the whole batch's gradients into the parameters, and return its losses.
 
-class Log:
-    """A run's losses, one JSON line every so many steps: the mean of each loss since the last line."""
-
-    def __init__(self, path: Path, trainer: Trainer, every: int = 50) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.trainer = trainer
-        self.every = every
-        self.losses: list[Losses] = []
-        self.since = time.perf_counter()
-
-    def __call__(self, step: int, losses: Losses) -> dict[str, float] | None:
-        """Take one step's losses; returns what was written, if something was."""
-        self.losses.append(losses)
-        if step % self.every and step != self.trainer.steps:
-            return None
-        means = torch.stack([torch.stack(list(item)) for item in self.losses]).mean(dim=0).tolist()
-        now = time.perf_counter()
-        pictures = len(self.losses) * self.trainer.recipe.batch_size
-        line = {
-            "step": step,
-            "epoch": round(step / self.trainer.steps_per_epoch, 3),
-            **{name: round(value, 4) for name, value in zip(Losses._fields, means, strict=True)},
-            "seconds_per_picture": round((now - self.since) / pictures, 4),
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.losses, self.since = [], now
-        return line
+        batch: this process's part of the current step's batch. Every process ends with the same gradients, those that
+        one process would have from the whole batch, to the rounding of a sum: losses are divided by what all of them
+        sampled, each picture draws its samples from a generator of its own, and gradients are added up. Dropout alone
+        draws differently, for masks belong to rows and not to pictures.
+        """
+        step_seed = self.recipe.seed * 1_000_003 + self.step
+        torch.manual_seed(step_seed + self.processes.rank * 7_919)
+        # A picture's samples depend on its place in the batch of all processes.
+        generators = [
+            torch.Generator().manual_seed((step_seed << 16) + position)
+            for position in self.processes.positions(self.recipe.batch_size)
+        ]
+        images, truths = to_image_batch(batch, self.transform, self.device), to_truths(batch, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            losses = self.objective(self.model, images, truths, generators, self.processes.total)
+        whole = self.processes.sum_losses(losses)
+        if not torch.isfinite(whole.total()):
+            raise TrainingError(
+                f"The loss is {whole.total().item()} at step {self.step}, on pictures {batch.indices.tolist()}: "
+                "lower the learning rate, or look at these pictures' boxes."
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total().backward()
+        self.processes.sum_gradients(self.trained)
+        return whole
 
 
 def new_model(config: DetectorConfig, seed: int = 0) -> FasterRCNN:

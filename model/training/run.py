@@ -28,7 +28,8 @@ from model.faster_rcnn import FasterRCNN
 from model.runtime.memory import keep_freed_memory
 from model.training.data import load_dataset, split
 from model.training.evaluate import Evaluation, evaluate_detector
-from model.training.loop import Log, Recipe, Trainer, TrainingError, new_model
+from model.training.log import Log
+from model.training.loop import Recipe, Trainer, TrainingError, new_model
 from model.training.losses import Losses
 
 _PREDICTOR = "roi_heads.box_predictor."

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from model.config import LITE
 from model.training.augment import PLAIN
 from model.training.data import Dataset, load_coco
-from model.training.loop import Log, Recipe, Trainer, TrainingError, new_model, rate
+from model.training.log import Log
+from model.training.loop import Recipe, Trainer, TrainingError, new_model, rate
 
 RECIPE = Recipe(epochs=4, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(64, 96), augment=PLAIN, frozen=())
 
