@@ -88,17 +88,35 @@ def _run_server(settings: Settings) -> NoReturn:
 
 @app.command()
 def detect(
-    images: Annotated[list[Path], typer.Argument(help="pictures: JPEG, PNG, WebP, BMP, TIFF or GIF")],
+    images: Annotated[
+        list[Path], typer.Argument(help="pictures: JPEG, PNG, WebP, BMP, TIFF or GIF; with --url also folders")
+    ],
     out_path: Annotated[
-        Path | None, typer.Option("--out", help="draw the boxes: a file for one picture, a folder for several")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="draw the boxes: a file for one picture, a folder for several; with --url, a file for the lines of "
+            "JSON, which a second run goes on with",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a picture instead of a table")] = False,
+    url: Annotated[str | None, typer.Option(help="ask the service that runs there; always JSON")] = None,
+    at_once: Annotated[int, typer.Option(min=1, max=256, help="pictures under way at once, with --url")] = 8,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="FRCNN_API_KEY", help="of the service, with --url", show_envvar=True)
+    ] = None,
     weights: Annotated[str | None, _setting("weights")] = None,
     device: Annotated[str | None, _setting("device")] = None,
     score_threshold: Annotated[float | None, _setting("score_threshold")] = None,
     max_detections: Annotated[int | None, _setting("max_detections")] = None,
 ) -> None:
-    """Detect in pictures right here, without a server. Exits with 1 if any picture could not be read."""
+    """Detect in pictures right here, or with --url through a service. Exits with 1 if any picture failed."""
+    if url is not None:
+        if weights is not None or device is not None:
+            _fail("With --url the service has its own weights and device; leave --weights and --device out.")
+        _detect_remotely(url, images, out_path, at_once, api_key, score_threshold, max_detections)
+        return
+
     from model.detector import DetectOptions
     from service.app import load_detector
     from service.imaging import decode, prepare_pillow
@@ -130,6 +148,29 @@ def detect(
         if out_path is not None:
             _draw(picture, found, out_path / f"{path.stem}.png" if len(images) > 1 else out_path)
     if failed:
+        raise typer.Exit(1)
+
+
+def _detect_remotely(
+    url: str,
+    images: list[Path],
+    out_path: Path | None,
+    at_once: int,
+    api_key: str | None,
+    score_threshold: float | None,
+    max_detections: int | None,
+) -> None:
+    import httpx
+
+    from service.cli_client import detect_remotely
+    from service.client import DetectError
+
+    options = {"score_threshold": score_threshold, "max_detections": max_detections}
+    try:
+        well = detect_remotely(url, images, out_path, at_once, api_key, **options)
+    except (DetectError, httpx.InvalidURL, ValueError, OSError) as error:
+        _fail(str(error))
+    if not well:
         raise typer.Exit(1)
 
 
