@@ -229,6 +229,14 @@ class Trace:
         """The candidates (int64 [R]) that became the final proposals, in their order."""
         return self.survivors[: self.config.rpn.post_nms]
 
+    def fates(self) -> tuple[str, ...]:
+        """For each candidate ``low_objectness``, ``too_small``, ``rpn_nms``, ``proposal_limit`` or ``kept``."""
+        fates = (self.candidates.objectness >= self.config.rpn.score_threshold).long()
+        for number, rows in enumerate((self.valid, self.survivors, self.kept), start=2):
+            fates[rows] = number
+        words = ("low_objectness", "too_small", "rpn_nms", "proposal_limit", "kept")
+        return tuple(words[fate] for fate in fates.tolist())
+
     def funnel(self) -> tuple[FunnelLevel, ...]:
         """The RPN's cuts, level by level."""
         likely = self.objectness >= self.config.rpn.score_threshold

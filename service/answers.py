@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from torch import Tensor
 
-from model.structures import Detections, Proposals
+from model.structures import Detections, HeatMap, Proposals, Trace
 from service.imaging import Picture
 from service.schemas import Frame, ProposalOptions
 
@@ -43,31 +44,62 @@ class Seen:
 def detect_answer(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, Any]:
     """The body of ``POST /detect`` but for its timings."""
     found = seen.detections
-    body = _head(seen, frame, request_id, model) | {
-        "boxes": _boxes(found.boxes.numpy(), seen, frame),
+    body = head(seen, frame, request_id, model) | {
+        "boxes": in_frame(found.boxes.numpy(), seen, frame),
         "scores": found.scores.numpy(),
         "labels": list(found.labels),
         "class_ids": found.class_ids.numpy(),
     }
     if found.proposals is not None:
         body["proposals"] = _proposals(found.proposals, seen, frame)
+        body["proposal_indices"] = found.proposal_indices.numpy()
     return body
 
 
-def select(proposals: Proposals, options: ProposalOptions) -> tuple[Proposals, int]:
-    """The proposals that pass the filters, cut at the limit, and how many passed before the cut."""
-    keep = proposals.objectness >= options.min_objectness
+@dataclass(frozen=True)
+class Selection:
+    """Some of a trace's candidates: their rows, and how many passed the filters before the limit."""
+
+    proposals: Proposals
+    rows: Tensor
+    count: int
+
+
+def select(trace: Trace, options: ProposalOptions) -> Selection:
+    """The proposals of the stage that is asked for that pass the filters, by falling objectness, cut at the limit."""
+    everything = trace.candidates
+    rows = trace.kept if options.stage == "final" else everything.objectness.sort(descending=True, stable=True).indices
+    keep = everything.objectness[rows] >= options.min_objectness
     if options.level is not None:
-        keep &= proposals.levels == options.level
-    chosen = proposals[keep]
-    return chosen[: options.limit], len(chosen)
+        keep &= everything.levels[rows] == options.level
+    passed = rows[keep]
+    chosen = passed[: options.limit]
+    return Selection(everything[chosen], chosen, len(passed))
 
 
 def proposals_answer(
-    seen: Seen, chosen: Proposals, count: int, frame: Frame, request_id: str, model: str
+    seen: Seen, trace: Trace, selection: Selection, options: ProposalOptions, request_id: str, model: str
 ) -> dict[str, Any]:
     """The body of ``POST /proposals`` but for its timings."""
-    return _head(seen, frame, request_id, model) | {"count": count} | _proposals(chosen, seen, frame)
+    fates, places = trace.fates(), {row: place for place, row in enumerate(trace.kept.tolist())}
+    rows = selection.rows.tolist()
+    body = head(seen, options, request_id, model) | {
+        "stage": options.stage,
+        "count": selection.count,
+        **_proposals(selection.proposals, seen, options),
+        "proposal_indices": [places.get(row) for row in rows],
+        "fates": [fates[row] for row in rows],
+        "funnel": trace.funnel(),
+    }
+    if options.view == "objectness":
+        body["maps"] = [_objectness_map(heat, seen, options) for heat in heat_maps(trace, options)]
+    return body
+
+
+def heat_maps(trace: Trace, options: ProposalOptions) -> list[HeatMap]:
+    """The heat map of the level that is asked for, or of every level."""
+    levels = range(len(trace.maps)) if options.level is None else [options.level]
+    return [trace.heat_map(level) for level in levels]
 
 
 def write(body: Mapping[str, Any]) -> bytes:
@@ -90,7 +122,8 @@ def server_timing(timings: Mapping[str, float]) -> str:
     return ", ".join(f"{stage};dur={value:g}" for stage, value in timings.items())
 
 
-def _head(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, Any]:
+def head(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, Any]:
+    """What every answer about a picture begins with."""
     return {
         "request_id": request_id,
         "model": model,
@@ -102,17 +135,32 @@ def _head(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, An
 
 
 def _proposals(proposals: Proposals, seen: Seen, frame: Frame) -> dict[str, Any]:
+    places = proposals.places
+    assert places is not None
     return {
-        "boxes": _boxes(proposals.boxes.numpy(), seen, frame),
+        "boxes": in_frame(proposals.boxes.numpy(), seen, frame),
         "objectness": proposals.objectness.numpy(),
         "levels": proposals.levels.numpy(),
         "ranks": proposals.ranks.numpy(),
-        "anchors": _boxes(proposals.anchors.numpy(), seen, frame),
+        "anchors": in_frame(proposals.anchors.numpy(), seen, frame),
         "deltas": np.ascontiguousarray(proposals.deltas.numpy()),
+        "cells": np.stack([places.rows.numpy(), places.columns.numpy()], axis=1),
+        "sizes": places.sizes.numpy(),
+        "ratios": places.ratios.numpy(),
     }
 
 
-def _boxes(boxes: NDArray[np.float32], seen: Seen, frame: Frame) -> NDArray[np.float32]:
+def _objectness_map(heat: HeatMap, seen: Seen, frame: Frame) -> dict[str, Any]:
+    width, height = (seen.width, seen.height) if frame.normalized else (1, 1)
+    return {
+        "level": heat.level,
+        "values": np.ascontiguousarray(heat.values.numpy()),
+        "origin": (heat.origin[0] / width, heat.origin[1] / height),
+        "step": (heat.step[0] / width, heat.step[1] / height),
+    }
+
+
+def in_frame(boxes: NDArray[np.float32], seen: Seen, frame: Frame) -> NDArray[np.float32]:
     """[N, 4] xyxy in pixels -> as ``frame`` asks."""
     if frame.normalized:
         boxes = np.divide(boxes, np.array([seen.width, seen.height] * 2, dtype=np.float32), dtype=np.float32)

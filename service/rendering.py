@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from model.structures import Detections
+from model.structures import Detections, Proposals
 from service.imaging import Picture
 
 Colour = tuple[int, int, int]
@@ -45,9 +45,7 @@ def draw(picture: Picture, boxes: NDArray[np.float32], captions: Sequence[str], 
     """
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
-    side = min(canvas.size)
-    line = max(1, round(side / 200))
-    font = ImageFont.load_default(size=max(10, round(side / 28)))
+    line, font = _pen_sizes(canvas.size)
     # The best box is drawn last, so that nothing covers it.
     for box, caption, kind in reversed(list(zip(boxes.tolist(), captions, kinds, strict=True))):
         x1, y1, x2, y2 = box
@@ -64,6 +62,23 @@ def draw_detections(picture: Picture, found: Detections) -> Image.Image:
     return draw(picture, found.boxes.numpy(), captions, found.class_ids.tolist())
 
 
+def draw_proposals(picture: Picture, proposals: Proposals) -> Image.Image:
+    """A copy of ``picture`` with ``proposals`` on it, coloured by level; the best ten say their level and objectness.
+
+    A hundred captions would hide the picture.
+    """
+    levels = proposals.levels.tolist()
+    said = [f"L{level} {likely:.2f}" for level, likely in zip(levels, proposals.objectness.tolist(), strict=True)]
+    captions = said[:10] + [""] * len(said[10:])
+    return draw(picture, proposals.boxes.numpy(), captions, levels)
+
+
+def label(image: Image.Image, corner: tuple[float, float], caption: str, kind: int) -> None:
+    """Write ``caption`` on ``image`` at ``corner`` (x, y), on a plate of the colour of ``kind``."""
+    line, font = _pen_sizes(image.size)
+    _label(ImageDraw.Draw(image), image.size, corner, caption, colour(kind), font, line)
+
+
 def encode(image: Image.Image, media_type: str) -> bytes:
     """``image`` as a file of ``media_type``, a key of ``MEDIA_TYPES``."""
     file = BytesIO()
@@ -75,6 +90,12 @@ def colour(kind: int) -> Colour:
     """A bright colour for a class or level; golden-angle steps keep neighbours apart however many there are."""
     red, green, blue = colorsys.hsv_to_rgb((kind * 0.381966) % 1.0, 0.85, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _pen_sizes(size: tuple[int, int]) -> tuple[int, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """Width of lines and the font that suit a picture of this size."""
+    side = min(size)
+    return max(1, round(side / 200)), ImageFont.load_default(size=max(10, round(side / 28)))
 
 
 def _label(

@@ -5,7 +5,8 @@ Answers are built by ``answers.py`` straight from arrays; the response models he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,24 +31,35 @@ class Frame(BaseModel):
     normalized: bool = Field(False, description="boxes as fractions of the picture's width and height, not pixels")
 
 
-class Options(Frame):
-    """The options of ``POST /detect``. What is not given is the server's default, or else the checkpoint's."""
+class Thresholds(Frame):
+    """What decides which detections are returned. What is not given is the server's default, or the checkpoint's."""
 
     score_threshold: Fraction | None = Field(None, description="detections score above this")
     max_detections: int | None = Field(None, ge=1, le=1000, description="at most so many, the best first")
-    classes: list[int | str] | None = Field(None, max_length=1000, description="only these: names or ids, repeatable")
     nms_threshold: Fraction | None = Field(None, description="of two boxes of a class that overlap more, one goes")
+
+    def thresholds(self, settings: Settings) -> DetectOptions:
+        """These options with the server's defaults for what they leave open."""
+        return DetectOptions(
+            score_threshold=_first(self.score_threshold, settings.score_threshold),
+            nms_threshold=self.nms_threshold,
+            max_detections=_first(self.max_detections, settings.max_detections),
+        )
+
+
+class Options(Thresholds):
+    """The options of ``POST /detect``."""
+
+    classes: list[int | str] | None = Field(None, max_length=1000, description="only these: names or ids, repeatable")
     proposals: int = Field(0, ge=0, le=10_000, description="how many of the RPN's proposals to return too")
 
     def resolve(self, info: DetectorInfo, settings: Settings) -> DetectOptions:
         """These options for the detector that ``info`` describes. Raises ``BadOption`` for a class it does not know."""
         if self.proposals > info.max_proposals:
-            raise _bad("proposals", f"input should be from 0 to {info.max_proposals}, all that this detector proposes")
-        return DetectOptions(
-            score_threshold=_first(self.score_threshold, settings.score_threshold),
-            nms_threshold=self.nms_threshold,
-            max_detections=_first(self.max_detections, settings.max_detections),
-            class_ids=None if self.classes is None else tuple(sorted({_class_id(c, info) for c in self.classes})),
+            raise bad("proposals", f"input should be from 0 to {info.max_proposals}, all that this detector proposes")
+        return replace(
+            self.thresholds(settings),
+            class_ids=None if self.classes is None else tuple(sorted({class_id(c, info) for c in self.classes})),
             proposals=self.proposals,
         )
 
@@ -58,18 +70,33 @@ class ProposalOptions(Frame):
     limit: int = Field(100, ge=1, le=10_000, description="at most so many, by falling objectness")
     level: int | None = Field(None, ge=0, le=16, description="only this pyramid level; 0 is the finest")
     min_objectness: Fraction = Field(0.0, description="only proposals with at least this objectness")
-    stage: Literal["final"] = Field("final", description="final: what the RPN hands to the detector")
+    stage: Literal["final", "pre_nms"] = Field(
+        "final",
+        description="final: what the RPN hands to the detector; pre_nms: the best anchors of each level, decoded",
+    )
+    view: Literal["boxes", "objectness"] = Field(
+        "boxes", description="objectness: the heat map of every level; in JSON beside the boxes, as a picture instead"
+    )
+
+    def check_level(self, info: DetectorInfo) -> None:
+        """Raises ``BadOption`` for a level that the detector does not have."""
+        if self.level is not None and self.level >= len(info.anchors):
+            raise bad("level", f"input should be from 0 to {len(info.anchors) - 1}, the levels of this detector")
 
 
 def merge(query: F, body: Mapping[str, Any]) -> F:
     """``query`` with the options of the body over it. Raises ``BadOption``."""
-    if not body:
-        return query
+    return merge_into(type(query), query, body) if body else query
+
+
+def merge_into(kind: type[F], query: Frame, body: Mapping[str, Any]) -> F:
+    """``query`` with the options of the body over it, as a ``kind`` that has more of them. Raises ``BadOption``."""
     given = query.model_dump(exclude_unset=True) | dict(body)
-    if isinstance(given.get("classes"), str | int):  # one form field is one value, a repeated one is a list
-        given["classes"] = [given["classes"]]
+    for name in ("classes", "labels"):  # one form field is one value, a repeated one is a list
+        if isinstance(given.get(name), str | int):
+            given[name] = [given[name]]
     try:
-        return type(query).model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
         raise bad_options(error.errors()) from None
 
@@ -96,7 +123,7 @@ def bad_options(details: Sequence[Any]) -> BadOption:
 def _ranges() -> dict[str, tuple[float, float]]:
     """Least and greatest value by option, as the models above declare them."""
     found: dict[str, tuple[float, float]] = {"X-Request-Timeout-Ms": (1, MAX_TIMEOUT_MS)}
-    for options in (Options, ProposalOptions):
+    for options in _descendants(Frame):
         for name, schema in options.model_json_schema()["properties"].items():
             for kind in schema.get("anyOf", [schema]):
                 if "minimum" in kind and "maximum" in kind:
@@ -104,11 +131,18 @@ def _ranges() -> dict[str, tuple[float, float]]:
     return found
 
 
+def _descendants(kind: type[Frame]) -> Iterator[type[Frame]]:
+    for heir in kind.__subclasses__():
+        yield heir
+        yield from _descendants(heir)
+
+
 def _first(given: V | None, default: V | None) -> V | None:
     return default if given is None else given
 
 
-def _class_id(wanted: int | str, info: DetectorInfo) -> int:
+def class_id(wanted: int | str, info: DetectorInfo, option: str = "classes") -> int:
+    """The id of a class given by name or id, as text or number. Raises ``BadOption`` for one that there is not."""
     if isinstance(wanted, str) and wanted in info.classes[1:]:
         return info.classes.index(wanted)
     try:
@@ -117,14 +151,15 @@ def _class_id(wanted: int | str, info: DetectorInfo) -> int:
         number = 0
     if 1 <= number < len(info.classes):
         return number
-    raise _bad(
-        "classes",
+    raise bad(
+        option,
         f"{str(wanted)[:60]!r} is not a class of this detector; GET /model lists its names, "
         f"whose ids are 1 to {len(info.classes) - 1}",
     )
 
 
-def _bad(name: str, problem: str) -> BadOption:
+def bad(name: str, problem: str) -> BadOption:
+    """The error for one option."""
     return BadOption(f"{name}: {problem}.", fields=[{"name": name, "problem": problem}])
 
 
@@ -144,6 +179,9 @@ class ProposalList(BaseModel):
     ranks: list[int] = Field(description="0-based place of the anchor by objectness among its level's anchors")
     anchors: list[list[float]]
     deltas: list[list[float]] = Field(description="tx, ty, tw, th from the anchor to the box")
+    cells: list[tuple[int, int]] = Field(description="row and column of the anchor's cell on its level's map")
+    sizes: list[float] = Field(description="the anchor's size as configured, in pixels of the canvas")
+    ratios: list[float] = Field(description="the anchor's height over its width")
 
 
 class Answer(BaseModel):
@@ -168,12 +206,46 @@ class DetectAnswer(Answer):
     labels: list[str]
     class_ids: list[int]
     proposals: ProposalList | None = None
+    proposal_indices: list[int] | None = Field(
+        None,
+        description="with `proposals`: which one each detection was refined from; it may be beyond those asked for",
+    )
+
+
+class Funnel(BaseModel):
+    """How many anchors of a level are left after each cut of the RPN."""
+
+    level: int
+    anchors: int
+    above_threshold: int
+    after_top_k: int
+    after_size: int
+    after_nms: int
+    kept: int
+
+
+class ObjectnessMap(BaseModel):
+    """The highest objectness among the anchors of each cell; origin and step in the frame of the boxes."""
+
+    level: int
+    values: list[list[float]] = Field(description="by row and column, each from 0 to 1")
+    origin: tuple[float, float] = Field(description="x and y that the anchors of the first cell are centred on")
+    step: tuple[float, float] = Field(description="x and y from a cell to the next")
 
 
 class ProposalsAnswer(Answer, ProposalList):
     """What the RPN proposed."""
 
+    stage: Literal["final", "pre_nms"]
     count: int = Field(description="proposals that passed the filters, before the limit")
+    proposal_indices: list[int | None] = Field(
+        description="place in the list that the detector gets, before any filter; null for what was cut"
+    )
+    fates: list[Literal["low_objectness", "too_small", "rpn_nms", "proposal_limit", "kept"]] = Field(
+        description="which cut of the RPN took it, or kept"
+    )
+    funnel: list[Funnel] = Field(description="one entry a level; no filter applies to it")
+    maps: list[ObjectnessMap] | None = Field(None, description="with `view=objectness`: one entry a level")
 
 
 class Problem(BaseModel):

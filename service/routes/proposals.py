@@ -7,9 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from model.structures import DetectOptions, Proposals
-from service.answers import Seen, proposals_answer, select, server_timing, with_timings, write
-from service.rendering import draw, encode, wanted_picture
+from model.structures import DetectOptions, Trace
+from service.answers import Seen, heat_maps, proposals_answer, select, server_timing, with_timings, write
+from service.heatmaps import draw_heat_maps
+from service.pipeline import Visit
+from service.rendering import draw_proposals, encode, wanted_picture
 from service.routes.dependencies import Served, TimeoutMs
 from service.routes.describe import picture_answer, picture_body, problems
 from service.routes.detect import finish, single
@@ -28,32 +30,39 @@ router = APIRouter(tags=["region proposals"])
 async def proposals(
     request: Request, pipeline: Served, query: Annotated[ProposalOptions, Query()], timeout_ms: TimeoutMs = None
 ) -> Response:
-    """The boxes that the RPN hands to the detector, each with its anchor, the offsets from it and its pyramid level.
+    """The boxes that the RPN hands to the detector, or its candidates before NMS: each with its anchor, the offsets
+    from it and its level; and how many anchors of each level were left after each cut.
 
-    The picture is sent as to `/detect`.
+    The picture is sent as to `/detect`. As a picture, the proposals are drawn in colours by level, or with
+    `view=objectness` the heat map of every level lies over a copy of the picture.
     """
     visit = await pipeline.receive(request, timeout_ms)
     options = merge(query, visit.upload.options)
-    # All of them: the filters look at every proposal, the limit cuts only then.
-    wanted = DetectOptions(proposals=pipeline.info.max_proposals)
+    options.check_level(pipeline.info)
+    wanted = DetectOptions(proposals=pipeline.info.max_proposals, trace=True)
     picture = single(visit)
     seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
     writing = time.monotonic()
-    assert seen.detections.proposals is not None
-    chosen, count = select(seen.detections.proposals, options)
+    trace = seen.detections.trace
+    assert trace is not None
     media_type = wanted_picture(request.headers.get("accept", ""))
     if media_type is None:
-        head = proposals_answer(seen, chosen, count, options, request.scope["request_id"], pipeline.info.name)
-        written = write(head)
+        written = await pipeline.in_thread(_written, seen, trace, options, visit, pipeline.info.name)
         timings = finish(pipeline, seen, writing)
         body, media_type = with_timings(written, timings), "application/json"
     else:
-        body = await pipeline.in_thread(_drawn, seen, chosen, media_type)
+        body = await pipeline.in_thread(_drawn, seen, trace, options, media_type)
         timings = finish(pipeline, seen, writing)
     request.scope["notes"].update(batch_size=seen.detections.batch_size, timings_ms=timings)
     return Response(body, media_type=media_type, headers={"Server-Timing": server_timing(timings)})
 
 
-def _drawn(seen: Seen, chosen: Proposals, media_type: str) -> bytes:
-    """Boxes only, coloured by level: a hundred captions would hide the picture."""
-    return encode(draw(seen.picture, chosen.boxes.numpy(), [""] * len(chosen), chosen.levels.tolist()), media_type)
+def _written(seen: Seen, trace: Trace, options: ProposalOptions, visit: Visit, model: str) -> bytes:
+    selection = select(trace, options)
+    return write(proposals_answer(seen, trace, selection, options, visit.request.scope["request_id"], model))
+
+
+def _drawn(seen: Seen, trace: Trace, options: ProposalOptions, media_type: str) -> bytes:
+    if options.view == "objectness":
+        return encode(draw_heat_maps(seen.picture, heat_maps(trace, options)), media_type)
+    return encode(draw_proposals(seen.picture, select(trace, options).proposals), media_type)
