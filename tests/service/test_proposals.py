@@ -4,7 +4,11 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from model.structures import HeatMap
+from service.heatmaps import draw_heat_maps
 
 STRIDES = (8, 16, 32)
 LOW = {"score_threshold": "0.01"}
@@ -110,6 +114,23 @@ def test_the_heat_map_is_drawn_over_the_picture(ask):
     assert drawn.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(drawn.content)).size == (451, 300)
     assert drawn.content != ask("image/png", stage="pre_nms", limit=1).content
+
+
+@pytest.mark.parametrize("origin", [(0.0, 0.0), (4.0, 4.0)])
+def test_a_hot_cell_glows_where_its_anchors_are_centred(origin):
+    values = torch.zeros(6, 8)
+    values[2, 5] = 1.0
+    heat = HeatMap(0, values, origin, (8.0, 10.0))
+    grey = np.full((60, 64, 3), 128, np.uint8)
+    drawn = np.asarray(draw_heat_maps(grey, [heat]), int)
+    red = drawn[..., 0] - drawn[..., 2]
+    red[:14, :45] = -255  # the caption
+    y, x = np.unravel_index(red.argmax(), red.shape)
+    assert abs(x + 0.5 - (origin[0] + 5 * 8)) <= 1
+    assert abs(y + 0.5 - (origin[1] + 2 * 10)) <= 1
+    assert np.ptp(drawn[40:], axis=(0, 1)).max() == 0  # cold to the very edges
+    wide = draw_heat_maps(np.full((300, 1280, 3), 128, np.uint8), [heat, heat])
+    assert wide.size == (1280, 150)
 
 
 def test_a_detection_names_its_proposal(service, cat_jpeg):
