@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.middleware import Envelope
 from service.pipeline import Pipeline
 from service.problems import handle_error
-from service.routes import detect, docs, explain, health, model, proposals
+from service.routes import detect, docs, explain, health, model, proposals, web
 from service.routes.describe import add_problem_schema
 from service.settings import Settings, load_settings
 from service.worker import Detects
@@ -61,8 +61,9 @@ def create_app(
         redoc_url=None,
     )
     app.state.pipeline = pipeline
-    for room in (detect, proposals, explain, model, health, docs):
+    for room in (detect, proposals, explain, model, health, docs, web):
         app.include_router(room.router)
+    app.mount("/web", web.Files())
     for error in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, handle_error)
     app.add_middleware(Envelope, metrics=metrics)
