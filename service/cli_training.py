@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,13 @@ from rich.console import Console
 console = Console()
 
 
+class Schedule(StrEnum):
+    """What is trained when (P 3.2)."""
+
+    joint = "joint"
+    alternating = "alternating"
+
+
 def train(
     data: Annotated[Path, typer.Option(help="a folder of COCO json (train.json, images/train) or VOC xml")],
     out: Annotated[Path, typer.Option(help="the run's folder; a run that stopped goes on from there")],
@@ -19,6 +27,7 @@ def train(
     start: Annotated[
         str, typer.Option(help="imagenet, nothing, a classifier's .pth, or a detector's name or file")
     ] = "imagenet",
+    schedule: Annotated[Schedule, typer.Option(help="all at once, or the paper's four steps in turn")] = Schedule.joint,
     epochs: Annotated[float, typer.Option(min=0.01, help="passes over the pictures")] = 6.0,
     batch_size: Annotated[int, typer.Option(min=1, help="pictures a step")] = 16,
     lr: Annotated[float, typer.Option(min=0.0, help="peak learning rate")] = 5e-4,
@@ -26,6 +35,7 @@ def train(
     validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="share of the pictures set aside")] = 0.05,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     bf16: Annotated[bool, typer.Option(help="autocast; pays on CPUs with AMX")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto; for several GPUs start it with torchrun")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0 leaves it the choice")] = 0,
     skip_bad_boxes: Annotated[bool, typer.Option(help="leave out boxes without area or off the picture")] = False,
 ) -> None:
@@ -35,6 +45,7 @@ def train(
     from model.detector import CheckpointError
     from model.training.data import DataError
     from model.training.loop import Recipe, TrainingError
+    from model.training.processes import leave
     from model.training.run import train as run
 
     if threads:
@@ -47,12 +58,16 @@ def train(
             preset=preset,
             start=start,
             recipe=recipe,
+            schedule=schedule.value,
+            device=device,
             validation=validation,
             skip_bad_boxes=skip_bad_boxes,
             console=console,
         )
-    except (TrainingError, DataError, CheckpointError) as error:
+    except (TrainingError, DataError, CheckpointError, ValueError) as error:
         _fail(error)
+    finally:
+        leave()
 
 
 def evaluate(

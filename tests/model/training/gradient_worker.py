@@ -1,0 +1,36 @@
+"""Run by test_processes.py, alone or by torchrun: one step's gradients of a batch of three, and the weights after two.
+
+python gradient_worker.py DATA OUT
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model.config import LITE
+from model.training.augment import PLAIN
+from model.training.data import load_dataset
+from model.training.loop import Recipe, Trainer, new_model
+from model.training.processes import Processes, leave
+
+
+def main(data: str, out: Path) -> None:
+    torch.set_num_threads(1)
+    processes = Processes.join(torch.device("cpu"))
+    recipe = Recipe(batch_size=3, lr=1e-3, body_lr=1e-3, warmup=1, canvas=(96, 128), augment=PLAIN, frozen=())
+    config = replace(LITE, train=replace(LITE.train, rpn_batch=32, roi_batch=16)).with_classes(3)
+    # Others' first weights differ: the first one's must reach them.
+    model = new_model(config, seed=processes.rank)
+    trainer = Trainer(model, load_dataset(data, "train"), recipe, processes=processes)
+    losses = trainer.gradients(trainer._batches(0)[0])
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    trainer.run(until=2)
+    result = {"losses": torch.stack(list(losses)), "gradients": gradients, "after": trainer.averaged_state()}
+    torch.save(result, out / f"{processes.rank}-of-{processes.world}.pt")
+    leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

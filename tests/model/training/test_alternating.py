@@ -1,0 +1,68 @@
+"""The paper's four steps: who learns when, and what is shared at the end (P 3.2)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import LITE
+from model.faster_rcnn import FasterRCNN
+from model.training.alternating import STEPS, parts
+from model.training.augment import PLAIN
+from model.training.data import Dataset, load_dataset
+from model.training.loop import Recipe, Trainer, new_model
+from model.training.losses import Objective
+
+RECIPE = Recipe(epochs=1, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(96, 128), augment=PLAIN, frozen=())
+
+
+@pytest.fixture(scope="module")
+def shapes(shapes_folder: Path) -> Dataset:
+    return load_dataset(shapes_folder, "train")
+
+
+def _fresh() -> FasterRCNN:
+    config = replace(LITE, train=replace(LITE.train, rpn_batch=32, roi_batch=16))
+    return new_model(config.with_classes(3))
+
+
+def test_each_step_changes_what_it_teaches_and_nothing_else(shapes: Dataset) -> None:
+    def make(model: FasterRCNN, recipe: Recipe, objective: Objective) -> Trainer:
+        return Trainer(model, shapes, recipe, objective=objective)
+
+    def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+        return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+    taught, steps, ends = [], [], []
+    for part in parts("alternating", RECIPE, _fresh, make):
+        model = part.trainer.model
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        losses = []
+        part.trainer.run(lambda _, loss, losses=losses: losses.append(loss))
+        taught.append(changed(before, model.state_dict()))
+        steps.append(part.trainer.steps)
+        ends.append(part.trainer.averaged_state())
+        alone = part.name.endswith("rpn")
+        assert all((float(loss.classes) == 0) == alone and (float(loss.objectness) != 0) == alone for loss in losses)
+    assert taught == [{"backbone", "rpn"}, {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}]
+    assert steps == [4, 2, 4, 2]  # 80k, 40k, 80k and 40k of twelve
+    # The detector that ships: step 2's backbone, step 3's RPN, and step 4's detector.
+    last = ends[3]
+    assert all(torch.equal(last[k], ends[1][k]) for k in last if k.startswith("backbone"))
+    assert all(torch.equal(last[k], ends[2][k]) for k in last if k.startswith("rpn"))
+    assert not torch.equal(
+        last["backbone.fpn.layer_blocks.0.0.weight"], ends[0]["backbone.fpn.layer_blocks.0.0.weight"]
+    )
+
+
+def test_the_steps_share_the_whole_budget() -> None:
+    assert sum(step.share for step in STEPS) == pytest.approx(1)
+
+
+def test_joint_training_is_one_part_with_all_four_losses(shapes: Dataset) -> None:
+    seen = []
+    for part in parts("joint", RECIPE, _fresh, lambda m, r, o: Trainer(m, shapes, r, objective=o)):
+        part.trainer.run(lambda _, losses: seen.append(losses), until=1)
+    (losses,) = seen
+    assert all(float(loss) > 0 for loss in losses)
