@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from starlette.requests import Request
 
-from service.errors import Unauthorized
+from service.errors import KeyBusy, Unauthorized
 from service.settings import SettingsError
 
 
@@ -18,9 +21,11 @@ class KeyRing:
 
     LOOK_EVERY = 1.0  # seconds between looks at the file
 
-    def __init__(self, path: Path) -> None:
-        """Raises ``SettingsError`` where the file cannot be read or holds no key."""
+    def __init__(self, path: Path, max_inflight: int | None = None) -> None:
+        """max_inflight: requests of one key at once. Raises ``SettingsError`` where the file is not one of keys."""
         self._path = path
+        self._max_inflight = max_inflight
+        self._inflight: Counter[bytes] = Counter()
         try:
             self._stamp = self._look()
             self._hashes = self._read()
@@ -32,17 +37,35 @@ class KeyRing:
             raise SettingsError(f"FRCNN_API_KEYS_FILE is {str(path)!r}; it holds no key: put one on each line.")
         self._looked = time.monotonic()
 
-    def check(self, request: Request) -> None:
-        """Raises ``Unauthorized`` unless the request brings one of the keys."""
+    def check(self, request: Request) -> bytes:
+        """The hash of the key that the request brings. Raises ``Unauthorized`` unless it is one of the keys."""
         self._reload()
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
         if not key:
             raise Unauthorized("An API key is needed; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
-        given = _hash(key)
+        given = _hash(key.encode("latin-1"))  # the bytes that came: Starlette reads headers so
         # Every hash is compared, so that the time taken does not tell which one matched.
         if not sum(hmac.compare_digest(given, known) for known in self._hashes):
             raise Unauthorized("The API key is not one of this service's; ask its operator for one.")
+        return given
+
+    @contextlib.contextmanager
+    def seat(self, key: bytes) -> Iterator[None]:
+        """Count a request of ``key``, a hash from ``check``. Raises ``KeyBusy`` where as many are counted as may."""
+        if self._max_inflight is not None and self._inflight[key] >= self._max_inflight:
+            raise KeyBusy(
+                f"{self._max_inflight} requests of this API key are being answered, as many as may; "
+                "wait for one of them.",
+                retry_after=1,
+            )
+        self._inflight[key] += 1
+        try:
+            yield
+        finally:
+            self._inflight[key] -= 1
+            if not self._inflight[key]:
+                del self._inflight[key]
 
     def _reload(self) -> None:
         now = time.monotonic()
@@ -62,9 +85,10 @@ class KeyRing:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> tuple[bytes, ...]:
-        lines = (line.strip() for line in self._path.read_text().splitlines())
-        return tuple(_hash(line) for line in lines if line and not line.startswith("#"))
+        # Bytes, as they come in a header: no file, however broken its text, is an error here.
+        lines = (line.strip() for line in self._path.read_bytes().splitlines())
+        return tuple(_hash(line) for line in lines if line and not line.startswith(b"#"))
 
 
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

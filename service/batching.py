@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections import deque
@@ -22,6 +23,8 @@ from service.errors import DeadlinePassed, PictureFailed, QueueFull, Unavailable
 from service.imaging import Picture
 from service.metrics import Metrics
 from service.worker import BatchReport, Task, Worker, WorkerDead
+
+log = logging.getLogger("frcnn.batching")
 
 Canvas = tuple[int, int]
 _FAILED = "The detector has failed and the service will be replaced; try again."
@@ -39,10 +42,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Detected:
-    """A picture's result, and the seconds it waited for its batch to begin."""
+    """A picture's result, and when its batch began and had been run: ``time.monotonic`` seconds."""
 
     detections: Detections
-    queue_seconds: float
+    started: float
+    finished: float
 
 
 @dataclass(eq=False)
@@ -93,9 +97,12 @@ class Batcher:
             self._visits -= 1
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a picture's place, inside a visit, from before it is decoded until its answer. Raises ``QueueFull``."""
-        self._check_room()
+    def place(self, deadline: float) -> Iterator[None]:
+        """Hold a picture's place, inside a visit, from before it is decoded until its answer.
+
+        Raises ``QueueFull`` where there is none, or where it would not be answered by ``deadline``.
+        """
+        self._check_room(deadline)
         self._places += 1
         self._metrics.queue_depth.set(self._places)
         try:
@@ -104,10 +111,10 @@ class Batcher:
             self._places -= 1
             self._metrics.queue_depth.set(self._places)
 
-    def check_open(self) -> None:
+    def check_open(self, deadline: float = math.inf) -> None:
         """Raises what ``visit`` and ``place`` would, so that a request can be refused before its body is read."""
         self._check_serving()
-        self._check_room()
+        self._check_room(deadline)
 
     def _check_serving(self) -> None:
         if self._draining:
@@ -115,9 +122,17 @@ class Batcher:
         if not self._worker.alive:
             raise Unavailable(_FAILED, retry_after=10)
 
-    def _check_room(self) -> None:
+    def _check_room(self, deadline: float) -> None:
         if self._places >= self._limits.max_queue:
             raise self._full()
+        # Whoever would get a 504 after all the waiting does better elsewhere, or later; and if such were let in, a slow
+        # device would do nothing but work that comes too late. An empty queue takes anybody: so the pace is kept fresh.
+        if self._places and time.monotonic() + self._pace.seconds(self._places + 1) > deadline:
+            raise QueueFull(
+                f"{self._places} pictures are waiting, and this one would not be answered before its deadline; "
+                "try again after the time in Retry-After, or allow more with X-Request-Timeout-Ms.",
+                retry_after=self.retry_after,
+            )
 
     async def submit(self, image: Picture, options: DetectOptions, deadline: float) -> Detected:
         """Queue a picture and wait for its result; call it inside ``place``.
@@ -125,6 +140,8 @@ class Batcher:
         deadline: ``time.monotonic`` seconds. Cancelling drops the picture if its batch has not begun. Raises
         ``QueueFull``, ``DeadlinePassed``, ``PictureFailed`` (this picture alone), ``Unavailable``.
         """
+        if not self._worker.alive:  # it died while the picture was being decoded: nobody would answer
+            raise Unavailable(_FAILED, retry_after=10)
         canvas = self._worker.detector.canvas_for(*image.shape[:2])
         pixels = max(canvas[0] * canvas[1], image.shape[0] * image.shape[1])
         if self._pixels and self._pixels + pixels > self._limits.max_queue_pixels:  # an empty queue takes any picture
@@ -145,14 +162,25 @@ class Batcher:
             self._forget(waiting)
 
     async def run(self) -> None:
-        """Feed the worker until cancelled."""
-        while True:
+        """Feed the worker until cancelled, or until it is dead: then all are answered so, and ``on_death`` is called."""
+        while self._worker.alive:
             batch = self._next_batch()
             if not batch:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            await self._dispatch(batch)
+            try:
+                await self._dispatch(batch)
+            except WorkerDead:
+                self._fail(batch)
+            except Exception:  # a fault of ours: better replaced than silent
+                log.exception("the queue has failed")
+                self._worker.give_up("The queue has failed.")
+                self._fail(batch)
+        self._fail([waiting for lane in self._lanes.values() for waiting in lane])
+        self._lanes.clear()
+        self._metrics.ready.set(0)
+        self.on_death()
 
     async def drain(self) -> None:
         """Take nothing new, and return when every accepted request has its results."""
@@ -189,26 +217,20 @@ class Batcher:
     async def _dispatch(self, batch: list[_Waiting]) -> None:
         started = time.monotonic()
         self._measure(batch)
-        try:
-            report = await self._worker.run([waiting.task for waiting in batch])
-        except WorkerDead:
-            self._fail_all(batch)
-            return
+        report = await self._worker.run([waiting.task for waiting in batch])
         self._pace.ran(len(batch), time.monotonic() - started)
         self._learn(report, len(batch))
         for waiting, outcome in zip(batch, report.outcomes, strict=True):
             if waiting.answer.done():  # its deadline passed, or its client has gone, while it was on the device
                 continue
             if outcome.detections is not None:
-                waiting.answer.set_result(Detected(outcome.detections, outcome.started - waiting.arrived))
+                waiting.answer.set_result(Detected(outcome.detections, outcome.started, outcome.finished))
             else:
                 waiting.answer.set_exception(
                     PictureFailed(
                         "The detector failed on this picture; others are not affected. Try another form of it."
                     )
                 )
-        if not self._worker.alive:
-            self._fail_all([])
 
     def _measure(self, batch: list[_Waiting]) -> None:
         padded = len(batch) * batch[0].canvas[0] * batch[0].canvas[1]
@@ -224,14 +246,12 @@ class Batcher:
         else:
             self._bound.went_well(size)
 
-    def _fail_all(self, batch: list[_Waiting]) -> None:
-        """The worker is dead: what runs and what waits is answered at once, and nothing new gets in."""
-        for waiting in [*batch, *(w for lane in self._lanes.values() for w in lane)]:
+    @staticmethod
+    def _fail(batch: list[_Waiting]) -> None:
+        """The worker is dead: who is still there is told so."""
+        for waiting in batch:
             if not waiting.answer.done():
                 waiting.answer.set_exception(Unavailable(_FAILED, retry_after=10))
-        self._lanes.clear()
-        self._metrics.ready.set(0)
-        self.on_death()
 
     def _forget(self, waiting: _Waiting) -> None:
         """The caller has its answer or has gone: give back its pixels, and its seat if it still waits."""
@@ -258,9 +278,13 @@ class Pace:
         each = seconds / pictures
         self._seconds_each = each if self._seconds_each is None else 0.9 * self._seconds_each + 0.1 * each
 
+    def seconds(self, pictures: int) -> float:
+        """In which so many pictures should be answered; 0 before the first batch."""
+        return pictures * (self._seconds_each or 0.0)
+
     def seconds_for(self, pictures: int) -> int:
-        """Whole seconds in which so many pictures should be answered, 1 to 60."""
-        return min(60, max(1, math.ceil(pictures * (self._seconds_each or 0.0))))
+        """The same for a header: whole seconds, 1 to 60."""
+        return min(60, max(1, math.ceil(self.seconds(pictures))))
 
 
 class BatchBound:

@@ -1,9 +1,9 @@
 """What can go wrong, each with its HTTP status, and how it reads: ``application/problem+json`` (RFC 9457).
 
     ServiceError
-      BadImage 400          BadRequest 400        Unauthorized 401      TooLarge 413
+      BadImage 400          BadRequest 400        Unauthorized 401      SlowBody 408          TooLarge 413
       UnsupportedImage 415  BadOption 422         ClientGone 499        PictureFailed 500
-      Busy (has a Retry-After): QueueFull 429, Unavailable 503
+      Busy (has a Retry-After): QueueFull 429, KeyBusy 429, Unavailable 503
       DeadlinePassed 504
 
 Every sentence says what to do about it. What is sent never holds a traceback, a path or a picture's bytes.
@@ -11,7 +11,7 @@ Every sentence says what to do about it. What is sent never holds a traceback, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -58,6 +58,16 @@ class Unauthorized(ServiceError):
     @property
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": 'Bearer realm="frcnn"'}
+
+
+class SlowBody(ServiceError):
+    """The body took longer to arrive than is allowed."""
+
+    status, code = 408, "slow_body"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
 
 
 class TooLarge(ServiceError):
@@ -112,6 +122,12 @@ class QueueFull(Busy):
     status, code = 429, "queue_full"
 
 
+class KeyBusy(Busy):
+    """As many requests of this API key are being answered as may."""
+
+    status, code = 429, "key_busy"
+
+
 class Unavailable(Busy):
     """Not ready, draining, or broken."""
 
@@ -139,11 +155,12 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
     return body
 
 
-def problem_response(error: ServiceError, request_id: str) -> Response:
-    """``error`` as an HTTP response."""
-    return Response(
-        orjson.dumps(problem(error, request_id)), error.status, headers=error.headers, media_type=PROBLEM_JSON
-    )
+def problem_response(
+    error: ServiceError, request_id: str, members: Callable[[str], dict[str, Any]] | None = None
+) -> Response:
+    """``error`` as an HTTP response; ``members`` makes of its sentence what a dialect's clients look for."""
+    body = problem(error, request_id) | (members(error.detail) if members is not None else {})
+    return Response(orjson.dumps(body), error.status, headers=error.headers, media_type=PROBLEM_JSON)
 
 
 def phrase(status: int) -> str:

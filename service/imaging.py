@@ -19,6 +19,9 @@ from service.errors import BadImage, BadRequest, ServiceError, TooLarge, Unsuppo
 Picture = NDArray[np.uint8]
 
 SUPPORTED = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+# A progressive JPEG stores each pixel in some ten passes, and is decoded in as many. A pass may be a few bytes long: in
+# a hostile file there are thousands, and each takes as long as a whole picture.
+PASSES = 16
 _ORIENTATION = 0x0112  # EXIF 2.32, tag 274
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -94,12 +97,21 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> Picture:
             raise TooLarge(
                 f"The picture is {width} x {height} pixels, over the limit of {max_pixels} in all; send a smaller one."
             )
+        if kind == "JPEG" and _passes(data) * width * height > PASSES * max_pixels:
+            raise BadImage("The picture is stored in more passes than any program writes; save it again.")
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         pixels = _to_rgb(image)
         if upright is not None:
             return np.array(Image.fromarray(pixels).transpose(upright))
         return pixels
+
+
+def _passes(data: bytes) -> int:
+    """Scans of a JPEG, some too many where its metadata hold a thumbnail; in the picture's own data the bytes of a
+    scan's header cannot occur otherwise (ITU T.81, B.1.1.5).
+    """
+    return data.count(b"\xff\xda")
 
 
 def _orientation(image: Image.Image) -> int:

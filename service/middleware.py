@@ -6,6 +6,7 @@ the headers, and nothing of what went wrong inside is told to a stranger.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -31,7 +32,10 @@ _QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds
 
 
 class Envelope:
-    """Wraps the app; leaves ``request_id``, ``arrived`` (monotonic seconds) and ``notes`` for the log in the scope."""
+    """Wraps the app; leaves ``request_id``, ``arrived`` (monotonic seconds) and ``notes`` for the log in the scope.
+
+    ``held`` there is an exit stack: what a request holds until its answer is out, and then gives back.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -46,6 +50,7 @@ class Envelope:
         scope["request_id"] = request_id = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
         scope["arrived"] = arrived = time.monotonic()
         scope["notes"] = {}
+        scope["held"] = held = contextlib.ExitStack()
         status = 0
 
         async def send_wrapped(message: Message) -> None:
@@ -71,6 +76,7 @@ class Envelope:
             )
             await problem_response(error, request_id)(scope, receive, send_wrapped)
         finally:
+            held.close()
             self._metrics.inflight.dec()
             self._record(scope, status or ClientGone.status, time.monotonic() - arrived)
 

@@ -19,7 +19,8 @@ from model.structures import DetectOptions, DetectorInfo
 from service.answers import Seen
 from service.auth import KeyRing
 from service.batching import Batcher, Limits
-from service.errors import ClientGone, DeadlinePassed
+from service.budget import Budget
+from service.errors import ClientGone, DeadlinePassed, SlowBody
 from service.imaging import decode
 from service.metrics import Metrics
 from service.settings import Settings
@@ -45,10 +46,11 @@ class Pipeline:
     def __init__(self, settings: Settings, load: Callable[[], Detects], metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.keys = KeyRing(settings.api_keys_file) if settings.api_keys_file else None
-        self.worker = Worker(load)
+        self.keys = KeyRing(settings.api_keys_file, settings.max_inflight_per_key) if settings.api_keys_file else None
+        self.worker = Worker(load, settings.watchdog_seconds)
         limits = Limits(settings.max_batch, settings.max_batch_pixels, settings.max_queue, settings.max_queue_pixels)
         self.batcher = Batcher(self.worker, limits, metrics)
+        self.bodies = Budget(settings.max_bodies_bytes, lambda: self.batcher.retry_after)
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="frcnn-decode")
         self._feeding: asyncio.Task[None] | None = None
 
@@ -85,11 +87,19 @@ class Pipeline:
     async def receive(self, request: Request, timeout_ms: int | None) -> Visit:
         """Refuse what can be refused early, then read the body and open it."""
         deadline = request.scope["arrived"] + (timeout_ms or self.settings.timeout_ms) / 1000
+        held: contextlib.ExitStack = request.scope["held"]
         if self.keys is not None:
-            self.keys.check(request)
-        self.batcher.check_open()
+            held.enter_context(self.keys.seat(self.keys.check(request)))
+        self.batcher.check_open(deadline)
+        take = held.enter_context(self.bodies.tab())
         async with _until(deadline, "while the body was arriving; send it faster"):
-            body = await read_body(request, self.settings.max_body_bytes)
+            try:
+                async with asyncio.timeout(self.settings.body_seconds):
+                    body = await read_body(request, self.settings.max_body_bytes, take)
+            except TimeoutError:
+                raise SlowBody(
+                    f"The body took over {self.settings.body_seconds:g} s to arrive; send it faster, or a smaller one."
+                ) from None
             began = time.monotonic()
             upload = await self.in_thread(open_envelope, body, request.headers.get("content-type", ""))
         return Visit(request, upload, deadline, began)
@@ -105,12 +115,13 @@ class Pipeline:
     async def look(self, visit: Visit, picture: bytes, options: DetectOptions) -> Seen:
         """Decode ``picture``, queue it, and bring back what was found; inside ``attend``. Raises a ``ServiceError``."""
         began = visit.began
-        with self.batcher.place():
+        with self.batcher.place(visit.deadline):
             async with _until(visit.deadline, "while the picture was being decoded; send a smaller one"):
                 image = await self.in_thread(lambda: decode(picture, max_pixels=self.settings.max_pixels))
             decoded = time.monotonic()
             result = await self.batcher.submit(image, options, visit.deadline)
-        seconds = {"decode": decoded - began, "queue": result.queue_seconds, **result.detections.timings}
+        # Each stage begins where the one before it ends, so that together they are the whole.
+        seconds = {"decode": decoded - began, "queue": result.started - decoded, **result.detections.timings}
         return Seen(image, result.detections, seconds, began)
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

@@ -2,7 +2,7 @@
 
 At SIGTERM (or Ctrl-C) the socket stays open: accepted requests are answered, new ones are told 503 and when to come
 back, and then the process exits with 0. A second signal, or the end of the grace period, ends it at once with 1 and
-says what was dropped.
+says what was dropped. A detector that has failed for good ends it with 3, for its supervisor to start another.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
+import threading
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from service.connection import BoundedHead
 from service.pipeline import Pipeline
 from service.settings import Settings
 
 log = logging.getLogger("frcnn.server")
+
+_LAST_BYTES = 5  # seconds for the last bytes of the last answers
 
 
 class Server(uvicorn.Server):
@@ -34,8 +39,11 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=5,  # after the drain: the last bytes of the last answers
+                timeout_graceful_shutdown=_LAST_BYTES,
+                http=BoundedHead,
                 ws="none",
+                ssl_certfile=settings.tls_cert_file,
+                ssl_keyfile=settings.tls_key_file,
             )
         )
         self.exit_code = 0
@@ -49,6 +57,14 @@ class Server(uvicorn.Server):
         """uvicorn's; a signal that comes while the detector loads simply ends the process afterwards."""
         self._loop = asyncio.get_running_loop()
         await super().startup(*args, **kwargs)  # type: ignore[arg-type]
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end. Returns for ``exit_code`` to be read, unless the detector has failed."""
+        super().run(sockets)
+        if self.exit_code:
+            # A thread may hang on the device, and Python would wait for it, or fall over it.
+            logging.shutdown()
+            os._exit(self.exit_code)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal has come. Not kept in uvicorn's list: it would raise the signal again, and the exit code with it."""
@@ -81,7 +97,12 @@ class Server(uvicorn.Server):
         os._exit(1)
 
     def _die(self) -> None:
-        """The worker is dead; the answers that say so still go out."""
+        """The worker is dead; the answers that say so still go out, but nothing may keep the process from ending."""
+        if self.exit_code:
+            return
         log.error("the detector has failed: the process ends, for its supervisor to start another")
         self.exit_code = 3
         self.should_exit = True
+        last = threading.Timer(2 * _LAST_BYTES, os._exit, (self.exit_code,))
+        last.daemon = True
+        last.start()

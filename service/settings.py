@@ -53,9 +53,16 @@ class Settings(BaseSettings):
     )
     timeout_ms: int = Field(30_000, ge=1, le=3_600_000, description="deadline of a request that names none")
     drain_seconds: float = Field(30.0, ge=0, le=3600, description="grace for accepted requests after SIGTERM")
+    watchdog_seconds: float = Field(
+        120.0, ge=0.1, le=3600, description="a call of the detector that takes longer is given up, and the process ends"
+    )
 
     decode_threads: int = Field(2, ge=1, le=256, description="threads that decode pictures and draw boxes")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, le=2**31, description="largest request body")
+    max_bodies_bytes: int = Field(
+        256 * 2**20, ge=1024, le=2**40, description="request bodies held in sum; over it, 429; one body always goes"
+    )
+    body_seconds: float = Field(20.0, ge=0.1, le=3600, description="longest that a request body may take to arrive")
     max_pixels: int = Field(64_000_000, ge=1, le=2_000_000_000, description="largest picture, width x height")
 
     score_threshold: float | None = Field(
@@ -66,6 +73,15 @@ class Settings(BaseSettings):
     )
 
     api_keys_file: Path | None = Field(None, description="one key a line; unset: no key is asked for")
+    max_inflight_per_key: int | None = Field(
+        None, ge=1, le=100_000, description="most requests of one API key at once; over it, 429; unset: no limit"
+    )
+    tls_cert_file: Path | None = Field(None, description="PEM certificate chain, for HTTPS; unset: HTTP")
+    tls_key_file: Path | None = Field(None, description="PEM private key of the certificate, if not in the same file")
+
+    deepstack: bool = Field(False, description="also answer as DeepStack does, for Frigate and others")
+    huggingface: bool = Field(False, description="also answer as Hugging Face's object detection does")
+    open_inference: bool = Field(False, description="also answer the Open Inference Protocol v2, as Triton does")
 
     log_format: Literal["json", "text"] = Field("json", description="one JSON object a line, or text")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +32,11 @@ class Upload:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, at most ``limit`` bytes. Raises ``TooLarge`` as soon as it is over, ``ClientGone``."""
+async def read_body(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
+    """The whole body, at most ``limit`` bytes; ``take`` is told of every chunk that is kept, and may raise.
+
+    Raises ``TooLarge`` as soon as it is over, ``ClientGone``.
+    """
     refusal = TooLarge(f"The body is over {limit} bytes; send a smaller picture, or compress it more.")
     announced = request.headers.get("content-length", "")
     over = announced.isdecimal() and int(announced) > limit
@@ -48,6 +51,7 @@ async def read_body(request: Request, limit: int) -> bytes:
                 # Most clients read an answer only once they have sent it all: let those that are a little over do so.
                 chunks.clear()
             else:
+                take(len(chunk))
                 chunks.append(chunk)
     except ClientDisconnect:
         raise ClientGone("The client hung up while its body was being read.") from None

@@ -1,24 +1,24 @@
 """The thread that owns a detector.
 
 One batch at a time goes in, one outcome a picture comes out. A batch that fails is split and tried again, down to
-single pictures, so that only the culprit's request fails. Whether the detector itself is still sound after that, a
-canary tells: a picture of our own whose answer was recorded at the start.
+single pictures, so that only the culprit's request fails. Whether the detector itself is still sound after that, the
+canary tells. A call that does not come back is given up: the thread cannot be stopped, but the process can.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import numpy as np
-
 from model.structures import Detections, DetectOptions, DetectorInfo
+from service.canary import Canary
 from service.imaging import Picture
 
 log = logging.getLogger("frcnn.worker")
@@ -76,8 +76,11 @@ class WorkerDead(Exception):
 class Worker:
     """Runs a detector in a thread of its own. ``start`` before anything else, ``stop`` at the end."""
 
-    def __init__(self, load: Callable[[], Detects]) -> None:
+    def __init__(self, load: Callable[[], Detects], patience: float) -> None:
+        """load: makes the detector, in the thread. patience: seconds that one call of it may take once it serves."""
         self._load = load
+        self._patience = patience
+        self._call_began: float | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # A daemon, so that a call that hangs on the device cannot keep the process from ending.
         self._thread = threading.Thread(target=self._live, name="frcnn-worker", daemon=True)
@@ -97,7 +100,7 @@ class Worker:
         return self._detector is not None and self.dead is None and self._thread.is_alive()
 
     async def start(self) -> None:
-        """Load the detector, warm it up and record the canary's answer; raises what the detector raises."""
+        """Load the detector, warm it up and hold it to the canary; raises what the detector or the canary raises."""
         self._thread.start()
         await self._call(self._open)
 
@@ -105,7 +108,19 @@ class Worker:
         """Detect in one batch. Raises ``WorkerDead`` where the detector has failed for good."""
         if not self.alive:
             raise WorkerDead(self.dead or "The worker thread has ended.")
-        return await self._call(lambda: self._detect(tasks))
+        answer = asyncio.ensure_future(self._call(lambda: self._detect(tasks)))
+        while not (await asyncio.wait({answer}, timeout=min(1.0, self._patience)))[0]:
+            self._watch()
+            if self.dead is not None:
+                answer.cancel()
+                raise WorkerDead(self.dead)
+        return answer.result()
+
+    def give_up(self, reason: str) -> None:
+        """Nothing is run any more; ``reason`` is for the log."""
+        if self.dead is None:
+            self.dead = reason
+            log.error("the worker is dead", extra={"reason": reason})
 
     def stop(self) -> None:
         """Let the thread end after what it is doing."""
@@ -136,32 +151,42 @@ class Worker:
         self._inbox.put(task)
         return await answer
 
+    def _watch(self) -> None:
+        began = self._call_began
+        if began is not None and time.monotonic() - began > self._patience:
+            self.give_up(f"A call of the detector has not come back for {self._patience:g} s.")
+        elif not self._thread.is_alive():
+            self.give_up("The worker thread has ended.")
+
     def _live(self) -> None:
         try:
             while (task := self._inbox.get()) is not None:
                 task()
-        except BaseException:
-            self.dead = "The worker thread has ended."
+        except BaseException as error:
             log.exception("the worker thread has ended")
+            self.give_up(f"The worker thread has ended ({type(error).__name__}).")
 
     def _open(self) -> None:
         detector = self._load()
         detector.warm_up()
-        self._canary = Canary.record(detector)
+        self._canary = Canary.prepare(detector)
         self._detector = detector
 
     def _detect(self, tasks: Sequence[Task]) -> BatchReport:
         report = BatchReport([], [])
         report.outcomes = self._attempt(tasks, report)
-        if report.failures and all(outcome.detections is None for outcome in report.outcomes):
+        if report.failures:
             self._check()
         return report
 
     def _attempt(self, tasks: Sequence[Task], report: BatchReport) -> list[Outcome]:
         started = time.monotonic()
         try:
-            found = self.detector.detect([task.image for task in tasks], [task.options for task in tasks])
+            with self._timed():
+                found = self.detector.detect([task.image for task in tasks], [task.options for task in tasks])
             finished = time.monotonic()
+            if len(found) != len(tasks):
+                raise RuntimeError(f"The detector gave {len(found)} answers for {len(tasks)} pictures.")
             return [Outcome(detections, started, finished) for detections in found]
         except Exception as error:
             failure, out_of_memory = f"{type(error).__name__}: {error}", _is_out_of_memory(error)
@@ -180,50 +205,20 @@ class Worker:
     def _check(self) -> None:
         assert self._canary is not None
         try:
-            self._canary.check(self.detector)
+            with self._timed():
+                self._canary.check(self.detector)
         except Exception as error:
-            self.dead = f"The detector fails on its canary since a batch failed ({type(error).__name__}: {error})."
             log.error("the canary failed", exc_info=True)
+            self.give_up(f"The detector fails on its canary since a batch failed ({type(error).__name__}: {error}).")
 
-
-class Canary:
-    """A picture of our own and the detector's answer to it when it was well."""
-
-    TOLERANCE_PX = 1.0  # far above what batch mates or compiled code change, far below what a broken device does
-
-    def __init__(self, image: Picture, boxes: np.ndarray, objectness: np.ndarray) -> None:
-        self.image = image
-        self.boxes = boxes
-        self.objectness = objectness
-
-    @classmethod
-    def record(cls, detector: Detects) -> Canary:
-        """Run the canary once and keep its answer. Raises ``ValueError`` where the numbers make no sense."""
-        # A ramp with a disc: every operator sees something, and no file is needed.
-        y, x = np.mgrid[0:240, 0:320]
-        image = np.stack([x % 256, y, np.where((x - 160) ** 2 + (y - 120) ** 2 < 3600, 255, 32)], axis=2).astype(
-            np.uint8
-        )
-        return cls(image, *cls._look(detector, image))
-
-    def check(self, detector: Detects) -> None:
-        """Raises ``ValueError`` where the answer differs from the recorded one, or whatever the detector raises."""
-        boxes, objectness = self._look(detector, self.image)
-        if boxes.shape != self.boxes.shape:
-            raise ValueError(f"{len(boxes)} proposals where there were {len(self.boxes)}")
-        if boxes.size and np.abs(boxes - self.boxes).max() > self.TOLERANCE_PX:
-            raise ValueError("the proposals have moved")
-        if objectness.size and np.abs(objectness - self.objectness).max() > 0.05:
-            raise ValueError("the objectness has changed")
-
-    @staticmethod
-    def _look(detector: Detects, image: Picture) -> tuple[np.ndarray, np.ndarray]:
-        [found] = detector.detect([image], [DetectOptions(proposals=10)])
-        boxes = found.boxes.numpy() if found.proposals is None else found.proposals.boxes.numpy()
-        objectness = found.scores.numpy() if found.proposals is None else found.proposals.objectness.numpy()
-        if not (np.isfinite(boxes).all() and np.isfinite(objectness).all() and np.isfinite(found.scores.numpy()).all()):
-            raise ValueError("the detector's numbers are not finite")
-        return boxes, objectness
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """One call of the detector, for ``_watch`` on the event loop's side to see."""
+        self._call_began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._call_began = None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -12,10 +12,11 @@ _BINARY = {"type": "string", "format": "binary"}
 _PROBLEMS = {
     400: "The bytes begin like a picture and cannot be decoded, or the JSON or multipart around them is broken",
     401: "An API key is configured, and the request has none or a wrong one",
+    408: "The body took too long to arrive",
     413: "More bytes or pixels than are taken",
     415: "Not a supported picture, judged by its content",
     422: "An option is unknown or out of range; `errors` says which",
-    429: "The queue is full; try again after `Retry-After` seconds",
+    429: "The queue is full, or too many requests of this API key are; try again after `Retry-After` seconds",
     500: "The detector failed on this picture alone",
     503: "Not ready, or shutting down; try again after `Retry-After` seconds",
     504: "The deadline passed before there was a result",
