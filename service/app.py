@@ -20,6 +20,7 @@ from service.pipeline import Pipeline
 from service.problems import handle_error
 from service.routes import detect, docs, explain, health, model, proposals, web
 from service.routes.describe import add_problem_schema
+from service.routes.dialects import deepstack, huggingface, open_inference
 from service.settings import Settings, load_settings
 from service.worker import Detects
 
@@ -63,6 +64,13 @@ def create_app(
     app.state.pipeline = pipeline
     for room in (detect, proposals, explain, model, health, docs, web):
         app.include_router(room.router)
+    for room, spoken in (
+        (deepstack, settings.deepstack),
+        (huggingface, settings.huggingface),
+        (open_inference, settings.open_inference),
+    ):
+        if spoken:
+            app.include_router(room.router)
     app.mount("/web", web.Files())
     for error in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, handle_error)

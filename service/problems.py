@@ -19,7 +19,7 @@ async def handle_error(request: Request, error: Exception) -> Response:
         error = bad_options(error.errors())
     assert isinstance(error, ServiceError)
     request.scope["notes"]["problem"] = error.code
-    return problem_response(error, request.scope["request_id"])
+    return problem_response(error, request.scope["request_id"], request.scope.get("dialect"))
 
 
 def from_http_exception(error: HTTPException) -> ServiceError:
