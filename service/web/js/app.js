@@ -151,7 +151,7 @@ function refilter() {
 async function look(signal) {
   if (!state.picture || state.maps) return;
   const seen = await api.ask("proposals", state.picture, { limit: 1, view: "objectness" }, { signal });
-  Object.assign(state, { funnel: seen.funnel, maps: seen.maps });
+  Object.assign(state, { funnel: seen.funnel, maps: seen.maps, heatLevel: objectness.hottest(seen.maps) });
 }
 
 function explain(box) {

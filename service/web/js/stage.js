@@ -105,7 +105,7 @@ function paintBox(context, { box, colour, dash = [], width = 2, alpha = 1 }, sca
   context.setLineDash(dash.map((length) => length * density));
   if (dash.length) {
     context.lineWidth = line + density;
-    context.strokeStyle = "rgb(0 0 0 / 0.6)";
+    context.strokeStyle = "rgb(0 0 0 / 0.4)";
     context.setLineDash([]);
     context.strokeRect(...frame);
     context.setLineDash(dash.map((length) => length * density));
@@ -136,10 +136,12 @@ function paintLabel(context, { box, colour, label, letters = "black", alpha = 1 
 
 /** Cells as soft spots: one pixel a cell, stretched over the picture. map: {values, origin, step, alpha, top}. */
 function paintHeat(context, { values, origin, step, alpha, top }, scale, width, height) {
-  const rows = values.length;
-  const columns = values[0].length;
+  // A rim that repeats the edge: cells are centred on their anchors, and the last may end before the picture does.
+  const rim = (list) => [list[0], ...list, list.at(-1)];
+  const cellRows = rim(values.map(rim));
+  const [rows, columns] = [cellRows.length, cellRows[0].length];
   const cells = new ImageData(columns, rows);
-  values.flat().forEach((value, i) => cells.data.set([...heat(value / top), 255], i * 4));
+  cellRows.flat().forEach((value, i) => cells.data.set([...heat(value / top), 255], i * 4));
   const small = new OffscreenCanvas(columns, rows);
   small.getContext("2d").putImageData(cells, 0, 0);
   context.save();
@@ -147,7 +149,7 @@ function paintHeat(context, { values, origin, step, alpha, top }, scale, width, 
   context.rect(0, 0, width * scale, height * scale);
   context.clip();
   context.globalAlpha = alpha;
-  const [x, y] = [(origin[0] - step[0] / 2) * scale, (origin[1] - step[1] / 2) * scale];
+  const [x, y] = [(origin[0] - step[0] * 1.5) * scale, (origin[1] - step[1] * 1.5) * scale];
   context.drawImage(small, x, y, columns * step[0] * scale, rows * step[1] * scale);
   context.restore();
 }

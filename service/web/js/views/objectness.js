@@ -11,6 +11,11 @@ export function overlay({ maps, heatLevel, alpha }) {
 
 const highest = (map) => Math.max(...map.values.flat(), 1e-6);
 
+/** The level with the highest objectness. */
+export function hottest(maps) {
+  return maps.reduce((best, map) => (highest(map) > highest(best) ? map : best)).level;
+}
+
 export const marks = () => [];
 
 /** Radio buttons of the levels; once a model. onChange(level). */
@@ -26,6 +31,7 @@ export function renderLevels(state, onChange) {
 }
 
 export function render(state) {
+  document.getElementsByName("heat-level").forEach((radio, i) => (radio.checked = i === state.heatLevel));
   $("alpha-value").value = `${Math.round(state.alpha * 100)} %`;
   const map = overlay(state);
   $("scale-end").textContent = map ? map.top.toFixed(2) : "1";
