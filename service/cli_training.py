@@ -111,9 +111,8 @@ def evaluate(
     console.print(f"{detector.info.name}, {detector.info.precision}, {detector.info.device}: {split} of {data}")
     if json_file is not None:
         about = {"weights": detector.info.name, "sha256": detector.info.sha256, "precision": detector.info.precision}
-        json_file.write_text(
-            json.dumps(about | {"data": data.name, "split": split} | result.to_dict(), indent=1) + "\n"
-        )
+        figures = result.to_dict() | {"scores": scores.to_dict()}
+        json_file.write_text(json.dumps(about | {"data": data.name, "split": split} | figures, indent=1) + "\n")
 
 
 def _fail(error: Exception) -> None:
