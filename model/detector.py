@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,12 +21,13 @@ from model.checkpoint import CheckpointError, ResolvedCheckpoint, load_into, pre
 from model.config import PRESETS, DetectorConfig
 from model.explain import explain
 from model.explanation import STAGES, Explanation, Stage
-from model.faster_rcnn import FasterRCNN, split_rows
+from model.faster_rcnn import Dense, FasterRCNN, split_rows
 from model.roi_head import stack_regions
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
+from model.runtime.clock import Clock
 from model.runtime.memory import keep_freed_memory
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision
-from model.structures import Detections, DetectOptions, DetectorInfo, Proposals
+from model.structures import Detections, DetectOptions, DetectorInfo, ImageBatch, Proposals
 from model.trace import in_picture, record
 from model.transform import Image, Transform, check_image
 
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Regions = Tensor | npt.NDArray[np.floating] | Sequence[Sequence[float]]
 _NOWHERE = Path("random")
 
 
@@ -162,16 +165,27 @@ class Detector:
             self._detect([_grey(height, width)], [self.defaults], (height, width))
 
     def detect(
-        self, images: Sequence[Image], options: DetectOptions | Sequence[DetectOptions] | None = None
+        self,
+        images: Sequence[Image],
+        options: DetectOptions | Sequence[DetectOptions] | None = None,
+        regions: Sequence[Regions | None] | None = None,
     ) -> list[Detections]:
         """Detect in pictures, uint8 RGB [H, W, 3] of any sizes; one ``Detections`` each, in their order, on the CPU.
 
-        options: one for all, or one a picture. Pictures that share a canvas go through the network together. Raises
+        options: one for all, or one a picture. regions: for each picture boxes [R, 4] in its pixels, a shorter way to
+        write ``DetectOptions.regions``, or None. Pictures that share a canvas go through the network together. Raises
         ``ValueError`` for an array that is no picture and for an option out of range; then nothing has been computed.
         """
         wanted = [options or DetectOptions()] * len(images) if not isinstance(options, Sequence) else list(options)
         if len(wanted) != len(images):
             raise ValueError(f"{len(wanted)} options for {len(images)} images: give one for all, or one each.")
+        if regions is not None:
+            if len(regions) != len(images):
+                raise ValueError(f"Regions for {len(regions)} images, and there are {len(images)}: give None for some.")
+            wanted = [
+                option if boxes is None else replace(option, regions=_rows(boxes))
+                for option, boxes in zip(wanted, regions, strict=True)
+            ]
         resolved = [self._resolve(option) for option in wanted]
         groups: dict[Canvas, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
@@ -186,16 +200,22 @@ class Detector:
     @torch.inference_mode()
     def _detect(self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas) -> list[Detections]:
         """One batch on one canvas."""
-        model, clock = self.model, _Clock(self.device)
+        model, clock = self.model, Clock(self.device)
         batch = self.transform(images, canvas, self.device)
         clock.lap("transform")
-        dense = model.dense(batch.pixels.to(self.dtype))
+        maps, dense = self._maps(batch, asking := [i for i, wanted in enumerate(options) if wanted.regions is None])
         clock.lap("backbone")
-        candidates = model.candidates(dense, batch)
-        proposals = model.rpn.propose(candidates)
+        boxes_in = [_on_canvas(wanted.regions, batch, i) for i, wanted in enumerate(options)]
+        candidates, proposals, asked = None, [], batch
+        if dense is not None:
+            asked = batch if len(asking) == len(batch) else batch[asking]
+            candidates = model.candidates(dense, asked)
+            proposals = model.rpn.propose(candidates)
+            for i, proposal in zip(asking, proposals, strict=True):
+                boxes_in[i] = proposal.boxes
         clock.lap("rpn")
-        logits, offsets = model.roi_heads(dense.maps, stack_regions([proposal.boxes for proposal in proposals]))
-        rows = split_rows(logits, offsets, [len(proposal) for proposal in proposals])
+        logits, offsets = model.roi_heads(maps, stack_regions(boxes_in))
+        rows = split_rows(logits, offsets, [len(boxes) for boxes in boxes_in])
         clock.lap("roi_head")
         sizes = batch.sizes.tolist()
         results = []
@@ -203,14 +223,13 @@ class Detector:
             limit = _known(wanted.max_detections)
             boxes, scores, class_ids, parents = model.roi_heads.detections(
                 *rows[i],
-                proposals[i].boxes,
+                boxes_in[i],
                 (sizes[i][0], sizes[i][1]),
                 score_threshold=_known(wanted.score_threshold),
                 nms_threshold=_known(wanted.nms_threshold),
                 max_detections=None if wanted.trace else limit,  # a trace also wants what the limit cuts
                 class_mask=self._class_mask(wanted.class_ids),
             )
-            first = proposals[i][: wanted.proposals]
             ids = class_ids[:limit].cpu()
             found = Detections(
                 boxes=box_ops.rescale(boxes[:limit], batch.sizes[i], batch.original_sizes[i]).cpu(),
@@ -218,16 +237,32 @@ class Detector:
                 class_ids=ids,
                 labels=tuple(self.checkpoint.classes[j] for j in ids.tolist()),
                 proposal_indices=parents[:limit].cpu(),
-                proposals=in_picture(first, batch, i, self.config.anchors, dense.shapes) if wanted.proposals else None,
             )
-            if wanted.trace:
+            if dense is not None and wanted.proposals:
+                row = asking.index(i)
+                first = proposals[row][: wanted.proposals]
+                first = in_picture(first, asked, row, self.config.anchors, dense.shapes)
+                found = replace(found, proposals=first)
+            if dense is not None and candidates is not None and wanted.trace:
                 pairs = torch.stack((parents, class_ids), dim=1)
                 classes = self.checkpoint.classes
-                trace = record(model, batch, i, dense, candidates, rows[i], pairs, classes, wanted)
+                trace = record(model, asked, asking.index(i), dense, candidates, rows[i], pairs, classes, wanted)
                 found = replace(found, trace=trace)
             results.append(found)
         clock.lap("postprocess")
         return [replace(result, timings=clock.laps, batch_size=len(images)) for result in results]
+
+    def _maps(self, batch: ImageBatch, asking: list[int]) -> tuple[list[Tensor], Dense | None]:
+        """The maps of all pictures, and what the RPN's head makes of those rows that ask for it; None where none do."""
+        pixels = batch.pixels.to(self.dtype)
+        if len(asking) == len(batch):
+            dense = self.model.dense(pixels)
+            return dense.maps, dense
+        maps = self.model.backbone(pixels)
+        if not asking:
+            return maps, None
+        theirs = [level[asking] for level in maps]
+        return maps, Dense(theirs, *self.model.rpn.head(theirs))
 
     def _resolve(self, options: DetectOptions) -> DetectOptions:
         """``options`` with the checkpoint's defaults for what they leave open, checked."""
@@ -244,6 +279,11 @@ class Detector:
             raise ValueError(f"proposals must be 0 or more, not {options.proposals}.")
         if options.trace and options.class_ids is not None:
             raise ValueError("A trace looks at all classes: give no class_ids with it.")
+        if options.regions is not None and (options.trace or options.proposals):
+            raise ValueError("With regions the RPN does not run: there are no proposals and no trace to return.")
+        for box in options.regions or ():
+            if not (len(box) == 4 and all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]):
+                raise ValueError(f"A region must be x1, y1, x2, y2 with x1 < x2 and y1 < y2, not {box}.")
         for class_id in options.class_ids or ():
             if not 0 < class_id < len(self.checkpoint.classes):
                 raise ValueError(f"There is no class {class_id}: ids run from 1 to {len(self.checkpoint.classes) - 1}.")
@@ -266,28 +306,26 @@ class Detector:
         return tuple(vertical for vertical, _ in level_strides(self.config.anchors, canvas, shapes))
 
 
-class _Clock:
-    """Seconds by stage. On a GPU a stage ends when the device has done it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.laps: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.laps[stage] = now - self.last
-        self.last = now
-
-
 def find_preset(name: str) -> DetectorConfig:
     """The preset of that name; raises ``CheckpointError`` that lists those there are."""
     for config in PRESETS:
         if config.name == name:
             return config
     raise CheckpointError(f"No preset {name!r}: one of {', '.join(config.name for config in PRESETS)}.")
+
+
+def _rows(boxes: Regions) -> tuple[tuple[float, float, float, float], ...]:
+    rows = np.asarray(boxes, dtype=np.float64)
+    if rows.size and (rows.ndim != 2 or rows.shape[1] != 4):
+        raise ValueError(f"Regions must have the shape [R, 4], not {list(rows.shape)}.")
+    return tuple((row[0], row[1], row[2], row[3]) for row in rows.tolist())
+
+
+def _on_canvas(regions: tuple[tuple[float, ...], ...] | None, batch: ImageBatch, picture: int) -> Tensor:
+    """A caller's regions as float32 [R, 4] on the canvas, cut to the picture; none for None."""
+    size, original = batch.sizes[picture], batch.original_sizes[picture]
+    boxes = torch.tensor(regions or (), dtype=torch.float32, device=size.device).reshape(-1, 4)
+    return box_ops.clip(box_ops.rescale(boxes, original, size), float(size[0]), float(size[1]))
 
 
 def _known(value: T | None) -> T:

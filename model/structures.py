@@ -44,6 +44,9 @@ class ImageBatch:
     def __len__(self) -> int:
         return int(self.pixels.shape[0])
 
+    def __getitem__(self, rows: list[int]) -> ImageBatch:
+        return ImageBatch(self.pixels[rows], self.sizes[rows], self.original_sizes[rows])
+
 
 @dataclass(frozen=True)
 class AnchorPlaces:
@@ -145,6 +148,10 @@ class DetectOptions:
     class_ids: keep these classes only.
     proposals: how many of the RPN's final proposals to return.
     trace: return a ``Trace`` too. It looks at all classes, so ``class_ids`` cannot go with it.
+    regions: boxes in the picture's pixels to look at instead of the RPN's proposals: Fast R-CNN alone. The RPN then
+        does not run for this picture, so that ``proposals`` and ``trace`` cannot go with it; a detection's
+        ``proposal_indices`` are rows of these. What lies outside the picture is cut off, and what is left of no area
+        is found to be nothing.
     """
 
     score_threshold: float | None = None
@@ -153,6 +160,7 @@ class DetectOptions:
     class_ids: tuple[int, ...] | None = None
     proposals: int = 0
     trace: bool = False
+    regions: tuple[tuple[float, float, float, float], ...] | None = None
 
 
 @dataclass(frozen=True)
