@@ -171,7 +171,8 @@ class Batcher:
                 continue
             try:
                 await self._dispatch(batch)
-            except WorkerDead:
+            except WorkerDead as death:
+                self._worker.give_up(str(death))  # its thread may still be on its last lines
                 self._fail(batch)
             except Exception:  # a fault of ours: better replaced than silent
                 log.exception("the queue has failed")

@@ -34,15 +34,19 @@ class Looks(Protocol):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an answer may be off: IoU of each box with its stored one at least, score and objectness at most."""
+    """How far an answer may be off: IoU of a box with its stored one at least, score and objectness at most.
+
+    flips: proposals that may be missing, where NMS kept a neighbour by a hair; objects may not.
+    """
 
     iou: float
     score: float
+    flips: int
 
 
-# Same weights, another machine. Batch mates, thread counts and convolution algorithms move fp32 by millionths; halves
-# have 8 (bf16) or 11 (fp16) bits of mantissa: `python -m benchmarks.batch_invariance` shows what they move.
-TOLERANCES = {"fp32": Tolerance(0.98, 0.01), "bf16": Tolerance(0.80, 0.10), "fp16": Tolerance(0.90, 0.05)}
+# Same weights, another machine: fp32 moves by millionths. bf16, on a CPU with the bundled weights, was seen to move boxes
+# to an IoU of 0.993 and scores by 0.01, and to lose one proposal of ten to a neighbour.
+TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "bf16": Tolerance(0.90, 0.05, 2), "fp16": Tolerance(0.90, 0.05, 2)}
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,14 @@ class Canary:
             same = [j for j, other in enumerate(seen.class_ids) if other == class_id]
             rivals = [seen.boxes[j] for j in same], [seen.scores[j] for j in same]
             self._find(box, score, *rivals, what=f"the object of class {class_id}")
+        missing = []
         for box, score in zip(self.right.proposals, self.right.objectness, strict=True):
-            self._find(box, score, seen.proposals, seen.objectness, what="the proposal")
+            try:
+                self._find(box, score, seen.proposals, seen.objectness, what="the proposal")
+            except CanaryError as error:
+                missing.append(error)
+        if len(missing) > self.tolerance.flips:
+            raise missing[0]
 
     def _find(
         self, box: list[float], score: float, boxes: list[list[float]], scores: list[float], *, what: str

@@ -122,6 +122,7 @@ class Pipeline:
             result = await self.batcher.submit(image, options, visit.deadline)
         # Each stage begins where the one before it ends, so that together they are the whole.
         seconds = {"decode": decoded - began, "queue": result.started - decoded, **result.detections.timings}
+        seconds["serialize"] = time.monotonic() - result.finished  # back to this thread; the writing is added to it
         return Seen(image, result.detections, seconds, began)
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

@@ -12,10 +12,11 @@ from fastapi import APIRouter, Query, Request, Response
 from service.answers import Seen, detect_answer, milliseconds, server_timing, with_timings, write
 from service.errors import BadOption, BadRequest, ServiceError, problem
 from service.pipeline import Pipeline, Visit
+from service.regions import outside
 from service.rendering import draw_detections, encode, wanted_picture
 from service.routes.dependencies import Served, TimeoutMs
 from service.routes.describe import batch_body, picture_answer, picture_body, problems
-from service.schemas import BatchAnswer, DetectAnswer, Options, merge
+from service.schemas import BatchAnswer, DetectAnswer, Options, bad, merge
 
 MAX_PICTURES = 32
 
@@ -41,6 +42,9 @@ async def detect(
     wanted = options.resolve(pipeline.info, pipeline.settings)
     picture = single(visit)
     seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
+    # Only now is the picture's size known; what was cut off altogether would look like "nothing there".
+    if (number := outside(wanted.regions or (), seen.width, seen.height)) is not None:
+        raise bad("regions", f"region {number} lies outside the picture, which is {seen.width} x {seen.height} pixels")
     media_type = wanted_picture(request.headers.get("accept", ""))
     if media_type is None:
         body, timings = answer(pipeline, visit, seen, options)
@@ -74,6 +78,8 @@ async def detect_batch(
         )
     options = merge(query, visit.upload.options)
     wanted = options.resolve(pipeline.info, pipeline.settings)
+    if wanted.regions is not None:
+        raise bad("regions", "they belong to one picture; send it to POST /detect")
     # So many at once keep the device busy; more would only take places from others, and memory.
     gate = asyncio.Semaphore(min(pipeline.settings.max_batch, pipeline.settings.max_queue))
 
@@ -117,7 +123,10 @@ def answer(pipeline: Pipeline, visit: Visit, seen: Seen, options: Options) -> tu
 def finish(pipeline: Pipeline, seen: Seen, writing: float) -> dict[str, float]:
     """Close the book on a picture whose answer was begun at ``writing``: its timings in milliseconds, also counted."""
     now = time.monotonic()
-    seconds = seen.seconds | {"serialize": now - writing, "total": now - seen.began}
+    seconds = seen.seconds | {
+        "serialize": seen.seconds["serialize"] + now - writing,
+        "total": now - seen.began,
+    }
     found = seen.detections
     pipeline.metrics.picture(seconds, len(found), None if found.proposals is None else len(found.proposals))
     return milliseconds(seconds)
