@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from model.detector import Detector, DetectOptions, explain
+from model.detector import DetectOptions, Detector, explain
 from service.app import create_app, load_detector
 from service.settings import load_settings
 
@@ -53,7 +53,7 @@ def look(client: TestClient, body: bytes, miss: Miss, **options: float) -> dict[
     return found
 
 
-def with_rpn(path: Path, miss: Miss, **limits: int) -> dict[str, Any]:
+def with_rpn(path: Path, miss: Miss, **limits: Any) -> dict[str, Any]:
     """The same for a detector whose RPN has other limits."""
     detector = Detector.from_checkpoint("lite-voc20", compile="off")
     config = replace(detector.config, rpn=replace(detector.config.rpn, **limits))
