@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.structures import DetectOptions, DetectorInfo
 from service.errors import BadOption
+from service.regions import Regions
 from service.settings import Settings
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
@@ -52,15 +53,23 @@ class Options(Thresholds):
 
     classes: list[int | str] | None = Field(None, max_length=1000, description="only these: names or ids, repeatable")
     proposals: int = Field(0, ge=0, le=10_000, description="how many of the RPN's proposals to return too")
+    regions: Regions = Field(
+        None,
+        description="look at these boxes and run no RPN (Fast R-CNN alone): JSON, corners in pixels of the picture "
+        "whatever `box_format` and `normalized` say of the answer",
+    )
 
     def resolve(self, info: DetectorInfo, settings: Settings) -> DetectOptions:
         """These options for the detector that ``info`` describes. Raises ``BadOption`` for a class it does not know."""
         if self.proposals > info.max_proposals:
             raise bad("proposals", f"input should be from 0 to {info.max_proposals}, all that this detector proposes")
+        if self.regions is not None and self.proposals:
+            raise bad("proposals", "with `regions` the RPN does not run, so there are none; leave one of the two out")
         return replace(
             self.thresholds(settings),
             class_ids=None if self.classes is None else tuple(sorted({class_id(c, info) for c in self.classes})),
             proposals=self.proposals,
+            regions=self.regions,
         )
 
 

@@ -1,0 +1,58 @@
+"""``regions``: the boxes that a caller brings, for the detector to look at instead of the RPN's proposals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import orjson
+from pydantic import AfterValidator, WithJsonSchema
+
+Box = tuple[float, float, float, float]
+MAX_REGIONS = 2000  # as many as Fast R-CNN was given by Selective Search
+
+
+def _parse(value: Any) -> tuple[Box, ...] | None:
+    """A list of boxes, or the JSON text of one: a form and a query have no lists. Raises ``ValueError``."""
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"must be JSON, such as [[10, 20, 110, 220]] ({error})") from None
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) > MAX_REGIONS:
+        raise ValueError(f"must be a list of at most {MAX_REGIONS} boxes, such as [[10, 20, 110, 220]]")
+    return tuple(_box(number, row) for number, row in enumerate(value))
+
+
+def _box(number: int, row: Any) -> Box:
+    numbers = isinstance(row, list | tuple) and len(row) == 4 and all(type(side) in (int, float) for side in row)
+    if not numbers or not all(map(math.isfinite, row)):
+        raise ValueError(f"region {number} must be four numbers, [x1, y1, x2, y2]")
+    x1, y1, x2, y2 = map(float, row)
+    if x1 >= x2 or y1 >= y2:
+        raise ValueError(f"region {number} has no area; x2 must be above x1 and y2 above y1")
+    return x1, y1, x2, y2
+
+
+Regions = Annotated[
+    Any,
+    AfterValidator(_parse),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "maxItems": MAX_REGIONS,
+            "items": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+        }
+    ),
+]
+
+
+def outside(regions: Sequence[Box], width: int, height: int) -> int | None:
+    """The first region that no pixel of a picture of that size lies in, or None."""
+    for number, (x1, y1, x2, y2) in enumerate(regions):
+        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            return number
+    return None
