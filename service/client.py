@@ -173,7 +173,7 @@ class Client(_Asking):
         self._http.close()
 
     def detect(self, picture: Source, *, timeout: float | None = None, **options: Any) -> Found:
-        """Find objects in ``picture``; options as of ``POST /detect``. Raises ``DetectError``; for a path also OSError."""
+        """Detect objects in ``picture``, options as of ``/detect``. Raises ``DetectError``; for a path also OSError."""
         body = _read(picture)
         patience = self._patience(timeout)
         while True:

@@ -14,8 +14,8 @@ _MOST = 2**31 - 1  # mallopt takes an int
 def keep_freed_memory() -> bool:
     """Ask glibc to keep freed blocks instead of giving them back to the kernel; True if it will.
 
-    By default every large map is mapped anew, and every page of it faults again, on each forward pass. The process keeps
-    its peak memory in return.
+    By default every large map is mapped anew, and every page of it faults again, on each forward pass. In return the
+    process keeps its peak memory.
     Call it once, before the first picture; for the whole process. Elsewhere than on glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
