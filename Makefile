@@ -8,10 +8,10 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install $(if $(CI),--
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format types check lock clean
+.PHONY: help setup serve test lint format types check lock operations image-test clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: $(VENV)/.dev ## Make .venv with everything a developer needs (quick when nothing has changed)
 	@:
@@ -38,6 +38,12 @@ check: lint types test ## All that .ci/run checks
 
 lock: $(BIN)/python ## Choose the newest versions that pyproject.toml allows, and write them to requirements.lock
 	$(BIN)/python .ci/lock.py
+
+operations: setup ## Write the tables of docs/operations.md: settings, metrics, alerts
+	$(BIN)/python docs/operations.py
+
+image-test: ## Build the Dockerfile and run it, on Debian as root with buildah and debootstrap; some gigabytes
+	docker/image-test
 
 clean: ## Remove .venv and every cache
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
