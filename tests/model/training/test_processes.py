@@ -20,7 +20,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(shapes_folder: Path, tmp_path: Path) -> None:
-    # Three pictures: the two processes sample different numbers of regions, which a mean over processes would get wrong.
+    # Three pictures for two: a mean over processes would weigh them wrongly.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[3])}
     for launcher in (ALONE, TORCHRUN):
         command = [*launcher, str(WORKER), str(shapes_folder), str(tmp_path)]
