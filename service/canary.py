@@ -44,8 +44,8 @@ class Tolerance:
     flips: int
 
 
-# Same weights, another machine: fp32 moves by millionths. bf16, on a CPU with the bundled weights, was seen to move boxes
-# to an IoU of 0.993 and scores by 0.01, and to lose one proposal of ten to a neighbour.
+# Same weights, another machine: fp32 moves by millionths. bf16, on a CPU with the bundled weights, was seen to move
+# boxes to an IoU of 0.993 and scores by 0.01, and to lose one proposal of ten to a neighbour.
 TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "bf16": Tolerance(0.90, 0.05, 2), "fp16": Tolerance(0.90, 0.05, 2)}
 
 
