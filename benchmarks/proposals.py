@@ -1,6 +1,6 @@
 """The paper's claim, measured: are learned proposals better than Selective Search's, and nearly free? (P 3.4, Table 5.)
 
-    pip install -e '.[train,bench]'
+    pip install -e '.[train]' opencv-contrib-python-headless
     python benchmarks/proposals.py --data ../shared/data/voc20 --weights lite-voc20
 
 Recall of the counted boxes of ``test`` by the first k proposals, and seconds a picture, for our RPN and for OpenCV's
