@@ -3,7 +3,7 @@
     python -m benchmarks.soak --minutes 30 --weights lite-voc20
 
 Every request has an id of its own; the server's log must hold exactly one line for each, with the status that the
-client saw, and the counters in /metrics must be the number of those lines. Exits with 1 where one of that does not hold.
+client saw, and the counters in /metrics must be the number of those lines. Exits with 1 where that does not hold.
 The faults come in through ``create_app``'s ``detector_factory``: nothing in the service knows of them.
 """
 
