@@ -162,7 +162,7 @@ class Batcher:
             self._forget(waiting)
 
     async def run(self) -> None:
-        """Feed the worker until cancelled, or until it is dead: all are then answered so, and ``on_death`` is called."""
+        """Feed the worker until cancelled, or until it is dead: all are then told so, and ``on_death`` is called."""
         while self._worker.alive:
             batch = self._next_batch()
             if not batch:
