@@ -55,7 +55,7 @@ def boundaries(data: bytes, format: str) -> list[int]:
 def truncated(format: str) -> Iterator[tuple[str, bytes]]:
     """Cut at each boundary, and a byte to either side of it."""
     data = sound(format)
-    for at in sorted({at + shift for at in boundaries(data, format) for shift in (-1, 0, 1, 2) if 0 <= at + shift}):
+    for at in sorted({at + shift for at in boundaries(data, format) for shift in (-1, 0, 1, 2) if at + shift >= 0}):
         yield f"{format} cut at {at}", data[:at]
 
 

@@ -19,12 +19,15 @@ SOUND = {format: corpus.sound(format) for format in corpus.FORMATS}
 
 def outcome(data: bytes) -> int:
     """200 or the status of the problem; whatever else is raised fails the test."""
+    problem = None
     try:
         pixels = decode(data, max_pixels=MAX_PIXELS)
     except ServiceError as error:
-        assert error.status in (400, 413, 415)
-        assert len(error.detail) < 300
-        return error.status
+        problem = error
+    if problem is not None:
+        assert problem.status in (400, 413, 415)
+        assert len(problem.detail) < 300
+        return problem.status
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
@@ -62,10 +65,12 @@ def test_no_mutation_of_a_picture_gets_through_as_anything_else(format, data):
 @given(st.sampled_from(["application/json", "multipart/form-data; boundary=b", "image/png", ""]), st.binary())
 def test_no_envelope_breaks_the_reader(content_type, noise):
     for body in (noise, b"--b\r\n" + noise, b'{"image":' + noise):
+        status = 200
         try:
             open_envelope(body, content_type)
         except ServiceError as error:
-            assert error.status in (400, 422)
+            status = error.status
+        assert status in (200, 400, 422)
 
 
 def exchange(url: str, request: bytes) -> bytes:
