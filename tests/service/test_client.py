@@ -3,6 +3,8 @@
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,13 +53,23 @@ class Script:
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, taken note of instead of slept."""
+    """The waits of this thread's clients, which pass at once; a server of another test, in its thread, sleeps on."""
     taken: list[float] = []
+    ours, sleep, sleep_async = threading.get_ident(), time.sleep, asyncio.sleep
+
+    def rest(seconds: float) -> None:
+        if threading.get_ident() == ours:
+            taken.append(seconds)
+        else:
+            sleep(seconds)
 
     async def nap(seconds: float) -> None:
-        taken.append(seconds)
+        if threading.get_ident() == ours:
+            taken.append(seconds)
+        else:
+            await sleep_async(seconds)
 
-    monkeypatch.setattr(client_module.time, "sleep", taken.append)
+    monkeypatch.setattr(client_module.time, "sleep", rest)
     monkeypatch.setattr(client_module.asyncio, "sleep", nap)
     return taken
 
