@@ -82,7 +82,9 @@ class Transform:
             height, width = resized_size(self.config, *image.shape[:2])
             if height > canvas[0] or width > canvas[1]:
                 raise ValueError(f"A picture of {height}x{width} after resizing does not fit the canvas {canvas}.")
-            tensor = torch.from_numpy(np.ascontiguousarray(image)).to(device, non_blocking=True)
+            # A read-only array, as Pillow gives them, is copied: torch would warn of it.
+            writable = np.require(image, requirements=["C", "W"])
+            tensor = torch.from_numpy(writable).to(device, non_blocking=True)
             pixels[row, :, :height, :width] = self.normalise(self.resize(tensor, (height, width)))
             sizes.append((height, width))
         originals = [image.shape[:2] for image in images]

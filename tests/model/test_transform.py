@@ -73,3 +73,9 @@ def test_what_is_no_picture_is_refused(image: np.ndarray, message: str) -> None:
 def test_a_picture_that_does_not_fit_its_canvas_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         Transform(replace(LITE.transform))([np.zeros((384, 384, 3), np.uint8)], (288, 384), CPU)
+
+
+def test_a_read_only_picture_as_pillow_gives_it_is_taken_without_a_warning() -> None:
+    picture = np.full((384, 384, 3), 255, np.uint8)
+    picture.setflags(write=False)
+    assert Transform(LITE.transform)([picture], (384, 384), CPU).pixels.min() == 1
