@@ -28,13 +28,18 @@ def train(
         str, typer.Option(help="imagenet, nothing, a classifier's .pth, or a detector's name or file")
     ] = "imagenet",
     schedule: Annotated[Schedule, typer.Option(help="all at once, or the paper's four steps in turn")] = Schedule.joint,
-    epochs: Annotated[float, typer.Option(min=0.01, help="passes over the pictures")] = 6.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="pictures a step")] = 16,
-    lr: Annotated[float, typer.Option(min=0.0, help="peak learning rate")] = 5e-4,
-    body_lr: Annotated[float, typer.Option(min=0.0, help="the same for the backbone's body")] = 2e-4,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="a json of Recipe's fields, as a run writes one; options go before")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="passes over the pictures  [default: 6]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="pictures a step  [default: 16]")] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="peak learning rate  [default: 5e-4]")] = None,
+    body_lr: Annotated[
+        float | None, typer.Option(min=0.0, help="the same for the backbone's body  [default: 2e-4]")
+    ] = None,
     validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="share of the pictures set aside")] = 0.05,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    bf16: Annotated[bool, typer.Option(help="autocast; pays on CPUs with AMX")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="[default: 0]")] = None,
+    bf16: Annotated[bool | None, typer.Option(help="autocast; pays on CPUs with AMX")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto; for several GPUs start it with torchrun")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0 leaves it the choice")] = 0,
     skip_bad_boxes: Annotated[bool, typer.Option(help="leave out boxes without area or off the picture")] = False,
@@ -44,14 +49,16 @@ def train(
 
     from model.detector import CheckpointError
     from model.training.data import DataError
-    from model.training.loop import Recipe, TrainingError
+    from model.training.loop import TrainingError
     from model.training.processes import leave
     from model.training.run import train as run
+    from service.recipes import read_recipe
 
     if threads:
         torch.set_num_threads(threads)
-    recipe = Recipe(epochs=epochs, batch_size=batch_size, lr=lr, body_lr=body_lr, seed=seed, bf16=bf16)
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "body_lr": body_lr, "seed": seed, "bf16": bf16}
     try:
+        recipe = read_recipe(recipe_file, {key: value for key, value in given.items() if value is not None})
         run(
             data,
             out,

@@ -34,6 +34,18 @@ class TrainingError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Finish:
+    """How the last epochs differ: most of a run sees small canvases, which are cheap, and the end the size of serving.
+
+    epochs: how many of the recipe's, whole ones. canvas, augment: as the recipe's own.
+    """
+
+    epochs: int
+    canvas: tuple[int, int]
+    augment: AugmentConfig
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How to train.
 
@@ -43,6 +55,7 @@ class Recipe:
     clip: largest gradient norm. ema: decay of the averaged weights, which are the ones that ship.
     frozen: parameters whose name starts with one of these keep their values (P 3.1.3 freezes the first stages).
     canvas: (height, width) of landscape pictures while training.
+    finish: what the last epochs do otherwise; None for nothing.
     bf16: autocast the convolutions and matrix products; pays where the processor has AMX, costs where not.
     """
 
@@ -58,8 +71,15 @@ class Recipe:
     frozen: tuple[str, ...] = ("backbone.body.stem", "backbone.body.stages.0", "backbone.body.stages.1")
     canvas: tuple[int, int] = (288, 384)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    finish: Finish | None = None
     bf16: bool = False
     seed: int = 0
+
+    def look(self, epoch: int) -> tuple[tuple[int, int], AugmentConfig]:
+        """The canvas and the augmentation of a 0-based epoch."""
+        if self.finish is not None and epoch >= self.epochs - self.finish.epochs:
+            return self.finish.canvas, self.finish.augment
+        return self.canvas, self.augment
 
 
 def rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -216,13 +236,14 @@ class Trainer:
 
     def _batches(self, epoch: int) -> Batches:
         recipe = self.recipe
+        canvas, augment = recipe.look(epoch)
         mean = self.model.config.transform.mean
         filler = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
         return Batches(
             self.dataset,
-            recipe.canvas,
+            canvas,
             recipe.batch_size,
-            recipe.augment,
+            augment,
             recipe.seed,
             epoch=epoch,
             filler=filler,
