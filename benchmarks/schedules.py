@@ -1,0 +1,129 @@
+"""Joint training against the paper's 4-step alternating training, on the same budget (P 3.2).
+
+    pip install -e '.[train]'
+    python -m benchmarks.schedules --data ../shared/data/voc20 --out runs/schedules
+
+LITE from its ImageNet weights, once by each schedule, over the same pictures: a seeded part of voc20's train, without
+the validation part (seed 0, 5 %) on which both are then judged. The budget is passes over pictures. Six epochs give the
+four steps 2, 1, 2 and 1 whole ones, so that each of them sees every picture, as the joint run does.
+
+A run that was stopped goes on from its last checkpoint. The result goes to benchmarks/results/schedules.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from model.checkpoint import save
+from model.config import LITE
+from model.detector import Detector
+from model.faster_rcnn import FasterRCNN
+from model.runtime.memory import keep_freed_memory
+from model.training.alternating import Part, Schedule, parts
+from model.training.data import Dataset, load_dataset, split
+from model.training.evaluate import evaluate_detector
+from model.training.log import Log
+from model.training.loop import Recipe, Trainer, new_model
+from model.training.losses import Losses, Objective
+from model.training.run import begin
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "schedules.json"
+VALIDATION = 0.05  # as `frcnn train` sets aside, by the same seed
+
+
+def train(schedule: Schedule, dataset: Dataset, recipe: Recipe, out: Path) -> tuple[Path, dict[str, Any]]:
+    """Train by one schedule, or go on with it; returns the weights and what each part took."""
+
+    def fresh() -> FasterRCNN:
+        model = new_model(LITE.with_classes(len(dataset.classes)), recipe.seed)
+        begin(model, "imagenet")
+        return model
+
+    def make_trainer(model: FasterRCNN, own: Recipe, objective: Objective) -> Trainer:
+        return Trainer(model, dataset, own, objective=objective)
+
+    taken = {}
+    for part in parts(schedule, recipe, fresh, make_trainer):
+        name = part.name or "joint"
+        taken[name] = {"steps": part.trainer.steps, "cpu_seconds": run(part, out / name)}
+        print(schedule, name, taken[name], flush=True)
+        state = part.trainer.averaged_state()
+    file = out / "model.safetensors"
+    save(file, state, preset="LITE", classes=dataset.classes, metrics={})
+    return file, taken
+
+
+def run(part: Part, folder: Path) -> float:
+    """Train one part to its end, from where it stopped; returns its processor seconds over all its starts."""
+    trainer, checkpoint, clock = part.trainer, folder / "checkpoint.pt", folder / "cpu_seconds.txt"
+    before = 0.0
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        before = float(clock.read_text())
+    start = time.process_time()
+    log = Log(folder / "log.jsonl", trainer, every=25)
+
+    def keep() -> float:
+        seconds = round(before + time.process_time() - start, 1)
+        clock.write_text(str(seconds))
+        trainer.save(checkpoint)
+        return seconds
+
+    def report(step: int, losses: Losses) -> None:
+        if line := log(step, losses):
+            print(json.dumps(line), flush=True)
+        if step % 100 == 0:
+            keep()
+
+    if trainer.step == trainer.steps:
+        return before
+    trainer.run(report)
+    return keep()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the runs' folder; not to be committed")
+    parser.add_argument("--pictures", type=int, default=900)
+    parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    whole, held = split(load_dataset(options.data, "train", on_bad_box="skip"), VALIDATION, 0)
+    order = np.random.default_rng(options.seed).permutation(len(whole))[: options.pictures]
+    dataset = whole.subset(sorted(order.tolist()))
+    recipe = Recipe(epochs=options.epochs, batch_size=8, warmup=60, seed=options.seed)
+    result: dict[str, Any] = {
+        "data": Path(options.data).name,
+        "pictures": len(dataset),
+        "validation_pictures": len(held),
+        "recipe": asdict(recipe),
+        "torch": torch.__version__,
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip(),
+        "schedules": {},
+    }
+    for schedule in get_args(Schedule):
+        file, taken = train(schedule, dataset, recipe, options.out / schedule)
+        found = evaluate_detector(Detector.from_checkpoint(file, device="cpu", precision="fp32"), held, progress=False)
+        figures = {key: value for key, value in found.to_dict().items() if key != "classes"}
+        result["schedules"][schedule] = {"parts": taken} | figures
+        print(schedule, f"AP {found.ap:.3f} AP@.5 {found.ap50:.3f}", flush=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
