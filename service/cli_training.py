@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -87,41 +87,54 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures there too")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="figures written before; fail where AP or AR is off by over 0.1 points")
+    ] = None,
 ) -> None:
-    """Average precision of a detector on labelled pictures."""
+    """Average precision of a detector on labelled pictures, and what its scores are worth."""
     from model.detector import CheckpointError, Detector
-    from model.training.data import DataError, load_dataset
-    from model.training.data import split as cut
-    from model.training.evaluate import evaluate as judge
+    from model.training.data import DataError
     from model.training.evaluate import predict
-    from model.training.scores import report
+    from model.training.figures import figures, load_part
 
     try:
+        written = None if against is None else json.loads(against.read_text())
         detector = Detector.from_checkpoint(weights, device=device, precision=precision)
-        dataset = load_dataset(data, "train" if split == "validation" else split, on_bad_box="skip")
-        if split == "validation":
-            _, dataset = cut(dataset, validation, seed)
-        if dataset.classes != detector.info.classes:
-            raise DataError(
-                [f"the detector's classes are {detector.info.classes[1:]}, the data's {dataset.classes[1:]}"]
-            )
+        dataset = load_part(data, split, validation=validation, seed=seed)
         found = predict(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
-        result, scores = judge(found, dataset), report(found, dataset)
-    except (DataError, CheckpointError, ValueError) as error:
+        result = figures(detector.info, found, dataset, data.resolve().name, split)
+        differences = [] if written is None else list(result.differences(written))
+    except (DataError, CheckpointError, ValueError, OSError) as error:
         _fail(error)
-    console.print(result.table())
-    console.print(
-        f"best F1 {scores.f1:.3f} above score {scores.threshold:.2f}: precision {scores.precision:.3f}, recall "
-        f"{scores.recall:.3f}, {scores.false_per_picture:.2f} false a picture; calibration error "
-        f"{scores.calibration_error:.3f}"
-    )
+    console.print(result.evaluation.table())
+    scores = result.scores
+    for name, point in (("best F1", scores.best), ("at its default, F1", scores.served)):
+        if point is not None:
+            console.print(
+                f"{name} {point.f1:.3f} above score {point.threshold:.2f}: precision {point.precision:.3f}, recall "
+                f"{point.recall:.3f}, {point.false_per_picture:.2f} false a picture"
+            )
+    console.print(f"calibration error {scores.calibration_error:.3f} over {scores.detections} detections")
     console.print(f"{detector.info.name}, {detector.info.precision}, {detector.info.device}: {split} of {data}")
     if json_file is not None:
-        about = {"weights": detector.info.name, "sha256": detector.info.sha256, "precision": detector.info.precision}
-        figures = result.to_dict() | {"scores": scores.to_dict()}
-        json_file.write_text(json.dumps(about | {"data": data.name, "split": split} | figures, indent=1) + "\n")
+        json_file.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    if against is not None:
+        _compare(differences, against)
 
 
-def _fail(error: Exception) -> None:
+def _compare(differences: list[tuple[str, float, float]], against: Path) -> None:
+    """Say how far the figures are from those written before, and fail where a headline is off by over 0.1 points."""
+    from model.training.figures import HEADLINES
+
+    headlines, classes = differences[: len(HEADLINES)], differences[len(HEADLINES) :]
+    said = ", ".join(f"{name} {here - there:+.4f}" for name, here, there in headlines)
+    far = max(classes, key=lambda row: abs(row[1] - row[2]), default=None)
+    furthest = "" if far is None else f"; of the classes the furthest is {far[0]}, {far[1] - far[2]:+.4f}"
+    console.print(f"against {against}: {said}{furthest}")
+    if any(abs(here - there) > 0.001 for _, here, there in headlines):
+        _fail(ValueError("a figure is more than 0.1 points from the one that was written"))
+
+
+def _fail(error: Exception) -> NoReturn:
     Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
     raise typer.Exit(1)

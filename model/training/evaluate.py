@@ -23,6 +23,8 @@ from model.structures import Detections, DetectOptions
 from model.training.samples import Dataset, Pixels
 
 MAX_DETECTIONS = 100
+_SMALL, _LARGE, _WHOLE = 32.0**2, 96.0**2, 1e5**2  # COCO's areas, square pixels
+_QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
 
 # image id, boxes [D, 4] xyxy in the picture's pixels, scores [D], class ids [D]; tensors or arrays
 Prediction = tuple[int | str, Any, Any, Any]
@@ -47,13 +49,28 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class SizeResult:
+    """The boxes of an area in [low, high], square pixels of the picture. ap, ap50: None where there are none.
+
+    name: COCO's ``small``, ``medium`` and ``large``; or a quarter, those between the quartiles of the areas that are
+    here, which says more where pictures are as small as a network's canvas.
+    """
+
+    name: str
+    low: float
+    high: float
+    boxes: int
+    ap: float | None
+    ap50: float | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What came out; figures from 0 to 1.
 
     ap: mean over classes and IoU .50 to .95 of average precision. ap50, ap75: at one IoU.
     ar100: mean recall over the same, with up to 100 detections a picture.
-    ap_small, ap_medium, ap_large: of boxes below 32^2, up to 96^2, and above, in the picture's own pixels; None where
-        there are none.
+    sizes: by area: COCO's three parts (up to 32^2, up to 96^2, above), then four quarters.
     pictures, boxes, ignored, detections: how many; boxes are those that count.
     """
 
@@ -61,10 +78,8 @@ class Evaluation:
     ap50: float
     ap75: float
     ar100: float
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
     classes: tuple[ClassResult, ...]
+    sizes: tuple[SizeResult, ...]
     pictures: int
     boxes: int
     ignored: int
@@ -76,11 +91,11 @@ class Evaluation:
 
     def table(self) -> Table:
         """A rich table, the classes and then the whole."""
+        sizes = "   ".join(f"{size.name} {_figure(size.ap)}" for size in self.sizes[:3])
         table = Table(
             min_width=72,  # the caption on one line
             title=f"{self.pictures} pictures, {self.boxes} boxes ({self.ignored} more ignored)",
-            caption=f"AP.75 {self.ap75:.3f}   AR@100 {self.ar100:.3f}   AP small {_figure(self.ap_small)}"
-            f"   medium {_figure(self.ap_medium)}   large {_figure(self.ap_large)}",
+            caption=f"AP.75 {self.ap75:.3f}   AR@100 {self.ar100:.3f}   AP {sizes}",
         )
         table.add_column("class")
         for heading in ("boxes", "AP.5", "AP"):
@@ -111,6 +126,10 @@ def evaluate(predictions: Iterable[Prediction], dataset: Dataset, *, crowd_overl
     detections = _detections(predictions, dataset)
     truth = COCO(_ground_truth(dataset))
     run = (COCOeval_faster if crowd_overlap else _PlainOverlap)(truth, truth.loadRes(detections), iouType="bbox")
+    areas = np.concatenate([sample.areas[~sample.ignore] for sample in dataset.samples])
+    ranges = _size_ranges(areas)
+    run.params.areaRng = [[0.0, _WHOLE], *([low, high] for _, low, high in ranges)]
+    run.params.areaRngLbl = ["all", *(name for name, _, _ in ranges)]
     run.evaluate()
     run.accumulate()
     # precision [T IoUs, R recalls, K classes, A areas, M cuts], recall [T, K, A, M]; -1 where a class has no boxes
@@ -120,12 +139,20 @@ def evaluate(predictions: Iterable[Prediction], dataset: Dataset, *, crowd_overl
         ap50=_mean(precision[0, :, :, 0]) or 0.0,
         ap75=_mean(precision[5, :, :, 0]) or 0.0,
         ar100=_mean(recall[:, :, 0]) or 0.0,
-        ap_small=_mean(precision[:, :, :, 1]),
-        ap_medium=_mean(precision[:, :, :, 2]),
-        ap_large=_mean(precision[:, :, :, 3]),
         classes=tuple(
             ClassResult(name, int(counts[k + 1]), _mean(precision[:, :, k, 0]), _mean(precision[0, :, k, 0]))
             for k, name in enumerate(dataset.classes[1:])
+        ),
+        sizes=tuple(
+            SizeResult(
+                name,
+                low,
+                high,
+                int(((areas >= low) & (areas <= high)).sum()),
+                _mean(precision[:, :, :, a]),
+                _mean(precision[0, :, :, a]),
+            )
+            for a, (name, low, high) in enumerate(ranges, start=1)
         ),
         pictures=len(dataset),
         boxes=int(counts.sum()),
@@ -189,6 +216,13 @@ class _PlainOverlap(COCOeval_faster):  # type: ignore[misc]  # the library carri
         # Rows by falling score, ties in the order given: the order in which the library goes on to match them.
         order = np.argsort([-one["score"] for one in found], kind="mergesort")[: self.params.maxDets[-1]]
         return mask.iou([found[i]["bbox"] for i in order], [one["bbox"] for one in truth], [0] * len(truth))
+
+
+def _size_ranges(areas: npt.NDArray[np.float32]) -> list[tuple[str, float, float]]:
+    """Names and bounds of the areas to look at, both ends included as COCO does."""
+    thirds = [("small", 0.0, _SMALL), ("medium", _SMALL, _LARGE), ("large", _LARGE, _WHOLE)]
+    low, middle, high = (float(value) for value in np.quantile(areas.astype(np.float64), (0.25, 0.5, 0.75)))
+    return thirds + list(zip(_QUARTERS, (0.0, low, middle, high), (low, middle, high, _WHOLE), strict=True))
 
 
 def _ground_truth(dataset: Dataset) -> dict[str, Any]:

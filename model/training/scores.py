@@ -1,4 +1,7 @@
-"""What a score is worth: the threshold to serve with, and whether 0.8 means right eight times in ten."""
+"""What a score is worth: the threshold to serve with, and whether 0.8 means right eight times in ten.
+
+D  detections of a picture      K  those judged, of all pictures      C  classes, background first
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,36 @@ import numpy.typing as npt
 import torch
 
 from model import boxes as box_ops
-from model.training.data import Dataset, Sample
 from model.training.evaluate import Prediction
+from model.training.samples import Dataset, Sample
+
+WRONG, IGNORED = -1, -2
 
 _OVERLAP = 0.5  # what counts as found, as VOC does
 _BINS = 10
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a threshold gives: of the detections that score above it, figures from 0 to 1; wrong ones a picture."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+    false_per_picture: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision, recall and F1, float64 [P], of taking all that scores ``lowest`` or more; ``lowest`` falls."""
+
+    lowest: Floats
+    precision: Floats
+    recall: Floats
+    f1: Floats
 
 
 @dataclass(frozen=True)
@@ -33,17 +61,15 @@ class Bin:
 class ScoreReport:
     """How scores relate to being right, over all classes together; figures from 0 to 1.
 
-    threshold: the score at which F1 is best; precision, recall, f1: of what scores above it.
+    best: the threshold of the best F1 on these pictures. served: what the detector's own default threshold, chosen
+        elsewhere, gives here; None where none was named.
     calibration_error: expected calibration error, the mean gap between score and precision over the bins, weighted by
-        detections. detections: those judged, ignored ones left out. false_per_picture: wrong ones above the threshold.
+        detections. detections: those judged, ignored ones left out.
     """
 
-    threshold: float
-    precision: float
-    recall: float
-    f1: float
+    best: Point
+    served: Point | None
     calibration_error: float
-    false_per_picture: float
     detections: int
     bins: tuple[Bin, ...]
 
@@ -52,73 +78,140 @@ class ScoreReport:
         return asdict(self)
 
 
-def judge(predictions: Iterable[Prediction], dataset: Dataset) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Each detection's score and whether it is right: float64 [K] and bool [K], by picture.
+def match(boxes: Any, scores: Any, class_ids: Any, sample: Sample) -> npt.NDArray[np.int64]:
+    """For each detection of one picture the box of the sample that it finds, int64 [D], or ``WRONG``, or ``IGNORED``.
 
-    Within a picture and class the highest scores choose first; a box is found once. A detection that finds no box but
-    lies on an ignored one is left out. Boxes in the pictures' pixels; raises ``KeyError`` for an unknown picture id.
+    boxes [D, 4] in the picture's pixels, scores [D] and class_ids [D], tensors or arrays. Within a class the highest
+    scores choose first, and a box is found once. ``IGNORED``: it finds no box, but lies on one that does not count.
+    """
+    boxes, scores, class_ids = np.asarray(boxes), np.asarray(scores), np.asarray(class_ids)
+    found = np.full(len(scores), WRONG, np.int64)
+    for class_id in np.unique(class_ids):
+        mine = np.flatnonzero(class_ids == class_id)
+        mine = mine[np.argsort(-scores[mine], kind="stable")]
+        targets = np.flatnonzero(sample.class_ids == class_id)
+        ignored = sample.ignore[targets]
+        there = torch.from_numpy(sample.boxes[targets])
+        overlaps = box_ops.iou(torch.as_tensor(boxes[mine]).float(), there).numpy()
+        free = ~ignored
+        for place, row in zip(mine, overlaps, strict=True):
+            candidates = np.where(free, row, -1.0)
+            if candidates.size and candidates.max() >= _OVERLAP:
+                free[candidates.argmax()] = False
+                found[place] = targets[candidates.argmax()]
+            elif (row[ignored] >= _OVERLAP).any():
+                found[place] = IGNORED
+    return found
+
+
+def judge(predictions: Iterable[Prediction], dataset: Dataset) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Each detection's score and whether it is right: float64 [K] and bool [K], by picture, in the order given.
+
+    Those that ``match`` calls ignored are left out. Boxes in the pictures' pixels; raises ``KeyError`` for an unknown
+    picture id.
     """
     samples = {sample.image_id: sample for sample in dataset.samples}
-    scores: list[float] = []
-    right: list[bool] = []
+    scores, found = [np.empty(0)], [np.empty(0, np.int64)]
     for image_id, boxes, confidence, class_ids in predictions:
-        sample = samples[image_id]
-        for class_id in np.unique(np.asarray(class_ids)):
-            mine = np.flatnonzero(np.asarray(class_ids) == class_id)
-            mine = mine[np.argsort(-np.asarray(confidence)[mine], kind="stable")]
-            for place, verdict in zip(mine, _verdicts(np.asarray(boxes)[mine], sample, int(class_id)), strict=True):
-                if verdict is not None:
-                    scores.append(float(confidence[place]))
-                    right.append(verdict)
-    return np.array(scores), np.array(right, dtype=bool)
+        scores.append(np.asarray(confidence, np.float64))
+        found.append(match(boxes, confidence, class_ids, samples[image_id]))
+    every, verdicts = np.concatenate(scores), np.concatenate(found)
+    return every[verdicts != IGNORED], verdicts[verdicts != IGNORED] >= 0
 
 
-def report(predictions: Iterable[Prediction], dataset: Dataset) -> ScoreReport:
-    """Judge the predictions and sum up. Raises ``ValueError`` where nothing was detected at all."""
+def curve(scores: Floats, right: npt.NDArray[np.bool_], wanted: int) -> Curve:
+    """From scores [K] and verdicts [K], with ``wanted`` boxes to find; a point for each different score."""
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(right[order])
+    taken = np.arange(1, len(order) + 1)
+    last = np.append(np.diff(scores[order]) < 0, True)[: len(order)]  # a threshold parts different scores only
+    found, taken = found[last], taken[last]
+    return Curve(scores[order][last], found / taken, found / max(1, wanted), 2 * found / (taken + wanted))
+
+
+def report(predictions: Iterable[Prediction], dataset: Dataset, threshold: float | None = None) -> ScoreReport:
+    """Judge predictions and sum up; threshold: the detector's own. Raises ``ValueError`` where nothing was found."""
     scores, right = judge(predictions, dataset)
     if not len(scores):
         raise ValueError("Nothing was detected: there are no scores to judge.")
     wanted = sum(int((~sample.ignore).sum()) for sample in dataset.samples)
-    order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(right[order])
-    taken = np.arange(1, len(order) + 1)
-    f1 = 2 * found / (taken + wanted)
-    # A threshold lies between two different scores.
-    last = np.append(np.diff(scores[order]) < 0, True)
-    best = int(np.argmax(np.where(last, f1, -1)))
-    below = scores[order][best + 1] if best + 1 < len(order) else 0.0
-    bins = tuple(_bin(scores, right, i / _BINS, (i + 1) / _BINS) for i in range(_BINS))
-    gap = sum(b.detections * abs(b.mean_score - b.precision) for b in bins if b.precision is not None and b.mean_score)
+    line = curve(scores, right, wanted)
+    best = int(line.f1.argmax())
+    below = line.lowest[best + 1] if best + 1 < len(line.lowest) else 0.0
+    between = float((line.lowest[best] + below) / 2)
     return ScoreReport(
-        threshold=float((scores[order][best] + below) / 2),
-        precision=float(found[best] / taken[best]),
-        recall=float(found[best] / max(1, wanted)),
-        f1=float(f1[best]),
-        calibration_error=float(gap / len(scores)),
-        false_per_picture=float((taken[best] - found[best]) / len(dataset)),
+        best=point(scores, right, wanted, len(dataset), between),
+        served=None if threshold is None else point(scores, right, wanted, len(dataset), threshold),
+        calibration_error=calibration_error(scores, right),
         detections=len(scores),
-        bins=bins,
+        bins=bins(scores, right),
     )
 
 
-def _verdicts(boxes: npt.NDArray[Any], sample: Sample, class_id: int) -> list[bool | None]:
-    """Of boxes [K, 4] of one class by falling score: right, wrong, or None for those on an ignored box."""
-    of_class = sample.class_ids == class_id
-    ignored = sample.ignore[of_class]
-    overlaps = box_ops.iou(torch.as_tensor(boxes).float(), torch.from_numpy(sample.boxes[of_class])).numpy()
-    free = ~ignored
-    verdicts: list[bool | None] = []
-    for row in overlaps:
-        candidates = np.where(free, row, -1.0)
-        if candidates.size and candidates.max() >= _OVERLAP:
-            free[int(candidates.argmax())] = False
-            verdicts.append(True)
-        else:
-            verdicts.append(None if (row[ignored] >= _OVERLAP).any() else False)
-    return verdicts
+def point(scores: Floats, right: npt.NDArray[np.bool_], wanted: int, pictures: int, threshold: float) -> Point:
+    """What detections that score strictly above the threshold come to; precision is 1 where there are none."""
+    above = scores > threshold
+    found, taken = int(right[above].sum()), int(above.sum())
+    return Point(
+        threshold=threshold,
+        precision=found / taken if taken else 1.0,
+        recall=found / max(1, wanted),
+        f1=2 * found / max(1, taken + wanted),
+        false_per_picture=(taken - found) / max(1, pictures),
+    )
 
 
-def _bin(scores: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], low: float, high: float) -> Bin:
+def bins(scores: Floats, right: npt.NDArray[np.bool_]) -> tuple[Bin, ...]:
+    """Ten of equal width, for a reliability diagram."""
+    return tuple(_bin(scores, right, i / _BINS, (i + 1) / _BINS) for i in range(_BINS))
+
+
+def calibration_error(scores: Floats, right: npt.NDArray[np.bool_]) -> float:
+    """Expected calibration error over ten bins; 0 for no detections."""
+    gaps = [
+        b.detections * abs(b.mean_score - b.precision)
+        for b in bins(scores, right)
+        if b.mean_score is not None and b.precision is not None
+    ]
+    return sum(gaps) / max(1, len(scores))
+
+
+def tempered(distributions: npt.NDArray[np.floating], class_ids: npt.NDArray[np.int64], temperature: float) -> Floats:
+    """The scores [K] that softmax(logits / temperature) gives, from softmax(logits) [K, C] and the classes found [K].
+
+    A softmax's logarithms are its logits up to a constant, which the next softmax does not see.
+    """
+    logits = np.log(np.maximum(distributions.astype(np.float64), 1e-30)) / temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chosen: Floats = np.take_along_axis(powers, class_ids[:, None], axis=1)[:, 0] / powers.sum(axis=1)
+    return chosen
+
+
+def fit_temperature(
+    distributions: npt.NDArray[np.floating], class_ids: npt.NDArray[np.int64], right: npt.NDArray[np.bool_]
+) -> float:
+    """The temperature, from 1/4 to 4, whose scores make it likeliest that these are right and those wrong.
+
+    distributions [K, C]: each detection's class probabilities as they are; class_ids [K]: what it was called; right
+    [K]. Guo et al. (arXiv 1706.04599) minimise a classifier's negative log-likelihood; here the event is that the
+    detection is right, box and all, since that is what a score promises.
+    """
+    if not len(right):
+        return 1.0
+
+    def loss(exponent: float) -> float:
+        scores = tempered(distributions, class_ids, 2.0**exponent).clip(1e-12, 1 - 1e-12)
+        return float(-np.log(np.where(right, scores, 1 - scores)).mean())
+
+    centre, step = 0.0, 0.25
+    grid = np.linspace(-2, 2, 17)
+    for _ in range(5):  # from coarse to fine: each grid parts the last one's two intervals around its best in eight
+        centre = float(grid[int(np.argmin([loss(float(exponent)) for exponent in grid]))])
+        grid, step = np.clip(np.linspace(centre - step, centre + step, 9), -2, 2), step / 4
+    return float(2.0**centre)
+
+
+def _bin(scores: Floats, right: npt.NDArray[np.bool_], low: float, high: float) -> Bin:
     inside = (scores >= low) & ((scores < high) | (high >= 1))
     if not inside.any():
         return Bin(low, high, 0, None, None)

@@ -48,7 +48,23 @@ def test_perfect_detections_score_one():
     result = evaluate([found((THING, 0.9)), found((DIFFICULT, 0.8, 2), image_id=7)], both)
     assert (result.ap, result.ap50, result.ap75, result.ar100) == (1, 1, 1, 1)
     assert [(row.name, row.boxes, row.ap, row.ap50) for row in result.classes] == [("cat", 1, 1, 1), ("dog", 1, 1, 1)]
-    assert (result.ap_small, result.ap_medium, result.ap_large) == (None, 1, None)
+    assert [(size.boxes, size.ap) for size in result.sizes[:3]] == [(0, None), (2, 1), (0, None)]
+
+
+def test_boxes_are_counted_and_judged_by_area():
+    squares = [[0, 0, side, side] for side in (10, 20, 60, 120)]  # small, small, medium, large: one a quarter
+    four = dataset(*(sample(side[2], [side], [1]) for side in squares))
+    result = evaluate([found((side, 0.9), image_id=side[2]) for side in squares[1:]], four)
+    assert [(size.name, size.boxes, size.ap50) for size in result.sizes] == [
+        ("small", 2, pytest.approx(51 / 101)),
+        ("medium", 1, 1),
+        ("large", 1, 1),
+        ("first quarter", 1, 0),
+        ("second quarter", 1, 1),
+        ("third quarter", 1, 1),
+        ("last quarter", 1, 1),
+    ]
+    assert result.sizes[4].low == result.sizes[3].high == 325  # of 100, 400, 3600 and 14400 square pixels
 
 
 def test_a_higher_scored_miss_halves_precision():

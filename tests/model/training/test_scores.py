@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from model.training.data import Dataset, Sample
-from model.training.scores import judge, report
+from model.training.scores import (
+    IGNORED,
+    WRONG,
+    bins,
+    calibration_error,
+    curve,
+    fit_temperature,
+    judge,
+    match,
+    point,
+    report,
+    tempered,
+)
 
 
 def _dataset(*boxes: tuple[float, float, float, float], ignore: tuple[bool, ...] | None = None) -> Dataset:
@@ -29,12 +41,13 @@ def _found(*rows: tuple[float, tuple[float, float, float, float]], class_id: int
     return [(1, boxes, scores, np.full(len(rows), class_id))]
 
 
-HERE, THERE = (0, 0, 10, 10), (50, 50, 70, 70)
+HERE, THERE, WRONG_PLACE = (0, 0, 10, 10), (50, 50, 70, 70), (20, 0, 30, 10)
 
 
 def test_a_box_is_found_once_by_the_highest_score() -> None:
     scores, right = judge(_found((0.5, HERE), (0.9, HERE)), _dataset(HERE))
-    assert dict(zip(np.round(scores, 2).tolist(), right.tolist(), strict=True)) == {0.9: True, 0.5: False}
+    assert np.round(scores, 2).tolist() == [0.5, 0.9]
+    assert right.tolist() == [False, True]
 
 
 def test_another_class_on_the_box_is_wrong() -> None:
@@ -46,26 +59,89 @@ def test_a_detection_on_an_ignored_box_is_not_judged() -> None:
     assert np.round(scores, 2).tolist() == [0.8]
 
 
-def test_the_threshold_is_where_f1_is_best() -> None:
+def test_each_detection_is_told_which_box_it_finds() -> None:
+    (sample,) = _dataset(HERE, THERE, (80, 80, 90, 90), ignore=(False, False, True)).samples
+    boxes = np.array([THERE, HERE, (80, 80, 90, 90), (20, 0, 30, 10)], np.float32)
+    assert match(boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], sample).tolist() == [1, 0, IGNORED, WRONG]
+
+
+def test_the_best_threshold_is_where_f1_is_best() -> None:
     # 0.9 and 0.6 are right, 0.3 is wrong: between 0.6 and 0.3 everything is found and nothing is false.
-    result = report(_found((0.9, HERE), (0.6, THERE), (0.3, (20, 0, 30, 10))), _dataset(HERE, THERE))
-    assert result.threshold == pytest.approx(0.45)
-    assert (result.precision, result.recall, result.f1, result.false_per_picture) == (1.0, 1.0, 1.0, 0.0)
+    best = report(_found((0.9, HERE), (0.6, THERE), (0.3, WRONG_PLACE)), _dataset(HERE, THERE)).best
+    assert best.threshold == pytest.approx(0.45)
+    assert (best.precision, best.recall, best.f1, best.false_per_picture) == (1.0, 1.0, 1.0, 0.0)
 
 
 def test_equal_scores_are_on_one_side_of_the_threshold() -> None:
-    result = report(_found((0.5, HERE), (0.5, (20, 0, 30, 10))), _dataset(HERE))
-    assert result.threshold < 0.5
-    assert result.precision == 0.5
+    best = report(_found((0.5, HERE), (0.5, WRONG_PLACE)), _dataset(HERE)).best
+    assert best.threshold < 0.5
+    assert best.precision == 0.5
+
+
+def test_a_threshold_that_was_chosen_elsewhere_is_judged_as_it_is() -> None:
+    found = _found((0.9, HERE), (0.8, WRONG_PLACE), (0.6, THERE))
+    result = report(found, _dataset(HERE, THERE), threshold=0.7)
+    assert result.served is not None
+    assert (result.served.threshold, result.served.precision, result.served.recall) == (0.7, 0.5, 0.5)
+    assert result.served.false_per_picture == 1.0
+    assert result.best.threshold != 0.7
+
+
+def test_a_score_must_be_above_the_threshold_as_in_the_detector() -> None:
+    assert point(np.array([0.5]), np.array([True]), 1, 1, 0.5).recall == 0.0
+
+
+def test_the_curve_has_a_point_for_each_different_score() -> None:
+    line = curve(np.array([0.5, 0.9, 0.5]), np.array([True, True, False]), 4)
+    assert line.lowest.tolist() == [0.9, 0.5]
+    assert line.precision == pytest.approx([1, 2 / 3])
+    assert line.recall == pytest.approx([1 / 4, 2 / 4])
+    assert line.f1 == pytest.approx([2 / 5, 4 / 7])
 
 
 def test_the_calibration_error_is_the_gap_between_score_and_precision() -> None:
     # One bin at 0.85 with one of two right: |0.85 - 0.5|.
-    result = report(_found((0.85, HERE), (0.85, (20, 0, 30, 10))), _dataset(HERE))
+    result = report(_found((0.85, HERE), (0.85, WRONG_PLACE)), _dataset(HERE))
     assert result.calibration_error == pytest.approx(0.35, abs=1e-6)
     assert [b.detections for b in result.bins] == [0] * 8 + [2, 0]
+
+
+def test_the_calibration_error_weighs_bins_by_their_detections() -> None:
+    # 0.15 wrong three times, a gap of 0.15; 0.95 right once, a gap of 0.05.
+    scores, right = np.array([0.15, 0.15, 0.15, 0.95]), np.array([False, False, False, True])
+    assert calibration_error(scores, right) == pytest.approx((3 * 0.15 + 0.05) / 4)
+
+
+def test_a_score_of_one_is_in_the_last_bin() -> None:
+    assert [b.detections for b in bins(np.array([1.0, 0.9, 0.0]), np.ones(3, bool))] == [1] + [0] * 8 + [2]
 
 
 def test_nothing_detected_has_no_scores_to_judge() -> None:
     with pytest.raises(ValueError, match="Nothing was detected"):
         report(_found(), _dataset(HERE))
+
+
+def test_a_temperature_divides_the_logits() -> None:
+    logits = np.array([[0.3, 2.0, -1.0], [1.0, 1.5, 4.0]])
+    halved = np.exp(logits / 2) / np.exp(logits / 2).sum(axis=1, keepdims=True)
+    whole = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert tempered(whole, np.array([1, 2]), 2.0) == pytest.approx([halved[0, 1], halved[1, 2]])
+    assert tempered(whole, np.array([1, 2]), 1.0) == pytest.approx([whole[0, 1], whole[1, 2]])
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+def test_the_temperature_that_made_scores_too_sure_is_found_again(temperature: float) -> None:
+    generator = np.random.default_rng(0)
+    honest = np.sort(generator.uniform(0.05, 0.95, 20_000))
+    right = generator.random(20_000) < honest
+    logit = np.log(honest / (1 - honest)) * temperature  # as a network would say it that is too sure by this much
+    said = 1 / (1 + np.exp(-logit))
+    distributions = np.stack((1 - said, said), axis=1)
+    chosen = np.ones(len(said), np.int64)
+    found = fit_temperature(distributions, chosen, right)
+    assert found == pytest.approx(temperature, rel=0.05)
+    assert calibration_error(tempered(distributions, chosen, found), right) < 0.02
+
+
+def test_no_detections_leave_the_temperature_alone() -> None:
+    assert fit_temperature(np.empty((0, 3)), np.empty(0, np.int64), np.empty(0, bool)) == 1.0
