@@ -188,9 +188,9 @@ class Detector:
             ]
         resolved = [self._resolve(option) for option in wanted]
         groups: dict[Canvas, list[int]] = defaultdict(list)
-        for index, image in enumerate(images):
+        for index, (image, option) in enumerate(zip(images, resolved, strict=True)):
             check_image(image)
-            groups[self.canvas_for(*image.shape[:2])].append(index)
+            groups[self.canvas_for(*(option.full_size or image.shape[:2]))].append(index)
         results: dict[int, Detections] = {}
         for canvas, members in groups.items():
             found = self._detect([images[i] for i in members], [resolved[i] for i in members], canvas)
@@ -201,7 +201,7 @@ class Detector:
     def _detect(self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas) -> list[Detections]:
         """One batch on one canvas."""
         model, clock = self.model, Clock(self.device)
-        batch = self.transform(images, canvas, self.device)
+        batch = self.transform(images, canvas, self.device, [wanted.full_size for wanted in options])
         clock.lap("transform")
         maps, dense = self._maps(batch, asking := [i for i, wanted in enumerate(options) if wanted.regions is None])
         clock.lap("backbone")
@@ -275,6 +275,8 @@ class Detector:
                 raise ValueError(f"{name} must be between 0 and 1, not {value}.")
         if _known(limit) < 1:
             raise ValueError(f"max_detections must be at least 1, not {limit}.")
+        if options.full_size is not None and min(options.full_size) < 1:
+            raise ValueError(f"full_size must be at least 1 x 1, not {options.full_size}.")
         if options.proposals < 0:
             raise ValueError(f"proposals must be 0 or more, not {options.proposals}.")
         if options.trace and options.class_ids is not None:

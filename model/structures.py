@@ -152,6 +152,8 @@ class DetectOptions:
         does not run for this picture, so that ``proposals`` and ``trace`` cannot go with it; a detection's
         ``proposal_indices`` are rows of these. What lies outside the picture is cut off, and what is left of no area
         is found to be nothing.
+    full_size: (height, width) of the picture where its pixels were decoded smaller: boxes are in pixels of that size,
+        and it alone decides the canvas. None where the pixels are all there are.
     """
 
     score_threshold: float | None = None
@@ -161,6 +163,7 @@ class DetectOptions:
     proposals: int = 0
     trace: bool = False
     regions: tuple[tuple[float, float, float, float], ...] | None = None
+    full_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

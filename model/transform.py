@@ -73,13 +73,27 @@ class Transform:
         normalised = (pixels / 255 - mean) / std
         return normalised.flip(-3) if self.config.bgr else normalised
 
-    def __call__(self, images: Sequence[Image], canvas: tuple[int, int], device: torch.device) -> ImageBatch:
-        """Raise ``ValueError`` for an array that is no picture or does not fit the canvas once resized."""
+    def __call__(
+        self,
+        images: Sequence[Image],
+        canvas: tuple[int, int],
+        device: torch.device,
+        full_sizes: Sequence[tuple[int, int] | None] | None = None,
+    ) -> ImageBatch:
+        """full_sizes: (height, width) of pictures that were decoded smaller; None for one whose pixels are all there.
+
+        Raise ``ValueError`` for an array that is no picture or does not fit the canvas once resized.
+        """
+        for image in images:
+            check_image(image)
+        originals = [
+            full or (image.shape[0], image.shape[1])
+            for image, full in zip(images, full_sizes or [None] * len(images), strict=True)
+        ]
         sizes = []
         pixels = torch.zeros((len(images), 3, *canvas), device=device).contiguous(memory_format=torch.channels_last)
         for row, image in enumerate(images):
-            check_image(image)
-            height, width = resized_size(self.config, *image.shape[:2])
+            height, width = resized_size(self.config, *originals[row])
             if height > canvas[0] or width > canvas[1]:
                 raise ValueError(f"A picture of {height}x{width} after resizing does not fit the canvas {canvas}.")
             # A read-only array, as Pillow gives them, is copied: torch would warn of it.
@@ -87,7 +101,6 @@ class Transform:
             tensor = torch.from_numpy(writable).to(device, non_blocking=True)
             pixels[row, :, :height, :width] = self.normalise(self.resize(tensor, (height, width)))
             sizes.append((height, width))
-        originals = [image.shape[:2] for image in images]
         return ImageBatch(
             pixels=pixels,
             sizes=torch.tensor(sizes, dtype=torch.int64, device=device).reshape(-1, 2),

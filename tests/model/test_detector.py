@@ -153,3 +153,27 @@ def test_a_gpu_finds_what_the_cpu_finds() -> None:
         for device in ("cpu", "cuda")
     ]
     torch.testing.assert_close(answers[0].scores, answers[1].scores, atol=1e-4, rtol=0)
+
+
+def test_a_picture_decoded_smaller_is_answered_in_its_own_pixels(detector: Detector) -> None:
+    # A picture of whole 4 x 4 blocks: a quarter of its rows and columns say all there is.
+    small = _picture(300, 400)
+    whole = small.repeat(4, axis=0).repeat(4, axis=1)
+    (full,) = detector.detect([whole], DetectOptions(proposals=20))
+    (reduced,) = detector.detect([small], DetectOptions(proposals=20, full_size=(1200, 1600)))
+    assert full.proposals is not None
+    assert reduced.proposals is not None
+    assert reduced.boxes[:, 2].max() > 1000
+    torch.testing.assert_close(reduced.proposals.boxes[:3], full.proposals.boxes[:3], atol=8.0, rtol=0)
+
+
+def test_the_full_size_alone_decides_the_canvas(detector: Detector) -> None:
+    # The small one's rounded sides are a square's, the picture's are not.
+    options = [DetectOptions(), DetectOptions(full_size=(300, 400))]
+    alone, other = detector.detect([_picture(100, 100), _picture(100, 100)], options)
+    assert (alone.batch_size, other.batch_size) == (1, 1)
+
+
+def test_a_full_size_of_nothing_is_refused(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="full_size"):
+        detector.detect([_picture(10, 10)], DetectOptions(full_size=(0, 10)))
