@@ -1,0 +1,158 @@
+"""Does PAPER_VGG16 learn? A handful of voc20 pictures, learnt by heart.
+
+    pip install -e '.[train]'
+    python -m benchmarks.overfit --data ../shared/data/voc20 --out runs/overfit
+
+It checks the machinery, from anchors over both losses to the detections, and says nothing of accuracy: the pictures
+that it is judged on are those that it was trained on. All is as the preset has it, dropout and the frozen first stages
+included (P 3.1.3), but three things: the weights begin random and not as ImageNet's, the short side is 256 and not 600,
+and the optimiser is ours. The pictures are drawn by seed from those that are landscape and have one to three boxes, all
+of which count, of different classes among the pictures, and of a tenth of the picture or more each.
+
+A run that was stopped goes on from its last checkpoint. The result goes to benchmarks/results/overfit-vgg16.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from model import checkpoint
+from model.config import PAPER_VGG16
+from model.detector import Detector
+from model.faster_rcnn import FasterRCNN
+from model.runtime.memory import keep_freed_memory
+from model.training.augment import PLAIN
+from model.training.data import Dataset, load_dataset
+from model.training.evaluate import Evaluation, evaluate_detector
+from model.training.log import Log
+from model.training.loop import Recipe, Trainer, new_model
+from model.training.losses import Losses
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "overfit-vgg16.json"
+CANVAS = (256, 352)
+REPEATS = 25  # of the pictures in an epoch, so that the loader need not start anew for every step
+FROZEN = tuple(f"backbone.body.features.{i}." for i in (0, 2, 5, 7))  # conv1 and conv2 (P 3.1.3)
+CONFIG = replace(PAPER_VGG16, transform=replace(PAPER_VGG16.transform, min_size=CANVAS[0], max_size=CANVAS[1]))
+
+
+def choose(dataset: Dataset, count: int, seed: int) -> list[int]:
+    """``count`` samples by the rule above, in the data set's order."""
+    chosen: list[int] = []
+    seen: set[int] = set()
+    for index in np.random.default_rng(seed).permutation(len(dataset)).tolist():
+        sample = dataset.samples[index]
+        sides = sample.boxes[:, 2:] - sample.boxes[:, :2]
+        large = (sides.prod(axis=1) >= 0.1 * sample.width * sample.height).all()
+        classes = set(sample.class_ids.tolist())
+        few = 1 <= len(classes) <= len(sample.boxes) <= 3
+        if sample.width > sample.height and few and large and not sample.ignore.any() and not classes & seen:
+            chosen.append(index)
+            seen |= classes
+        if len(chosen) == count:
+            return sorted(chosen)
+    raise ValueError(f"fewer than {count} pictures fit the rule")
+
+
+def random_start(model: FasterRCNN, seed: int) -> None:
+    """torchvision's own random VGG-16, by the way that its ImageNet weights would take."""
+    torch.manual_seed(seed)
+    state = torchvision.models.vgg16(weights=None).state_dict()
+    checkpoint.load_into(model, checkpoint.from_imagenet(state, model.config), partial=True)
+
+
+def judge(trainer: Trainer, pictures: Dataset) -> Evaluation:
+    """The averaged weights on the pictures that they were trained on."""
+    model = FasterRCNN(trainer.model.config)
+    model.load_state_dict(trainer.averaged_state())
+    about = checkpoint.ResolvedCheckpoint(
+        name="overfit", path=checkpoint.weights_dir(), preset=None, classes=pictures.classes
+    )
+    detector = Detector(model, about, device="cpu", precision="fp32", compile="off", canvas="exact")
+    return evaluate_detector(detector, pictures, batch_size=1, progress=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder; not to be committed")
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast while training")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    dataset = load_dataset(options.data, "train", on_bad_box="skip")
+    chosen = choose(dataset, options.pictures, options.seed)
+    pictures = dataset.subset(chosen)
+    for sample in pictures.samples:
+        print(sample.path.name, [dataset.classes[i] for i in sample.class_ids], sample.boxes.round().tolist())
+
+    epoch = dataset.subset(chosen * REPEATS)
+    steps_per_epoch = -(-len(epoch) // options.batch_size)
+    recipe = Recipe(
+        epochs=options.steps / steps_per_epoch,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        body_lr=options.lr,
+        weight_decay=5e-4,
+        warmup=10,
+        ema=0.9,
+        frozen=FROZEN,
+        canvas=CANVAS,
+        augment=PLAIN,
+        bf16=options.bf16,
+        seed=options.seed,
+    )
+    model = new_model(CONFIG.with_classes(len(dataset.classes)), options.seed)
+    random_start(model, options.seed)
+    trainer = Trainer(model, epoch, recipe)
+    file, start = options.out / "checkpoint.pt", time.process_time()
+    if file.exists():
+        trainer.load(file)
+    log, lines = Log(options.out / "log.jsonl", trainer, every=5), []
+
+    def report(step: int, losses: Losses) -> None:
+        if line := log(step, losses):
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+        if step % 25 == 0:
+            trainer.save(file)
+
+    trainer.run(report)
+    found = judge(trainer, pictures)
+    print(f"AP@.5 {found.ap50:.3f}, AP {found.ap:.3f}, {(time.process_time() - start) / 60:.1f} processor minutes")
+    result = {
+        "note": "trained and judged on the same pictures: a check of the machinery, not of accuracy",
+        "preset": CONFIG.name,
+        "start": "random (torchvision's vgg16 initialisation)",
+        "data": Path(options.data).name,
+        "pictures": [sample.path.name for sample in pictures.samples],
+        "transform": {"min_size": CANVAS[0], "max_size": CANVAS[1]},
+        "dropout": CONFIG.roi_head.dropout,
+        "steps": trainer.steps,
+        "recipe": asdict(recipe),
+        "torch": torch.__version__,
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip(),
+        "evaluation": {key: value for key, value in found.to_dict().items() if key != "classes"}
+        | {"classes": [row for row in found.to_dict()["classes"] if row["boxes"]]},
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
