@@ -47,9 +47,13 @@ def roi_align(maps: Tensor, regions: Tensor, scale: float, resolution: int, samp
 
 
 def roi_pool(maps: Tensor, regions: Tensor, scale: float, resolution: int) -> Tensor:
-    """The paper's RoIPool [R, C, r, r]: each bin's maximum. maps [B, C, Hl, Wl]; regions [R, 5] of (index, box)."""
-    pooled: Tensor = tv_ops.roi_pool(maps, regions, resolution, scale)
-    return pooled
+    """The paper's RoIPool [R, C, r, r]: each bin's maximum. maps [B, C, Hl, Wl]; regions float32 [R, 5]: index, box.
+
+    In float32 throughout: the operator wants one type for both, has no bf16 on a CPU, and in bf16 a corner near 1000
+    would move by up to 2 pixels (trap 13). A maximum loses nothing on the way back.
+    """
+    pooled: Tensor = tv_ops.roi_pool(maps.float(), regions, resolution, scale)
+    return pooled.to(maps.dtype)
 
 
 def flatten_maps(maps: list[Tensor]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:

@@ -98,7 +98,7 @@ class RoIHead(nn.Module):
         config = self.config
         pooled_maps = [maps[level] for level in config.levels]
         if config.pool == "max":
-            return roi_pool(pooled_maps[0], regions.to(pooled_maps[0].dtype), config.scales[0], config.resolution)
+            return roi_pool(pooled_maps[0], regions, config.scales[0], config.resolution)
         table, shapes = flatten_maps(pooled_maps)
         levels = self.levels(regions[:, 1:])
         batch = len(pooled_maps[0])

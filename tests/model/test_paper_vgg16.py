@@ -14,6 +14,7 @@ from model import anchors, checkpoint
 from model.config import PAPER_VGG16
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
+from model.ops import roi_pool
 
 # py-faster-rcnn's generate_anchors.py, as its header prints them: pixels counted inclusively, and from 1.
 NINE = (
@@ -108,7 +109,7 @@ def test_new_layers_begin_as_the_papers() -> None:
         assert not layer.bias.detach().any()
 
 
-def test_a_picture_goes_in_and_boxes_come_out() -> None:
+def _small() -> tuple[FasterRCNN, checkpoint.ResolvedCheckpoint]:
     """The whole of it at a quarter of the size and with narrow fc layers."""
     config = replace(
         PAPER_VGG16,
@@ -117,7 +118,11 @@ def test_a_picture_goes_in_and_boxes_come_out() -> None:
     )
     names = ("__background__", *(f"class {i}" for i in range(1, 21)))
     about = checkpoint.ResolvedCheckpoint(name="random", path=checkpoint.weights_dir(), preset=None, classes=names)
-    detector = Detector(FasterRCNN(config), about, device="cpu", precision="fp32", compile="off", canvas="exact")
+    return FasterRCNN(config), about
+
+
+def test_a_picture_goes_in_and_boxes_come_out() -> None:
+    detector = Detector(*_small(), device="cpu", precision="fp32", compile="off", canvas="exact")
     image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     (found,) = detector.detect([image], DetectOptions(score_threshold=0.0, proposals=1000))
     assert 0 < len(found) <= 100
@@ -129,6 +134,23 @@ def test_a_picture_goes_in_and_boxes_come_out() -> None:
     assert bool((boxes >= 0).all())
     assert bool((boxes[:, 2] <= 400.01).all())
     assert bool((boxes[:, 3] <= 300.01).all())
+
+
+def test_pooling_in_bf16_moves_no_corner() -> None:
+    """Trap 13: in bf16 a corner near 1000 is a multiple of 4, and half a cell away lies another maximum."""
+    level = torch.randn(1, 2, 38, 63).bfloat16()
+    regions = torch.tensor([[0.0, 537.0, 203.0, 987.0, 597.0], [0.0, 5.0, 5.0, 990.0, 590.0]])
+    pooled = roi_pool(level, regions, 1 / 16, 7)
+    assert pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled.float(), roi_pool(level.float(), regions, 1 / 16, 7))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_serves_in_either_precision(precision: str) -> None:
+    detector = Detector(*_small(), device="cpu", precision=precision, compile="off", canvas="exact")
+    (found,) = detector.detect([np.full((120, 160, 3), 90, np.uint8)], DetectOptions(score_threshold=0.0))
+    assert len(found)
+    assert torch.isfinite(found.boxes).all()
 
 
 @pytest.mark.slow
