@@ -3,8 +3,9 @@
     python -m benchmarks.soak --minutes 30 --weights lite-voc20
 
 Every request has an id of its own; the server's log must hold exactly one line for each, with the status that the
-client saw, and the counters in /metrics must be the number of those lines. Exits with 1 where that does not hold.
-The faults come in through ``create_app``'s ``detector_factory``: nothing in the service knows of them.
+client saw, and the counters in /metrics must be the number of those lines. Once it is warm, its memory must stay as it
+is. Exits with 1 where that does not hold. The faults come in through ``create_app``'s ``detector_factory``: nothing in
+the service knows of them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from PIL import Image
 RESULTS = Path(__file__).parent / "results"
 SIZES = ((64, 48), (320, 240), (480, 640), (640, 480), (1024, 768), (300, 900), (1600, 300))
 FAULTS = ("error", "memory", "poison")
+WARM = 1 / 3  # of the time: by then the largest batches have been through, and the heap has grown to hold them
+GROWTH = 0.05  # of the memory once warm: more is a leak
 
 
 # ------------------------------------------------------------------------------------------------ the server's side
@@ -93,8 +96,7 @@ def serve(weights: str) -> None:
 
     server.startup = announce  # type: ignore[method-assign]
     threading.Thread(target=listen, daemon=True).start()
-    server.run()
-    sys.exit(server.exit_code)
+    server.run_to_the_end()
 
 
 # ----------------------------------------------------------------------------------------------- the clients' side
@@ -169,7 +171,7 @@ class Clients:
         while True:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             self.ledger.memory.append((time.monotonic() - self.started, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
-            await asyncio.sleep(5)
+            await asyncio.sleep(min(5.0, self.seconds / 30))
 
     async def _fault(self) -> None:
         while True:
@@ -189,8 +191,8 @@ def picture(size: tuple[int, int], seed: int) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------------ the verdict
-def soak(seconds: float, weights: str, pace: float) -> dict[str, Any]:
-    """Run it, and return the ledger; ``wrong`` in it lists what does not hold."""
+def soak(seconds: float, weights: str, pace: float, growth: float = GROWTH) -> dict[str, Any]:
+    """Run it, and return the ledger; ``wrong`` in it lists what does not hold. growth: of memory, see ``GROWTH``."""
     with tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-m", "benchmarks.soak", "--serve", "--weights", weights]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -203,8 +205,8 @@ def soak(seconds: float, weights: str, pace: float) -> dict[str, Any]:
                 raise SystemExit(f"The server did not start: {log.read()[-2000:]}")
             url = f"http://127.0.0.1:{port}"
             ledger = asyncio.run(Clients(url, seconds, pace, process.stdin).run(process.pid))
-            time.sleep(1)
-            counters = requests_counted(httpx.get(f"{url}/metrics").text)
+            metrics = settled(url)
+            model = httpx.get(f"{url}/model").json()
             process.terminate()
             code = process.wait(60)
         finally:
@@ -212,19 +214,36 @@ def soak(seconds: float, weights: str, pace: float) -> dict[str, Any]:
             process.communicate()
         log.seek(0)
         lines = [json.loads(line) for line in log if line.startswith("{")]
-    return verdict(ledger, lines, counters, code, seconds, weights)
+    result = {
+        "date": date.today().isoformat(),
+        "command": f"python -m benchmarks.soak --minutes {seconds / 60:g} --weights {weights} --pace {pace:g}",
+        "detector": {name: model[name] for name in ("name", "precision", "device", "engine")},
+        "seconds": seconds,
+    }
+    return result | verdict(ledger, lines, metrics, code, growth)
 
 
-def requests_counted(text: str) -> Counter[str]:
-    """Requests of /detect by status, as /metrics counts them."""
+def settled(url: str) -> str:
+    """/metrics, once the last requests are out of the house."""
+    for _ in range(300):
+        text = httpx.get(f"{url}/metrics").text
+        if "frcnn_inflight 1.0" in text:  # this one itself
+            break
+        time.sleep(0.1)
+    return text
+
+
+def counted(text: str) -> tuple[Counter[str], Counter[str]]:
+    """Of /detect, as /metrics has it: requests by status; and what else must be their number."""
     found = re.findall(r'^frcnn_requests_total\{route="/detect",status="(\d+)"\} (\S+)', text, re.MULTILINE)
-    return Counter({status: int(float(count)) for status, count in found})
+    requests = Counter({status: int(float(count)) for status, count in found})
+    names = ("frcnn_rejected_total", "frcnn_detections_per_image_count", "frcnn_queue_depth", "frcnn_inflight")
+    sums = {name: re.findall(rf"^{name}(?:{{.*}})? (\S+)", text, re.MULTILINE) for name in names}
+    return requests, Counter({name: int(sum(map(float, values))) for name, values in sums.items()})
 
 
-def verdict(
-    ledger: Ledger, lines: list[dict[str, Any]], counters: Counter[str], code: int, seconds: float, weights: str
-) -> dict[str, Any]:
-    """Compare the three books: the clients', the log's and the counters'."""
+def verdict(ledger: Ledger, lines: list[dict[str, Any]], metrics: str, code: int, growth: float) -> dict[str, Any]:
+    """Compare the three books, the clients', the log's and the counters', and look at the memory."""
     logged: dict[str, list[int]] = {}
     for line in lines:
         if line["message"] == "request" and line.get("route") == "/detect":
@@ -234,43 +253,66 @@ def verdict(
     lost = [name for name in ledger.seen if name not in logged]
     twice = [name for name, statuses in logged.items() if len(statuses) > 1]
     differ = [name for name, status in answered.items() if logged.get(name) != [status]]
-    third = max(1, len(ledger.memory) // 3)
-    middle, last = ([mib for _, mib in part] for part in (ledger.memory[third : 2 * third], ledger.memory[2 * third :]))
-    memory = {
-        "start": ledger.memory[0][1],
-        "middle_third_mean": sum(middle) / max(1, len(middle)),
-        "last_third_mean": sum(last) / max(1, len(last)),
-        "end": ledger.memory[-1][1],
-        "most": max(mib for _, mib in ledger.memory),
-    }
+    requests, sums = counted(metrics)
+    refused = sum(count for status, count in by_log.items() if status >= "400")
+    right = Counter(
+        {
+            "frcnn_rejected_total": refused,
+            "frcnn_detections_per_image_count": by_log["200"],
+            "frcnn_queue_depth": 0,
+            "frcnn_inflight": 1,
+        }
+    )
+    memory = memory_of(ledger)
+    grew = memory["last_third_mean"] - memory["middle_third_mean"]
     wrong = {
         "requests without a line in the log": lost,
         "requests with several": twice,
         "requests whose client saw another status": differ,
         "clients that got no answer": ledger.failures,
-        "counters that differ from the log": [] if by_log == counters else [f"{dict(by_log)} {dict(counters)}"],
+        "requests counted otherwise than logged": [] if by_log == requests else [f"{by_log} {requests}"],
+        "other counters that do not add up": [] if right == sums else [f"{dict(right)} {dict(sums)}"],
+        "memory that grew once warm, MiB": [f"{grew:.0f}"] if grew > growth * memory["middle_third_mean"] else [],
         "exit code": [] if code == 0 else [str(code)],
     }
     return {
-        "date": date.today().isoformat(),
-        "command": f"python -m benchmarks.soak --minutes {seconds / 60:g} --weights {weights}",
-        "seconds": seconds,
         "sent": len(ledger.seen),
         "hung_up": len(ledger.seen) - len(answered) - len(ledger.failures),
         "answered": dict(sorted(Counter(map(str, answered.values())).items())),
         "logged": dict(sorted(by_log.items())),
+        "counted": dict(sorted(requests.items())),
         "lost": len(lost),
         "faults": dict(ledger.faults),
-        "memory_mib": {name: round(mib, 1) for name, mib in memory.items()},
+        "memory_mib": memory,
+        "memory_mib_by_minute": {
+            f"{seconds / 60:.1f}": round(mib) for seconds, mib in ledger.memory[:: max(1, len(ledger.memory) // 30)]
+        },
         "wrong": {name: found[:5] for name, found in wrong.items() if found},
     }
+
+
+def memory_of(ledger: Ledger) -> dict[str, float]:
+    """MiB resident: when ready and before the first picture, once warm, at the end."""
+    mib = [value for _, value in ledger.memory]
+    warm = int(len(mib) * WARM)
+    last = mib[-max(1, len(mib) // 3) :]
+    middle = mib[warm : len(mib) - len(last)] or last
+    found = {
+        "start": mib[0],
+        "after_warm_up": mib[warm],
+        "middle_third_mean": sum(middle) / len(middle),
+        "last_third_mean": sum(last) / len(last),
+        "end": mib[-1],
+        "most": max(mib),
+    }
+    return {name: round(value, 1) for name, value in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--weights", default="lite-voc20", help="as FRCNN_WEIGHTS, or `random`")
-    parser.add_argument("--pace", type=float, default=6, help="requests a second, on average")
+    parser.add_argument("--pace", type=float, default=2, help="requests a second, on average")
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

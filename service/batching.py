@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -142,7 +143,7 @@ class Batcher:
         """
         if not self._worker.alive:  # it died while the picture was being decoded: nobody would answer
             raise Unavailable(_FAILED, retry_after=10)
-        canvas = self._worker.detector.canvas_for(*image.shape[:2])
+        canvas = self._worker.detector.canvas_for(*(options.full_size or image.shape[:2]))
         pixels = max(canvas[0] * canvas[1], image.shape[0] * image.shape[1])
         if self._pixels and self._pixels + pixels > self._limits.max_queue_pixels:  # an empty queue takes any picture
             raise self._full()
@@ -218,8 +219,9 @@ class Batcher:
     async def _dispatch(self, batch: list[_Waiting]) -> None:
         started = time.monotonic()
         self._measure(batch)
+        self._pace.begins()
         report = await self._worker.run([waiting.task for waiting in batch])
-        self._pace.ran(len(batch), time.monotonic() - started)
+        self._pace.ends(len(batch), time.monotonic() - started)
         self._learn(report, len(batch))
         for waiting, outcome in zip(batch, report.outcomes, strict=True):
             if waiting.answer.done():  # its deadline passed, or its client has gone, while it was on the device
@@ -269,23 +271,43 @@ class Batcher:
 
 
 class Pace:
-    """How fast pictures are answered while the device is busy, smoothed over the last ten batches or so."""
+    """How fast pictures are answered while the device is busy: the median of the last batches, however slow one was.
 
-    def __init__(self) -> None:
-        self._seconds_each: float | None = None
+    So a spell in which the device was slow is forgotten after three batches at its usual speed, and any spell after
+    a few idle seconds.
+    """
 
-    def ran(self, pictures: int, seconds: float) -> None:
-        """Take note of a batch."""
-        each = seconds / pictures
-        self._seconds_each = each if self._seconds_each is None else 0.9 * self._seconds_each + 0.1 * each
+    BATCHES = 5
+    FORGET_AFTER = 5.0  # idle seconds
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds_each: deque[float] = deque(maxlen=self.BATCHES)
+        self._idle_since: float | None = None
+
+    def begins(self) -> None:
+        """A batch goes to the device."""
+        if self._forgotten():
+            self._seconds_each.clear()
+        self._idle_since = None
+
+    def ends(self, pictures: int, seconds: float) -> None:
+        """It is back."""
+        self._seconds_each.append(seconds / pictures)
+        self._idle_since = self._clock()
 
     def seconds(self, pictures: int) -> float:
-        """In which so many pictures should be answered; 0 before the first batch."""
-        return pictures * (self._seconds_each or 0.0)
+        """In which so many pictures should be answered; 0 where nothing is known."""
+        if not self._seconds_each or self._forgotten():
+            return 0.0
+        return pictures * statistics.median(self._seconds_each)
 
     def seconds_for(self, pictures: int) -> int:
         """The same for a header: whole seconds, 1 to 60."""
         return min(60, max(1, math.ceil(self.seconds(pictures))))
+
+    def _forgotten(self) -> bool:
+        return self._idle_since is not None and self._clock() - self._idle_since > self.FORGET_AFTER
 
 
 class BatchBound:

@@ -90,9 +90,7 @@ def _run_server(settings: Settings) -> NoReturn:
     if settings.cache_dir is not None:  # model/ and torch's compiler both look into the environment
         os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
-    server = Server(create_app(settings), settings)
-    server.run()
-    raise typer.Exit(server.exit_code if server.started else 1)
+    Server(create_app(settings), settings).run_to_the_end()
 
 
 @app.command()

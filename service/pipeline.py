@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -21,13 +21,15 @@ from service.auth import KeyRing
 from service.batching import Batcher, Limits
 from service.budget import Budget
 from service.errors import ClientGone, DeadlinePassed, SlowBody
-from service.imaging import decode
+from service.imaging import read
 from service.metrics import Metrics
 from service.settings import Settings
-from service.uploads import Upload, open_envelope, read_body
+from service.uploads import Upload, is_raw, open_envelope, read_body
 from service.worker import Detects, Worker
 
 T = TypeVar("T")
+
+_LAST_BATCH = 10.0  # seconds, at the end, for a batch that nobody waits for any more
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Pipeline:
             self._feeding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._feeding
-        self.worker.stop()
+        await self.worker.stop(_LAST_BATCH)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def receive(self, request: Request, timeout_ms: int | None) -> Visit:
@@ -101,7 +103,9 @@ class Pipeline:
                     f"The body took over {self.settings.body_seconds:g} s to arrive; send it faster, or a smaller one."
                 ) from None
             began = time.monotonic()
-            upload = await self.in_thread(open_envelope, body, request.headers.get("content-type", ""))
+            kind = request.headers.get("content-type", "")
+            # A raw picture is there already; a thread would only be another wait.
+            upload = Upload((body,)) if is_raw(kind) else await self.in_thread(open_envelope, body, kind)
         return Visit(request, upload, deadline, began)
 
     async def attend(self, visit: Visit, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -112,18 +116,24 @@ class Pipeline:
         with self.batcher.visit():
             return await _unless_gone(visit.request, work())
 
-    async def look(self, visit: Visit, picture: bytes, options: DetectOptions) -> Seen:
-        """Decode ``picture``, queue it, and bring back what was found; inside ``attend``. Raises a ``ServiceError``."""
+    async def look(self, visit: Visit, picture: bytes, options: DetectOptions, *, whole: bool = False) -> Seen:
+        """Decode ``picture``, queue it, and bring back what was found; inside ``attend``. Raises a ``ServiceError``.
+
+        whole: the caller shows the picture, and so needs all its pixels. Exact canvases are for those who compare with
+        torchvision, which sees them all too.
+        """
         began = visit.began
+        canvas = None if whole or not self.info.canvases else self.worker.detector.canvas_for
         with self.batcher.place(visit.deadline):
             async with _until(visit.deadline, "while the picture was being decoded; send a smaller one"):
-                image = await self.in_thread(lambda: decode(picture, max_pixels=self.settings.max_pixels))
+                seen = await self.in_thread(lambda: read(picture, max_pixels=self.settings.max_pixels, canvas=canvas))
             decoded = time.monotonic()
-            result = await self.batcher.submit(image, options, visit.deadline)
+            options = replace(options, full_size=(seen.height, seen.width))
+            result = await self.batcher.submit(seen.pixels, options, visit.deadline)
         # Each stage begins where the one before it ends, so that together they are the whole.
         seconds = {"decode": decoded - began, "queue": result.started - decoded, **result.detections.timings}
         seconds["serialize"] = time.monotonic() - result.finished  # back to this thread; the writing is added to it
-        return Seen(image, result.detections, seconds, began)
+        return Seen(seen, result.detections, seconds, began)
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run blocking work on a picture in the decoding threads; work that has not begun is dropped when cancelled."""

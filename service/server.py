@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
+import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
 from service.connection import BoundedHead
+from service.heap import share_one_heap
 from service.pipeline import Pipeline
 from service.settings import Settings
 
@@ -27,7 +29,7 @@ _LAST_BYTES = 5  # seconds for the last bytes of the last answers
 
 
 class Server(uvicorn.Server):
-    """One process, one event loop, one app. ``exit_code`` says after ``run`` how it ended."""
+    """One process, one event loop, one app. ``run_to_the_end`` is the program; ``run`` is uvicorn's, for tests."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         # log_config=None: the log is configured by then, and uvicorn's own access lines would repeat ours.
@@ -58,13 +60,20 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(*args, **kwargs)  # type: ignore[arg-type]
 
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until the end. Returns for ``exit_code`` to be read, unless the detector has failed."""
-        super().run(sockets)
-        if self.exit_code:
-            # A thread may hang on the device, and Python would wait for it, or fall over it.
+    def run_to_the_end(self) -> NoReturn:
+        """Serve, and end the process: with 0 when drained, 1 where it did not start, 3 where the detector has failed.
+
+        Python's own end tears down the threads that are still inside torch (one that hangs on the device, one that
+        compiles), and C++ answers that with SIGABRT: so where there are any, the process ends without it.
+        """
+        share_one_heap()
+        self.run()
+        code = self.exit_code if self.started else 1
+        if any(thread.daemon for thread in threading.enumerate()):
             logging.shutdown()
-            os._exit(self.exit_code)
+            sys.stdout.flush()
+            os._exit(code)
+        sys.exit(code)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal has come. Not kept in uvicorn's list: it would raise the signal again, and the exit code with it."""

@@ -122,9 +122,11 @@ class Worker:
             self.dead = reason
             log.error("the worker is dead", extra={"reason": reason})
 
-    def stop(self) -> None:
-        """Let the thread end after what it is doing."""
+    async def stop(self, seconds: float) -> None:
+        """Let the thread end after what it is doing, and wait for that, so long at most."""
         self._inbox.put(None)
+        if self.dead is None and self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, seconds)
 
     async def _call(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
@@ -138,15 +140,19 @@ class Worker:
             else:
                 answer.set_result(result)  # type: ignore[arg-type]
 
+        def tell(result: _T | None, error: BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for it any more
+                loop.call_soon_threadsafe(deliver, result, error)
+
         def task() -> None:
             try:
                 result = work()
             except BaseException as error:
-                loop.call_soon_threadsafe(deliver, None, _transferable(error))
+                tell(None, _transferable(error))
                 if not isinstance(error, Exception):
                     raise
             else:
-                loop.call_soon_threadsafe(deliver, result, None)
+                tell(result, None)
 
         self._inbox.put(task)
         return await answer

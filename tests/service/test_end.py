@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,17 +14,31 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-# The server as the command line runs it, on a detector that takes a second for a picture, or fails for good.
+# The server as the command line runs it, on a detector that takes a second for a picture, fails for good or hangs.
 PROGRAM = """
-    import sys, time
+    import sys, threading, time
+    import torch
     from service.app import create_app
     from service.logs import configure_logging
     from service.server import Server
     from service.settings import load_settings
     from tests.service.conftest import FaultyDetector
 
-    settings = load_settings(port=0, log_format="text", drain_seconds=float(sys.argv[2]))
-    detector = FaultyDetector()
+    class Device(FaultyDetector):
+        state = "well"
+
+        def detect(self, images, options):
+            until = time.monotonic() + self.delay
+            while self.state == "computing" and time.monotonic() < until:
+                torch.ones(500, 500) @ torch.ones(500, 500)  # as a network does: in C++, and without Python's lock
+            if self.state == "hanging":
+                threading.Event().wait()
+            return super().detect(images, options)
+
+    settings = load_settings(
+        port=0, log_format="text", drain_seconds=float(sys.argv[2]), watchdog_seconds=float(sys.argv[4])
+    )
+    detector = Device()
     app = create_app(settings, detector_factory=lambda _: detector)
     configure_logging(settings.log_format, settings.log_level)
     server = Server(app, settings)
@@ -31,12 +46,11 @@ PROGRAM = """
 
     async def announce(*args, **kwargs):
         await startup(*args, **kwargs)
-        detector.delay, detector.broken = float(sys.argv[1]), sys.argv[3] == "broken"
+        detector.delay, detector.broken, detector.state = float(sys.argv[1]), sys.argv[3] == "broken", sys.argv[3]
         print(server.servers[0].sockets[0].getsockname()[1], flush=True)
 
     server.startup = announce
-    server.run()
-    sys.exit(server.exit_code)
+    server.run_to_the_end()
 """
 
 
@@ -44,9 +58,11 @@ PROGRAM = """
 def serve(repo) -> Iterator[object]:
     started: list[subprocess.Popen[str]] = []
 
-    def start(seconds: float = 1.0, grace: float = 20, state: str = "well") -> tuple[subprocess.Popen[str], str]:
+    def start(
+        seconds: float = 1.0, grace: float = 20, state: str = "well", patience: float = 120
+    ) -> tuple[subprocess.Popen[str], str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(seconds), str(grace), state],
+            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(seconds), str(grace), state, str(patience)],
             cwd=repo,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -152,6 +168,37 @@ def test_a_detector_that_is_broken_for_good_ends_the_process_for_its_supervisor(
     code, log = ended(process)
     assert code == 3
     assert "canary" in log
+
+
+def test_a_batch_that_nobody_waits_for_any_more_does_not_spoil_the_end(serve, encoded):
+    process, url = serve(seconds=1.0, state="computing")
+    target, body = httpx.URL(url), encoded()
+    with socket.create_connection((target.host, target.port)) as connection:
+        connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        accepted(url, 1)
+        until = time.monotonic() + 10
+        while "frcnn_batch_size_count 1.0" not in httpx.get(f"{url}/metrics").text:  # it is on the device
+            assert time.monotonic() < until
+    accepted(url, 0)
+    process.send_signal(signal.SIGTERM)
+    code, log = ended(process)
+    assert code == 0, log  # it was -6: C++ aborts when Python tears down a thread that is inside torch
+    assert "drained" in log
+
+
+def test_a_call_that_hangs_ends_the_process_with_3_after_all_who_wait_have_been_told(serve, encoded):
+    process, url = serve(state="hanging", patience=1.5)
+    with ThreadPoolExecutor(3) as clients:  # three canvases or batches: one on the device, the others behind it
+        sent = [clients.submit(ask, url, encoded((40 + i * 80, 30))) for i in range(3)]
+        accepted(url, 3)
+        assert httpx.get(f"{url}/readyz").status_code == 200  # not yet: it might be slow
+        answers = [answer.result() for answer in sent]
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
+    assert all(answer.json()["code"] == "unavailable" for answer in answers)
+    code, log = ended(process)
+    assert code == 3, log
+    assert "has not come back for 1.5 s" in log
 
 
 def test_a_detector_that_does_not_load_stops_the_start(repo, tmp_path):

@@ -156,11 +156,74 @@ def test_the_queue_is_bounded_by_pixels_too_and_an_empty_one_takes_any_picture(s
 def test_the_time_to_come_back_is_measured():
     pace = Pace()
     assert pace.seconds_for(100) == 1
-    for _ in range(50):
-        pace.ran(pictures=2, seconds=1.0)
+    took(pace, 1.0, pictures=2)
     assert pace.seconds_for(1) == 1
     assert pace.seconds_for(21) == 11
     assert pace.seconds_for(10_000) == 60
+
+
+def took(pace: Pace, *seconds: float, pictures: int = 1) -> None:
+    for each in seconds:
+        pace.begins()
+        pace.ends(pictures, each)
+
+
+def test_one_slow_batch_does_not_change_the_pace():
+    pace = Pace()
+    took(pace, 0.1, 0.1, 0.1, 30.0)
+    assert pace.seconds(10) == pytest.approx(1.0)
+
+
+def test_a_slow_spell_is_forgotten_after_three_batches_however_long_it_was():
+    pace = Pace()
+    took(pace, *[5.0] * 100)
+    assert pace.seconds(1) == 5.0
+    took(pace, 0.1, 0.1, 0.1)
+    assert pace.seconds(1) == pytest.approx(0.1)
+
+
+def test_the_pace_of_long_ago_turns_nobody_away():
+    now = 0.0
+    pace = Pace(lambda: now)
+    took(pace, 5.0, 5.0, 5.0)
+    now = Pace.FORGET_AFTER / 2
+    assert pace.seconds(1) == 5.0
+    now += Pace.FORGET_AFTER
+    assert pace.seconds(1) == 0.0
+    pace.begins()
+    assert pace.seconds(1) == 0.0  # while the first batch runs too
+    pace.ends(1, 0.1)
+    assert pace.seconds(1) == pytest.approx(0.1)  # and the old ones do not come back
+
+
+def test_a_long_batch_is_no_idleness():
+    now = 0.0
+    pace = Pace(lambda: now)
+    took(pace, 5.0)
+    pace.begins()
+    now = 100.0
+    assert pace.seconds(1) == 5.0
+
+
+def test_after_a_slow_spell_impatient_clients_are_served_again_at_once(serve_faulty, faulty, clients, small):
+    with serve_faulty() as live:
+        faulty.delay = 0.5
+        for _ in range(Pace.BATCHES):
+            assert live.detect(small).status_code == 200
+        faulty.delay = 0.0
+        first = hold(clients, live, faulty, small)
+        impatient = {"X-Request-Timeout-Ms": "900"}
+        assert live.detect(small, headers=impatient).status_code == 429  # two at half a second each
+        faulty.gate.set()
+        assert first.result().status_code == 200
+        for _ in range(3):  # the queue is empty: anybody is let in, and shows how fast it is now
+            assert live.detect(small, headers={"X-Request-Timeout-Ms": "20000"}).status_code == 200
+        first = hold(clients, live, faulty, small)
+        waits = send(clients, live, small, **{"X-Request-Timeout-Ms": "20000"})
+        wait_for(lambda: queued(live) == 1)
+        assert live.app.state.pipeline.batcher._pace.seconds(1) < 0.4
+        faulty.gate.set()
+        assert [first.result().status_code, waits.result().status_code] == [200, 200]
 
 
 def test_a_deadline_that_passes_in_the_queue_is_504_at_once_and_the_work_is_dropped(
