@@ -20,9 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from model.structures import Detections, DetectOptions
-from model.training.samples import Dataset, Pixels
+from model.training.samples import Dataset, Pixels, Sample
 
 MAX_DETECTIONS = 100
+# Average precision is about the whole curve, not about the threshold that serves callers.
+WHOLE_CURVE = DetectOptions(score_threshold=0.01, max_detections=MAX_DETECTIONS)
 _SMALL, _LARGE, _WHOLE = 32.0**2, 96.0**2, 1e5**2  # COCO's areas, square pixels
 _QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
 
@@ -161,6 +163,23 @@ def evaluate(predictions: Iterable[Prediction], dataset: Dataset, *, crowd_overl
     )
 
 
+def look(
+    detector: _Detector, dataset: Dataset, options: DetectOptions, *, batch_size: int = 8, progress: bool = True
+) -> Iterator[tuple[Sample, Detections]]:
+    """Run a detector over a data set, canvas by canvas: each picture's labels and what was found in it.
+
+    progress: draw a bar on the terminal.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("evaluating", total=len(dataset))
+        for batch in _batches(detector, dataset, batch_size):
+            found = detector.detect([dataset.load(i) for i in batch], options)
+            for i, one in zip(batch, found, strict=True):
+                yield dataset.samples[i], one
+            bar.advance(task, len(batch))
+
+
 def predict(
     detector: _Detector,
     dataset: Dataset,
@@ -169,23 +188,12 @@ def predict(
     options: DetectOptions | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Run a detector over a data set, canvas by canvas: what it finds in each picture, in its pixels.
+    """``look``, and of each picture what ``evaluate`` takes.
 
-    options: None asks for scores above 0.01 and 100 detections: average precision is about the whole curve, not about
-        the threshold that serves callers.
-    progress: draw a bar on the terminal.
+    options: None asks for ``WHOLE_CURVE``.
     """
-    options = options or DetectOptions(score_threshold=0.01, max_detections=MAX_DETECTIONS)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    predictions: list[Prediction] = []
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("evaluating", total=len(dataset))
-        for batch in _batches(detector, dataset, batch_size):
-            found = detector.detect([dataset.load(i) for i in batch], options)
-            for i, one in zip(batch, found, strict=True):
-                predictions.append((dataset.samples[i].image_id, one.boxes, one.scores, one.class_ids))
-            bar.advance(task, len(batch))
-    return predictions
+    found = look(detector, dataset, options or WHOLE_CURVE, batch_size=batch_size, progress=progress)
+    return [(sample.image_id, one.boxes, one.scores, one.class_ids) for sample, one in found]
 
 
 def evaluate_detector(
