@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,9 @@ from model.config import PAPER_VGG16
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
 from model.ops import roi_pool
+from model.structures import ImageBatch
+from model.training.losses import joint_losses
+from model.training.targets import Truth
 
 # py-faster-rcnn's generate_anchors.py, as its header prints them: pixels counted inclusively, and from 1.
 NINE = (
@@ -134,6 +138,46 @@ def test_a_picture_goes_in_and_boxes_come_out() -> None:
     assert bool((boxes >= 0).all())
     assert bool((boxes[:, 2] <= 400.01).all())
     assert bool((boxes[:, 3] <= 300.01).all())
+
+
+def test_the_four_losses_of_one_picture_worked_out_by_hand() -> None:
+    """All weights 0, so that every output is its bias; a box that lies on one anchor, in a picture of 13 x 13 cells."""
+    size, box = (208, 208), (8.0, 8.0, 136.0, 136.0)  # the square 128 anchor of the cell at (64, 64)
+    model, _ = _small()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        head, predictor = model.rpn.head, model.roi_heads.box_predictor
+        head.cls_logits.bias[:9] = math.log(1 / 4)  # background first (trap 14)
+        head.cls_logits.bias[9:] = math.log(3 / 4)
+        # Proposals shrink to nothing and are dropped, but for the square 512 anchors': the whole picture, once.
+        shrink = torch.tensor([0.0, 0.0, -5.0, -5.0]).repeat(9, 1)
+        shrink[5] = 0
+        head.bbox_pred.bias.copy_(shrink.flatten())
+        predictor.cls_score.bias[0] = math.log(10)  # background 10 of 30, every other class 1 of 30
+        predictor.bbox_pred.bias.copy_(torch.tensor([2.0, 0.5, 0.0, 0.0]).repeat(21))
+    sizes = torch.tensor([size])
+    truth = Truth(torch.tensor([box]), torch.tensor([7]), torch.zeros(0, 4), size)
+    batch = ImageBatch(torch.zeros(1, 3, *size), sizes, sizes)
+    with torch.no_grad():
+        losses = joint_losses(model.train(), batch, [truth], [torch.Generator().manual_seed(0)])
+
+    # 53 anchors lie inside the picture: 25 square ones, 7 wide, 21 tall, all of area 128 x 128 (P 3.1.3).
+    # Object: the anchor itself, and the two 16 pixels to the right and below, whose IoU is 112 / 144 = 0.78.
+    # Background, IoU < 0.3: 8 square, 2 wide (64 and 80 pixels below the box's top) and 8 tall. The rest is left out.
+    object_, background = 3, 18
+    sampled = object_ + background
+    assert float(losses.objectness) == pytest.approx(
+        (object_ * math.log(4 / 3) + background * math.log(4)) / sampled, rel=1e-5
+    )
+    # tw and th are 5 off for each of the three; tx or ty by 16 / 128 for two. Smooth L1 with beta 1/9: |d| - 1/18.
+    offsets = 3 * 2 * (5 - 1 / 18) + 2 * (16 / 128 - 1 / 18)
+    assert float(losses.rpn_box) == pytest.approx(offsets / sampled, rel=1e-5)
+    # Two regions: the ground truth, which is added to the proposals (PFR), and the whole picture, IoU 0.38: background.
+    assert float(losses.classes) == pytest.approx((math.log(30) + math.log(3)) / 2, rel=1e-5)
+    # The ground truth's own offsets are 0. Smooth L1 with beta 1: |d| - 1/2 beyond 1, d^2 / 2 within.
+    assert float(losses.roi_box) == pytest.approx((1.5 + 0.125) / 2, rel=1e-5)
+    assert float(losses.total()) == pytest.approx(sum(map(float, losses)))
 
 
 def test_pooling_in_bf16_moves_no_corner() -> None:
