@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.structures import Detections, HeatMap, Proposals, Trace
-from service.imaging import Picture
+from service.imaging import Decoded
 from service.schemas import Frame, ProposalOptions
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -23,9 +23,9 @@ _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture (uint8 [H, W, 3] RGB) and what was found in it; ``seconds`` by stage, and when its bytes were there."""
+    """A picture and what was found in it; ``seconds`` by stage, and when its bytes were there."""
 
-    picture: Picture
+    picture: Decoded
     detections: Detections
     seconds: dict[str, float]
     began: float
@@ -33,12 +33,12 @@ class Seen:
     @property
     def width(self) -> int:
         """Pixels."""
-        return int(self.picture.shape[1])
+        return self.picture.width
 
     @property
     def height(self) -> int:
         """Pixels."""
-        return int(self.picture.shape[0])
+        return self.picture.height
 
 
 def detect_answer(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
 
 def server_timing(timings: Mapping[str, float]) -> str:
     """The ``Server-Timing`` header for ``timings`` in milliseconds; browsers show it."""
-    return ", ".join(f"{stage};dur={value:g}" for stage, value in timings.items())
+    return ", ".join(f"{stage};dur={value}" for stage, value in timings.items())
 
 
 def head(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, Any]:

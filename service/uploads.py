@@ -69,9 +69,19 @@ def open_envelope(body: bytes, content_type: str) -> Upload:
     kind, parameters = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         return _from_multipart(body, parameters.get(b"boundary", b""))
-    if kind == b"application/json" or kind.endswith(b"+json"):
+    if _is_json(kind):
         return _from_json(body)
     return Upload((body,))
+
+
+def is_raw(content_type: str) -> bool:
+    """Whether a body of this type is the picture itself, so that there is no envelope to open."""
+    kind, _ = parse_options_header(content_type)
+    return kind != b"multipart/form-data" and not _is_json(kind)
+
+
+def _is_json(kind: bytes) -> bool:
+    return kind == b"application/json" or kind.endswith(b"+json")
 
 
 def _from_json(body: bytes) -> Upload:
@@ -131,7 +141,8 @@ class _MultipartReader:
         self._header_value = b""
         self._disposition = b""
         self._name = ""
-        self._data = bytearray()
+        self._data: list[bytes] = []
+        self._size = 0
 
     def callbacks(self) -> Any:
         """What python-multipart calls as it walks through the body."""
@@ -150,7 +161,7 @@ class _MultipartReader:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise BadRequest(f"The multipart body has over {MAX_PARTS} parts; send fewer.")
-        self._disposition, self._name, self._data = b"", "", bytearray()
+        self._disposition, self._name, self._data, self._size = b"", "", [], 0
 
     def _on_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
@@ -170,15 +181,17 @@ class _MultipartReader:
             raise BadRequest("A part of the multipart body has no name; give each part one (`image` for a picture).")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name != PICTURE_FIELD and len(self._data) + end - start > MAX_FIELD_BYTES:
+        self._size += end - start
+        if self._name != PICTURE_FIELD and self._size > MAX_FIELD_BYTES:
             raise BadRequest(f"The form field `{self._name[:40]}` is over {MAX_FIELD_BYTES} bytes; shorten it.")
-        self._data += data[start:end]
+        self._data.append(data[start:end])
 
     def _end(self) -> None:
+        data = b"".join(self._data)
         if self._name == PICTURE_FIELD:
-            self.pictures.append(bytes(self._data))
+            self.pictures.append(data)
         else:
-            self.fields.setdefault(self._name, []).append(self._data.decode("utf-8", "replace"))
+            self.fields.setdefault(self._name, []).append(data.decode("utf-8", "replace"))
 
     def _finish(self) -> None:
         self.finished = True

@@ -41,11 +41,11 @@ async def proposals(
     options.check_level(pipeline.info)
     wanted = DetectOptions(proposals=pipeline.info.max_proposals, trace=True)
     picture = single(visit)
-    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
+    media_type = wanted_picture(request.headers.get("accept", ""))
+    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted, whole=media_type is not None))
     writing = time.monotonic()
     trace = seen.detections.trace
     assert trace is not None
-    media_type = wanted_picture(request.headers.get("accept", ""))
     if media_type is None:
         written = await pipeline.in_thread(_written, seen, trace, options, visit, pipeline.info.name)
         timings = finish(pipeline, seen, writing)
@@ -64,5 +64,5 @@ def _written(seen: Seen, trace: Trace, options: ProposalOptions, visit: Visit, m
 
 def _drawn(seen: Seen, trace: Trace, options: ProposalOptions, media_type: str) -> bytes:
     if options.view == "objectness":
-        return encode(draw_heat_maps(seen.picture, heat_maps(trace, options)), media_type)
-    return encode(draw_proposals(seen.picture, select(trace, options).proposals), media_type)
+        return encode(draw_heat_maps(seen.picture.pixels, heat_maps(trace, options)), media_type)
+    return encode(draw_proposals(seen.picture.pixels, select(trace, options).proposals), media_type)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import BadImage, ServiceError
-from service.imaging import decode
+from service.imaging import decode, read
 from service.uploads import open_envelope
 from tests.service import corpus
 
@@ -22,6 +22,7 @@ def outcome(data: bytes) -> int:
     problem = None
     try:
         pixels = decode(data, max_pixels=MAX_PIXELS)
+        read(data, max_pixels=MAX_PIXELS, canvas=lambda height, width: (-(-height // 4), -(-width // 4)))
     except ServiceError as error:
         problem = error
     if problem is not None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from service.errors import BadImage, TooLarge, UnsupportedImage
-from service.imaging import decode, sniff
+from service.imaging import decode, read, sniff
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -133,3 +133,72 @@ def test_damaged_bytes_are_decoded_or_refused_and_nothing_else(format):
             continue
         assert pixels.ndim == 3
         assert pixels.shape[2] == 3
+
+
+def cross(width: int, height: int) -> Image.Image:
+    """Grey, with a black cross: a line an eighth of the sides thick, a third of the way down and two fifths across."""
+    pixels = np.full((height, width, 3), 200, np.uint8)
+    pixels[height // 3 : height // 3 + height // 8] = 0
+    pixels[:, width * 2 // 5 : width * 2 // 5 + width // 8] = 0
+    return Image.fromarray(pixels)
+
+
+def place(pixels: np.ndarray) -> np.ndarray:
+    """Where the middle of each line of the cross is, down and across, as a part of the side."""
+    dark = 1 - pixels[..., 0].astype(float) / 200
+    lines = dark[:, :3].mean(axis=1), dark[:3].mean(axis=0)
+    return np.array([(line * (np.arange(len(line)) + 0.5)).sum() / line.sum() / len(line) for line in lines])
+
+
+@pytest.mark.parametrize(
+    ("canvas", "pixels"),
+    [((80, 120), (80, 120)), ((81, 120), (160, 240)), ((160, 200), (160, 240)), ((320, 480), (320, 480))],
+)
+def test_a_jpeg_is_decoded_as_small_as_still_covers_the_canvas(canvas, pixels):
+    decoded = read(save(cross(960, 640), "JPEG"), max_pixels=1_000_000, canvas=lambda *_: canvas)
+    assert decoded.pixels.shape == (*pixels, 3)
+    assert (decoded.height, decoded.width) == (640, 960)
+
+
+def test_a_jpeg_less_than_twice_the_canvas_and_what_is_no_jpeg_are_decoded_in_full():
+    assert read(save(cross(96, 64), "JPEG"), max_pixels=10_000, canvas=lambda *_: (32, 49)).pixels.shape == (64, 96, 3)
+    for format in ("PNG", "WEBP", "TIFF"):
+        data = save(cross(96, 64), format)
+        assert read(data, max_pixels=10_000, canvas=lambda *_: (2, 2)).pixels.shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("part", [2, 4, 8])
+@pytest.mark.parametrize("size", [(960, 640), (961, 647), (967, 641)])
+def test_a_place_in_a_jpeg_decoded_smaller_is_where_it_was(size, part, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(cross(*size), "JPEG", quality=95, exif=exif)
+    asked = []
+
+    def canvas(height: int, width: int) -> tuple[int, int]:
+        asked.append((height, width))
+        return height // part, width // part
+
+    full, reduced = decode(data, max_pixels=1_000_000), read(data, max_pixels=1_000_000, canvas=canvas)
+    # The canvas is that of the picture as shown, and so is the size that is told.
+    assert asked == [full.shape[:2]]
+    assert (reduced.height, reduced.width) == full.shape[:2]
+    assert reduced.pixels.shape[:2] == (full.shape[0] // part, full.shape[1] // part)
+    # A tenth of a pixel of the smaller picture.
+    off = np.abs(place(reduced.pixels) - place(full)) * reduced.pixels.shape[:2]
+    assert off.max() < 0.1
+
+
+def test_greyscale_and_cmyk_jpegs_may_be_decoded_smaller_too():
+    for mode in ("L", "CMYK"):
+        data = save(cross(401, 301).convert(mode), "JPEG")
+        decoded = read(data, max_pixels=1_000_000, canvas=lambda *_: (100, 100))
+        assert decoded.pixels.shape == (150, 200, 3)
+        assert np.abs(decoded.pixels[:20, :20].astype(int) - 200).max() < 8
+
+
+def test_a_cut_jpeg_is_refused_however_small_it_is_decoded():
+    data = save(Image.effect_noise((400, 300), 60), "JPEG")
+    with pytest.raises(BadImage):
+        read(data[: len(data) // 2], max_pixels=1_000_000, canvas=lambda *_: (50, 50))
