@@ -23,6 +23,7 @@ from service.budget import Budget
 from service.errors import ClientGone, DeadlinePassed, SlowBody
 from service.imaging import read
 from service.metrics import Metrics
+from service.schemas import check_inside
 from service.settings import Settings
 from service.uploads import Upload, is_raw, open_envelope, read_body
 from service.worker import Detects, Worker
@@ -116,9 +117,18 @@ class Pipeline:
         with self.batcher.visit():
             return await _unless_gone(visit.request, work())
 
-    async def look(self, visit: Visit, picture: bytes, options: DetectOptions, *, whole: bool = False) -> Seen:
+    async def look(
+        self,
+        visit: Visit,
+        picture: bytes,
+        options: DetectOptions,
+        *,
+        whole: bool = False,
+        check: Callable[[int, int], object] | None = None,
+    ) -> Seen:
         """Decode ``picture``, queue it, and bring back what was found; inside ``attend``. Raises a ``ServiceError``.
 
+        check: told the picture's width and height before it is queued; it may raise, and nothing is run in vain.
         whole: the caller shows the picture, and so needs all its pixels. Exact canvases are for those who compare with
         torchvision, which sees them all too.
         """
@@ -127,6 +137,9 @@ class Pipeline:
         with self.batcher.place(visit.deadline):
             async with _until(visit.deadline, "while the picture was being decoded; send a smaller one"):
                 seen = await self.in_thread(lambda: read(picture, max_pixels=self.settings.max_pixels, canvas=canvas))
+            check_inside(options.regions or (), seen.width, seen.height)
+            if check is not None:
+                check(seen.width, seen.height)
             decoded = time.monotonic()
             options = replace(options, full_size=(seen.height, seen.width))
             result = await self.batcher.submit(seen.pixels, options, visit.deadline)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.structures import DetectOptions, DetectorInfo
 from service.errors import BadOption
-from service.regions import Regions
+from service.regions import Box, Regions, outside
 from service.settings import Settings
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
@@ -165,6 +165,12 @@ def class_id(wanted: int | str, info: DetectorInfo, option: str = "classes") -> 
         f"{str(wanted)[:60]!r} is not a class of this detector; GET /model lists its names, "
         f"whose ids are 1 to {len(info.classes) - 1}",
     )
+
+
+def check_inside(regions: Sequence[Box], width: int, height: int) -> None:
+    """Raises ``BadOption`` for a region outside the picture: cut off altogether, it would look like "nothing there"."""
+    if (number := outside(regions, width, height)) is not None:
+        raise bad("regions", f"region {number} lies outside the picture, which is {width} x {height} pixels")
 
 
 def bad(name: str, problem: str) -> BadOption:

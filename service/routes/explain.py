@@ -49,7 +49,7 @@ async def explain(
     names = options.names(pipeline.info)
     wanted = replace(options.thresholds(pipeline.settings), trace=True)
     picture = single(visit)
-    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
+    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted, check=options.pixels))
     began = time.monotonic()
     name = pipeline.info.name
     written = await pipeline.in_thread(_explained, seen, options, names, request.scope["request_id"], name)

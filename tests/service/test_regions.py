@@ -50,3 +50,21 @@ def test_regions_of_a_batch_are_refused(service, cat_jpeg):
     answer = service.client.post("/detect/batch", files={"image": cat_jpeg}, data={"regions": "[[1, 2, 30, 40]]"})
     assert answer.status_code == 422
     assert "belong to one picture" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "problem"),
+    [
+        ("/detect", {"regions": "[[500, 10, 600, 90]]"}, "region 0 lies outside the picture, which is 40 x 30 pixels"),
+        ("/explain", {"boxes": "[[500, 10, 600, 90]]"}, "reaches out of the picture, which is 40 x 30 pixels"),
+    ],
+)
+def test_a_box_outside_the_picture_is_refused_before_the_device_sees_it(
+    serve_faulty, faulty, encoded, route, fields, problem
+):
+    with serve_faulty() as live:
+        looked = len(faulty.batches)
+        answer = live.client.post(route, files={"image": encoded((40, 30))}, data=fields)
+        assert answer.status_code == 422, answer.text
+        assert problem in answer.json()["detail"]
+        assert len(faulty.batches) == looked
