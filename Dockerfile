@@ -1,13 +1,16 @@
 # One file, two images. For a GPU (torch's own CUDA wheels bring their libraries; the host brings the driver):
 #     docker build --tag frcnn-service .
-# Without one, much smaller: give the package index on which PyTorch publishes its CPU builds (see "Get started" on
-# its site). On it the locked version exists with the suffix +cpu, which pip prefers, and which asks for no CUDA library:
-#     docker build --tag frcnn-service:cpu --build-arg TORCH_INDEX=<that index> .
+# Without one, much smaller, since CUDA's libraries are left out:
+#     docker build --tag frcnn-service:cpu --build-arg DEVICE=cpu .
+# Smaller still with the package index on which PyTorch publishes its CPU builds (see "Get started" on its site). On it
+# the locked version exists with the suffix +cpu, which pip prefers: --build-arg DEVICE=cpu --build-arg TORCH_INDEX=<it>
+# With Ray for many GPUs (docs/scaling.md): --build-arg EXTRAS=[ray]
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 # ---- packages: everything that changes only with the lock
 FROM ${PYTHON_IMAGE} AS packages
 ARG TORCH_INDEX=""
+ARG EXTRAS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 COPY pyproject.toml requirements.lock README.md LICENSE NOTICE ./
@@ -15,7 +18,18 @@ COPY pyproject.toml requirements.lock README.md LICENSE NOTICE ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     mkdir model service weights \
     && python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --constraint requirements.lock ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --editable .
+    && /opt/venv/bin/pip install --constraint requirements.lock ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --editable ".$EXTRAS"
+
+ARG DEVICE=gpu
+COPY docker/without_cuda.py /opt/
+# hadolint ignore=DL3008
+RUN if [ "$DEVICE" = cpu ] && [ -z "$TORCH_INDEX" ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/* \
+        && /opt/venv/bin/python /opt/without_cuda.py \
+        && /opt/venv/bin/python -c "import torchvision, torch; assert not torch.cuda.is_available()"; \
+    fi
 
 # ---- the service
 FROM ${PYTHON_IMAGE} AS service
@@ -47,9 +61,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-LABEL org.opencontainers.image.title="frcnn-service" \
-      org.opencontainers.image.description="Faster R-CNN as an inference microservice" \
-      org.opencontainers.image.licenses="Apache-2.0"
+# A login shell, which KubeRay starts Ray with, sets PATH anew.
+RUN echo "PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/frcnn.sh
 
 WORKDIR /app
 USER 10001:10001
@@ -60,3 +73,15 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "/app/docker/healthcheck.py"]
 ENTRYPOINT ["frcnn"]
 CMD ["serve"]
+
+# Last, as they change with every build: docker build --build-arg VERSION=1.2.3 --build-arg REVISION=$(git rev-parse HEAD)
+# --build-arg CREATED=$(date --utc +%FT%TZ)
+ARG VERSION=""
+ARG REVISION=""
+ARG CREATED=""
+LABEL org.opencontainers.image.title="frcnn-service" \
+      org.opencontainers.image.description="Faster R-CNN as an inference microservice" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED"

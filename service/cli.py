@@ -71,12 +71,23 @@ def serve(
     open_inference: Annotated[bool | None, _setting("open_inference")] = None,
     log_format: Annotated[str | None, _setting("log_format")] = None,
     log_level: Annotated[str | None, _setting("log_level")] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="replicas on Ray Serve, one a GPU: on the cluster in RAY_ADDRESS, or a new one"),
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="with --ray: replicas, at least")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="with --ray: replicas, at most, as the load asks for; unset: as at least")
+    ] = None,
 ) -> None:
-    """Serve over HTTP until SIGTERM. Every option is also an environment variable; the option wins."""
-    given = dict(locals())
+    """Serve over HTTP until SIGTERM. Every setting is also an environment variable; the option wins."""
+    given = {name: value for name, value in locals().items() if name in Settings.model_fields}
     try:
         settings = load_settings(**given)
-        _run_server(settings)
+        if ray:
+            _run_on_ray(settings, replicas, max_replicas or replicas)
+        else:
+            _run_server(settings)
     except (SettingsError, OSError) as error:
         _fail(str(error))
 
@@ -91,6 +102,19 @@ def _run_server(settings: Settings) -> NoReturn:
         os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
     Server(create_app(settings), settings).run_to_the_end()
+
+
+def _run_on_ray(settings: Settings, at_least: int, at_most: int) -> None:
+    from service.logs import configure_logging
+
+    try:
+        from service.scale_out import Scale, run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        _fail("Ray is not installed; install the service with its extra: pip install 'frcnn-service[ray]'.")
+    configure_logging(settings.log_format, settings.log_level)
+    run(settings, Scale(min_replicas=at_least, max_replicas=at_most))
 
 
 @app.command()

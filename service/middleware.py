@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ClientGone, ServiceError, problem_response
 from service.metrics import Metrics
+from service.request_id import request_id_for
 
 log = logging.getLogger("frcnn.access")
 
-_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -46,8 +44,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
-        scope["request_id"] = request_id = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
+        scope["request_id"] = request_id = request_id_for(Headers(scope=scope))
         scope["arrived"] = arrived = time.monotonic()
         scope["notes"] = {}
         scope["held"] = held = contextlib.ExitStack()
