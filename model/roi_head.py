@@ -3,7 +3,7 @@
 1. pool each region to 7x7 from the pyramid level that fits its size                     -> ``RoIHead.pool``
 2. convolutions or fully connected layers, then class logits and an offset per class     -> ``RoIHead.classify``
 3. softmax; keep what scores above the threshold, and only then decode its box
-4. clip, drop slivers, NMS within each class, keep the best                              -> ``RoIHead.detections``
+4. clip, drop slivers, NMS within each class, keep the best                              -> ``RoIHead.find``
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from model import boxes as box_ops
 from model.config import RoIHeadConfig
-from model.ops import flatten_maps, grouped_nms, pool_table, roi_pool
+from model.ops import flatten_maps, grouped_nms, map_shapes, pool_table, roi_pool, table_layout
 
 
 class BoxHead(nn.Sequential):
@@ -99,10 +100,14 @@ class RoIHead(nn.Module):
         pooled_maps = [maps[level] for level in config.levels]
         if config.pool == "max":
             return roi_pool(pooled_maps[0], regions, config.scales[0], config.resolution)
-        table, shapes = flatten_maps(pooled_maps)
+        layout = table_layout(map_shapes(pooled_maps), len(pooled_maps[0]), regions.device)
+        return self.pool_table(flatten_maps(pooled_maps), layout, regions).permute(0, 3, 1, 2)
+
+    def pool_table(self, table: Tensor, layout: Tensor, regions: Tensor) -> Tensor:
+        """Step 1 from the flattened pyramid (``ops.flatten_maps``, ``ops.table_layout``): [R, r, r, C]."""
+        config = self.config
         levels = self.levels(regions[:, 1:])
-        batch = len(pooled_maps[0])
-        return pool_table(table, shapes, config.scales, regions, levels, batch, config.resolution, config.sampling)
+        return pool_table(table, layout, config.scales, regions, levels, config.resolution, config.sampling)
 
     def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Step 2: class logits [R, classes] and offsets [R, classes, 4] of pooled regions [R, C, r, r]."""
@@ -132,18 +137,76 @@ class RoIHead(nn.Module):
         wanted. Returns boxes float32 [D, 4] on the canvas, scores float32 [D] falling, class ids int64 [D], and for
         each the proposal's row int64 [D].
         """
+        found = self.find(
+            logits,
+            offsets,
+            stack_regions([proposals]),
+            torch.tensor([size], device=logits.device),
+            torch.tensor([score_threshold], device=logits.device),
+            [nms_threshold],
+            None if class_mask is None else class_mask[None],
+        )
+        return found.boxes[:max_detections], *(part[:max_detections] for part in found[1:4])
+
+    def find(
+        self,
+        logits: Tensor,
+        offsets: Tensor,
+        regions: Tensor,
+        sizes: Tensor,
+        score_thresholds: Tensor,
+        nms_thresholds: Sequence[float],
+        class_masks: Tensor | None = None,
+    ) -> Found:
+        """Steps 3 and 4 for a batch at once.
+
+        logits [R, classes], offsets [R, classes, 4] of the batch's regions float32 [R, 5], canvas pixels. For each
+        picture: sizes int64 [B, 2], height and width on the canvas; score_thresholds float32 [B]; nms_thresholds;
+        class_masks: bool [B, classes], the classes wanted, or None for all.
+        """
         scores = logits.float().softmax(dim=1)
-        wanted = scores > score_threshold  # strictly (trap 10)
+        picture = regions[:, 0].long()
+        wanted = scores > score_thresholds[picture, None]  # strictly (trap 10)
         wanted[:, 0] = False  # background is index 0 (trap 20)
-        if class_mask is not None:
-            wanted &= class_mask
+        if class_masks is not None:
+            wanted &= class_masks[picture]
         rows, classes = torch.nonzero(wanted, as_tuple=True)
-        scores = scores[rows, classes]
-        boxes = box_ops.decode(offsets[rows, classes].float(), proposals[rows], self.config.box_weights)
-        boxes = box_ops.clip(boxes, *size)
+        boxes = box_ops.decode(offsets[rows, classes].float(), regions[rows, 1:], self.config.box_weights)
+        picture = picture[rows]
+        heights, widths = sizes.to(boxes.dtype)[picture].unbind(dim=1)
+        boxes = box_ops.clip(boxes, heights, widths)
         large = ((boxes[:, 2:] - boxes[:, :2]) >= self.config.min_size).all(dim=1).nonzero().squeeze(1)
-        kept = large[grouped_nms(boxes[large], scores[large], classes[large], nms_threshold)[:max_detections]]
-        return boxes[kept], scores[kept], classes[kept], rows[kept]
+        boxes, picture, rows, classes = boxes[large], picture[large], rows[large], classes[large]
+        scores = scores[rows, classes]
+        groups = picture * self.num_classes + classes
+        kept = self._kept(boxes, scores, groups, picture, nms_thresholds)
+        return Found(boxes[kept], scores[kept], classes[kept], rows[kept], picture[kept])
+
+    @staticmethod
+    def _kept(boxes: Tensor, scores: Tensor, groups: Tensor, picture: Tensor, thresholds: Sequence[float]) -> Tensor:
+        """NMS within groups, each picture's at its own threshold: indices int64 [D] by falling score."""
+        if len(set(thresholds)) == 1:
+            return grouped_nms(boxes, scores, groups, thresholds[0])
+        kept = []
+        for i, threshold in enumerate(thresholds):
+            members = torch.nonzero(picture == i).squeeze(1)
+            kept.append(members[grouped_nms(boxes[members], scores[members], groups[members], threshold)])
+        together = torch.cat(kept).sort().values
+        return together[scores[together].sort(descending=True, stable=True).indices]
+
+
+class Found(NamedTuple):
+    """What a batch's pictures show, by falling score over all of them.
+
+    boxes: float32 [D, 4] on the canvas. scores: float32 [D]. class_ids: int64 [D]. rows: int64 [D], the region that
+    each comes from, counted over the batch. pictures: int64 [D].
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    class_ids: Tensor
+    rows: Tensor
+    pictures: Tensor
 
 
 def stack_regions(boxes: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model import anchors as anchor_grid
 from model import boxes as box_ops
 from model.config import AnchorConfig, RPNConfig
-from model.ops import grouped_nms
+from model.ops import grouped_nms, sorted_nms
 from model.structures import Proposals
 
 
@@ -89,7 +89,7 @@ class RPNHead(nn.Module):
                 background, foreground = scores.chunk(2, dim=1)
                 scores = foreground - background
             logits.append(scores.permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(level), -1, 4))
+            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(level.shape[0], -1, 4))
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
 
@@ -153,18 +153,23 @@ class RPN(nn.Module):
     def survivors(self, candidates: Candidates, picture: int) -> Tensor:
         """The candidates of one picture that NMS leaves on each level: int64 [K], by falling objectness."""
         alive = torch.nonzero(candidates.valid[picture]).squeeze(1)
-        kept = grouped_nms(
-            candidates.boxes[picture, alive],
-            candidates.logits[picture, alive].sigmoid(),
-            candidates.levels[alive],
-            self.config.nms_threshold,
-        )
-        return alive[kept]
+        boxes = candidates.boxes[picture, alive]
+        objectness = candidates.logits[picture, alive].sigmoid()
+        if boxes.is_cuda:
+            return alive[grouped_nms(boxes, objectness, candidates.levels[alive], self.config.nms_threshold)]
+        # A level's candidates lie together and fall: no sorting and no searching for members.
+        kept, start = [], 0
+        for count in torch.bincount(candidates.levels[alive], minlength=1).tolist():
+            kept.append(sorted_nms(boxes[start : start + count], self.config.nms_threshold) + start)
+            start += count
+        rows = torch.cat(kept)  # rising, since NMS keeps the order: ties go by index (trap 11)
+        return alive[rows[objectness[rows].sort(descending=True, stable=True).indices]]
+
+    def keep(self, candidates: Candidates) -> list[Tensor]:
+        """Step 4: for each picture the candidates int64 [R] that are its final proposals, by falling objectness."""
+        limit = self.config.post_nms_train if self.training else self.config.post_nms
+        return [self.survivors(candidates, picture)[:limit] for picture in range(len(candidates.boxes))]
 
     def propose(self, candidates: Candidates) -> list[Proposals]:
-        """Step 4: the final proposals of each picture, canvas pixels, by falling objectness."""
-        limit = self.config.post_nms_train if self.training else self.config.post_nms
-        return [
-            candidates.of_picture(picture, self.survivors(candidates, picture)[:limit])
-            for picture in range(len(candidates.boxes))
-        ]
+        """The final proposals of each picture, canvas pixels."""
+        return [candidates.of_picture(picture, index) for picture, index in enumerate(self.keep(candidates))]
