@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from model.training.loop import Recipe, TrainingError
 
@@ -26,12 +26,14 @@ def read_recipe(file: Path | None, given: Mapping[str, Any]) -> Recipe:
             fields.pop("schedule", None)  # a run writes it beside its recipe; it is an option of its own
         fields |= given
         recipe = TypeAdapter(Recipe).validate_python(fields)
+    except ValidationError as error:
+        places = (".".join(map(str, one["loc"])) or "a recipe" for one in error.errors())
+        said = (one["msg"].removeprefix("Value error, ") for one in error.errors())
+        raise TrainingError(f"{source}: {'; '.join(map(': '.join, zip(places, said, strict=True)))}.") from error
     except (OSError, ValueError, TypeError) as error:
         raise TrainingError(f"{source}: not a recipe: {error}") from error
     if unknown := list(_unknown(fields, asdict(recipe))):
         raise TrainingError(f"{source}: a recipe has no {', '.join(unknown)}.")
-    if recipe.finish is not None and not recipe.epochs.is_integer():
-        raise TrainingError(f"{source}: a recipe with a finish has whole epochs, not {recipe.epochs}.")
     return recipe
 
 

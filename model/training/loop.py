@@ -57,6 +57,8 @@ class Recipe:
     canvas: (height, width) of landscape pictures while training.
     finish: what the last epochs do otherwise; None for nothing.
     bf16: autocast the convolutions and matrix products; pays where the processor has AMX, costs where not.
+
+    Raises ``ValueError`` that names what is out of range.
     """
 
     epochs: float = 7.0
@@ -74,6 +76,18 @@ class Recipe:
     finish: Finish | None = None
     bf16: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        above_zero, from_zero = ("epochs", "batch_size", "clip"), ("lr", "body_lr", "weight_decay", "warmup", "seed")
+        wrong = [name for name in above_zero if not 0 < getattr(self, name) < math.inf]
+        wrong += [name for name in from_zero if not 0 <= getattr(self, name) < math.inf]
+        wrong += [name for name in ("lr_end", "ema") if not 0 <= getattr(self, name) <= 1]
+        if wrong:
+            raise ValueError(", ".join(f"{name} cannot be {getattr(self, name)}" for name in wrong))
+        if min(self.canvas) < 1:
+            raise ValueError(f"canvas cannot be {self.canvas}")
+        if self.finish is not None and not (0 < self.finish.epochs <= self.epochs == int(self.epochs)):
+            raise ValueError(f"a finish of {self.finish.epochs} epochs needs whole epochs in all, not {self.epochs}")
 
     def look(self, epoch: int) -> tuple[tuple[int, int], AugmentConfig]:
         """The canvas and the augmentation of a 0-based epoch."""

@@ -67,6 +67,10 @@ def train(
     Raises ``TrainingError``, ``DataError`` or ``CheckpointError``.
     """
     recipe, console = recipe or Recipe(), console or Console()
+    if schedule == "alternating" and recipe.finish is not None:
+        raise TrainingError(
+            "The four steps share a recipe's epochs, and none of them is its end: leave the finish out."
+        )
     keep_freed_memory()
     place = choose_device(device)
     processes = Processes.join(place)

@@ -11,8 +11,9 @@ from model.faster_rcnn import FasterRCNN
 from model.training.alternating import STEPS, parts
 from model.training.augment import PLAIN
 from model.training.data import Dataset, load_dataset
-from model.training.loop import Recipe, Trainer, new_model
+from model.training.loop import Finish, Recipe, Trainer, TrainingError, new_model
 from model.training.losses import Objective
+from model.training.run import train
 
 RECIPE = Recipe(epochs=1, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(96, 128), augment=PLAIN, frozen=())
 
@@ -66,3 +67,10 @@ def test_joint_training_is_one_part_with_all_four_losses(shapes: Dataset) -> Non
         part.trainer.run(lambda _, losses: seen.append(losses), until=1)
     (losses,) = seen
     assert all(float(loss) > 0 for loss in losses)
+
+
+def test_a_recipe_with_a_finish_is_for_joint_training(shapes_folder: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=2, finish=Finish(1, (96, 128), PLAIN))
+    with pytest.raises(TrainingError, match="leave the finish out"):
+        train(shapes_folder, tmp_path / "run", start="nothing", recipe=recipe, schedule="alternating")
+    assert not (tmp_path / "run").exists()

@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from model.config import LITE
-from model.training.augment import PLAIN
+from model.training.augment import PLAIN, AugmentConfig
 from model.training.data import Dataset, load_coco
 from model.training.log import Log
-from model.training.loop import Recipe, Trainer, TrainingError, new_model, rate
+from model.training.loop import Finish, Recipe, Trainer, TrainingError, new_model, rate
 
 RECIPE = Recipe(epochs=4, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(64, 96), augment=PLAIN, frozen=())
 
@@ -120,3 +120,51 @@ def test_the_log_has_the_mean_losses_of_every_so_many_steps(squares: Dataset, tm
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 12]
     assert {"objectness", "rpn_box", "classes", "roi_box", "epoch", "seconds_per_picture"} <= set(lines[0])
+
+
+def test_the_last_epochs_look_otherwise_where_a_recipe_has_a_finish() -> None:
+    last = AugmentConfig(flip=0.0)
+    recipe = replace(RECIPE, epochs=4, finish=Finish(epochs=1, canvas=(96, 128), augment=last))
+    assert [recipe.look(epoch) for epoch in range(4)] == [((64, 96), PLAIN)] * 3 + [((96, 128), last)]
+    assert {replace(recipe, finish=None).look(epoch) for epoch in range(4)} == {((64, 96), PLAIN)}
+
+
+def test_a_run_reaches_its_finish_resumed_or_not(squares: Dataset, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=2, finish=Finish(epochs=1, canvas=(96, 128), augment=PLAIN))
+
+    def canvases(trainer: Trainer) -> list[tuple[int, ...]]:
+        seen: list[tuple[int, ...]] = []
+        learn = trainer.objective
+
+        def watch(model, batch, truths, generators, total):  # type: ignore[no-untyped-def]
+            seen.append(batch.canvas)
+            return learn(model, batch, truths, generators, total)
+
+        trainer.objective = watch
+        trainer.run()
+        return seen
+
+    assert canvases(_trainer(squares, recipe)) == [(64, 96)] * 3 + [(96, 128)] * 3
+    first = _trainer(squares, recipe)
+    first.run(until=4)
+    first.save(tmp_path / "checkpoint.pt")
+    second = _trainer(squares, recipe)
+    second.load(tmp_path / "checkpoint.pt")
+    assert canvases(second) == [(96, 128)] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"epochs": 0}, "epochs cannot be 0"),
+        ({"epochs": float("nan")}, "epochs cannot be nan"),
+        ({"batch_size": 0, "lr": -1.0}, "batch_size cannot be 0, lr cannot be -1.0"),
+        ({"ema": 1.5}, "ema cannot be 1.5"),
+        ({"canvas": (0, 96)}, r"canvas cannot be \(0, 96\)"),
+        ({"epochs": 2, "finish": Finish(3, (96, 128), PLAIN)}, "a finish of 3 epochs needs whole epochs in all, not 2"),
+        ({"epochs": 2.5, "finish": Finish(1, (96, 128), PLAIN)}, "needs whole epochs in all, not 2.5"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused_when_it_is_made(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        replace(RECIPE, **change)  # type: ignore[arg-type]
