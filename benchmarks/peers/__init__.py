@@ -1,0 +1,1 @@
+"""The servers that ``benchmarks.serve`` compares with, one file each."""
