@@ -8,7 +8,8 @@ lite-voc20-PART-PRECISION.json for each (test in fp32 is lite-voc20-test.json), 
 lite-voc20-card.json with the rest. Before that, on validation alone:
 
     --sweep                 what canvas and NMS threshold would give, and which score threshold is best
-    --fold OUT.safetensors  the same weights with a temperature in the last class layer, fitted on validation
+    --fold OUT.safetensors  the same weights with their last class layer corrected, so that scores are honest: a
+                            temperature and an offset for the background, fitted on validation
     --draw OUT.jpg          ten test pictures with their boxes, to look at; outside the repository
 
 --cache keeps what was found, by the weights' hash, so that a second run only writes. Give it a new folder after a
@@ -26,7 +27,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,15 +45,18 @@ from model.training.evaluate import WHOLE_CURVE, Prediction, look
 from model.training.figures import Figures, figures, load_part
 from model.training.samples import Dataset
 from model.training.scores import (
+    HEARD,
     IGNORED,
+    Calibration,
     Point,
+    calibrated,
     calibration_error,
-    fit_temperature,
+    fit_calibration,
     judge,
     match,
     point,
+    recalibrated,
     report,
-    tempered,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +65,7 @@ CANVASES = (384, 416, 448, 480, 512)
 NMS = (0.4, 0.45, 0.5, 0.55, 0.6)
 PRECISIONS = ("fp32", "bf16")
 PREDICTOR = "roi_heads.box_predictor.cls_score"
+PARTS = ("about", "figures", "precisions", "classes", "sizes", "scores", "unknown", "failures", "speed")
 
 T = TypeVar("T")
 
@@ -180,7 +185,7 @@ def figure_parts(all_figures: dict[tuple[str, str], Figures]) -> dict[str, str]:
     }
 
 
-def scores_part(validation: Figures, test: Figures, threshold: float, heat: dict[str, Any], images: str) -> str:
+def scores_part(validation: Figures, test: Figures, threshold: float, variants: dict[str, Any], images: str) -> str:
     """Threshold, calibration and temperature, in words."""
     rows = []
     for name, own in (("validation", validation), ("test", test)):
@@ -196,27 +201,18 @@ def scores_part(validation: Figures, test: Figures, threshold: float, heat: dict
         table(headings, rows),
         f"![precision against recall, F1 by threshold, and reliability, on test]({images}/lite-scores.svg)",
         "The calibration error is the expected calibration error: the mean gap between score and share that is right, "
-        f"over ten bins, of all detections above {WHOLE_CURVE.score_threshold} (test: {test.scores.detections}). Most "
-        "of these score low, so that it says little of the few that callers see: of those above the default threshold "
-        f"the mean score is {heat['served']['mean_score']:.3f}, and {heat['served']['precision']:.3f} are right.",
+        f"over ten bins, of all detections above {HEARD} (test: {test.scores.detections}).",
+        "**Calibrated or not.** What a correction of the last class layer, fitted on validation for the least log loss "
+        "of *is this detection right?*, does to the scores: a temperature divides all logits, a background offset is "
+        "added to the background's. Served: the detections above the default threshold, as many in every row.",
+        table(
+            ("weights", "calibration error, validation", "test", "served on test: mean score", "of them right"),
+            [
+                (name, row["validation"], row["test"], row["mean_score"], row["precision"])
+                for name, row in variants.items()
+            ],
+        ),
     ]
-    was = heat["folded"]
-    if was:
-        text.append(
-            f"**Temperature.** These weights hold one of {was['temperature']:.3f}, fitted on validation (one number "
-            "that divides the class logits, for the least log loss of *is this detection right?*) and folded into the "
-            f"last class layer. Without it test's calibration error would be {was['test_without']:.4f}, with it it is "
-            f"{heat['test']:.4f}; on validation {was['validation_without']:.4f} and {heat['validation']:.4f}. "
-            f"Fitted again, it is {heat['temperature']:.3f}."
-        )
-    else:
-        verb = "lowers" if heat["test_tempered"] < heat["test"] else "does not lower"
-        text.append(
-            f"**Temperature.** None is in these weights. The one fitted on validation (one number that divides the "
-            f"class logits, for the least log loss of *is this detection right?*) is {heat['temperature']:.3f}; it "
-            f"{verb} test's calibration error: {heat['test']:.4f} without it, {heat['test_tempered']:.4f} with it; on "
-            f"validation {heat['validation']:.4f} and {heat['validation_tempered']:.4f}."
-        )
     return "\n\n".join(text)
 
 
@@ -357,28 +353,42 @@ def processor() -> str:
     return f"{platform.processor() or platform.machine()} ({cores})"
 
 
-def temperature_of(
-    seen: dict[str, Seen], parts: dict[str, Dataset], threshold: float, folded: dict[str, Any] | None
+def variants_of(
+    seen: dict[str, Seen], parts: dict[str, Dataset], threshold: float, folded: Calibration
 ) -> dict[str, Any]:
-    """Calibration errors without and with the temperature that validation asks for. folded: what ``--fold`` wrote."""
-    rows = {name: judged(seen[name], dataset) for name, dataset in parts.items()}
-    heat = fit_temperature(*rows["validation"])
-    told: dict[str, Any] = {"temperature": heat}
-    for name, (distributions, class_ids, right) in rows.items():
-        told[name] = calibration_error(tempered(distributions, class_ids, 1.0), right)
-        told[f"{name}_tempered"] = calibration_error(tempered(distributions, class_ids, heat), right)
-    scores, right = judge(seen["test"].predictions, parts["test"])
-    above = scores > threshold
-    told["served"] = {"mean_score": float(scores[above].mean()), "precision": float(right[above].mean())}
-    told["folded"] = None
-    if folded:
-        # Cooling by its inverse takes a temperature out again.
-        without = {
-            f"{name}_without": calibration_error(tempered(d, c, 1 / folded["temperature"]), r)
-            for name, (d, c, r) in rows.items()
-        }
-        told["folded"] = {"temperature": folded["temperature"], **without}
+    """Scores as they are, and as other corrections of the class layer would have them. folded: what is in the weights.
+
+    Boxes are those that were found; with other scores NMS might have kept a few others.
+    """
+    rows = {}
+    for name, dataset in parts.items():
+        distributions, class_ids, right = judged(seen[name], dataset)
+        rows[name] = recalibrated(distributions, folded.inverse()), class_ids, right
+    first = rows["validation"]
+    heat, both = fit_calibration(*first, background=False), fit_calibration(*first)
+    choices = {"as trained": Calibration(), f"temperature {heat.temperature:.3f}": heat}
+    choices[f"temperature {both.temperature:.3f}, background {both.background:+.3f}"] = both
+    if folded != Calibration():
+        choices[f"**as shipped**: temperature {folded.temperature:.3f}, background {folded.background:+.3f}"] = folded
+    count = int((judge(seen["test"].predictions, parts["test"])[0] > threshold).sum())
+    told: dict[str, Any] = {}
+    for words, choice in choices.items():
+        row: dict[str, Any] = asdict(choice)
+        for name in parts:
+            distributions, class_ids, right = rows[name]
+            scores = calibrated(distributions, class_ids, choice)
+            heard = scores > HEARD
+            row[name] = calibration_error(scores[heard], right[heard])
+        best = np.argsort(-scores, kind="stable")[:count]
+        told[words] = row | {"mean_score": float(scores[best].mean()), "precision": float(right[best].mean())}
     return told
+
+
+def folded_into(digest: str, results: Path) -> Calibration:
+    """What ``--fold`` wrote into the weights of this hash; nothing where it did not."""
+    file = results / f"{NAME}-calibration.json"
+    told = json.loads(file.read_text()) if file.exists() else {"sha256": None}
+    return Calibration(told["temperature"], told["background"]) if told["sha256"] == digest else Calibration()
 
 
 def sweep(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
@@ -395,7 +405,7 @@ def sweep(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
             found = [(s.image_id, *_numpy(one)) for s, one in look(detector, part, asked)]
             return found, (time.perf_counter() - start) / len(part)
 
-        key = f"{digest}-validation{len(part)}-fp32-{canvas}-nms{nms}"
+        key = f"{digest}-validation{len(part)}-fp32-{canvas}-nms{nms}-above{WHOLE_CURVE.score_threshold}"
         found, seconds = cache(key, run)
         info = replace(open_detector(options.weights).info, score_threshold=0.5)
         own = figures(info, found, part, "", "validation")
@@ -412,31 +422,37 @@ def sweep(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
 
 
 def fold(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
-    """Write the weights with a temperature in the class layer: softmax((Wx + b) / T), and no code to serve it."""
+    """Write the weights with a correction in the class layer, softmax((Wx + b) / T + background): no code serves it."""
     detector = open_detector(options.weights)
     digest = sha256(detector.checkpoint.path)
     seen = cache(_key(digest, "validation", part, detector, 0.5), lambda: watch(detector, part, 0.5))
-    rows = judged(seen, part)
-    heat = options.temperature or fit_temperature(*rows)
+    correction = fit_calibration(*judged(seen, part), background=options.background is None)
+    if options.background is not None:
+        correction = replace(correction, background=options.background)
+    if options.temperature is not None:
+        correction = replace(correction, temperature=options.temperature)
     state = read_state(detector.checkpoint)
-    for name in (f"{PREDICTOR}.weight", f"{PREDICTOR}.bias"):
-        state[name] = state[name] / heat
+    state[f"{PREDICTOR}.weight"] = state[f"{PREDICTOR}.weight"] / correction.temperature
+    bias = state[f"{PREDICTOR}.bias"] / correction.temperature
+    bias[0] += correction.background
+    state[f"{PREDICTOR}.bias"] = bias
     checkpoint = detector.checkpoint
     save(options.fold, state, preset=detector.config.name, classes=checkpoint.classes, metrics=dict(checkpoint.metrics))
     after = open_detector(str(options.fold))
     hashed = sha256(options.fold)
     again = cache(_key(hashed, "validation", part, after, 0.5), lambda: watch(after, part, 0.5))
-    told: dict[str, Any] = {"temperature": heat, "sha256": hashed, "of": digest, "validation": {}}
+    told: dict[str, Any] = asdict(correction) | {"sha256": hashed, "of": digest, "validation": {}}
     for name, one in (("before", seen), ("after", again)):
         own = figures(replace(after.info, score_threshold=0.5), one.predictions, part, "", "validation")
         told["validation"][name] = {
             "calibration_error": own.scores.calibration_error,
+            "detections": own.scores.detections,
             "ap50": own.evaluation.ap50,
             "ap": own.evaluation.ap,
             "f1": own.scores.best.f1,
             "threshold": own.scores.best.threshold,
         }
-    (options.results / f"{NAME}-temperature.json").write_text(json.dumps(told, indent=1) + "\n")
+    (options.results / f"{NAME}-calibration.json").write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))
 
 
@@ -490,13 +506,11 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
             all_figures[name, precision] = own
             file = f"{NAME}-{name}.json" if precision == "fp32" else f"{NAME}-{name}-{precision}.json"
             (options.results / file).write_text(json.dumps(own.to_dict(), indent=1) + "\n")
-    written = options.results / f"{NAME}-temperature.json"
-    folded = json.loads(written.read_text()) if written.exists() else None
-    if folded and folded["sha256"] != digest:
-        folded = None
-    heat = temperature_of(seen, parts, threshold, folded)
-    strange = unknown.drawn() + unknown.photographs()
-    measured = cache(f"{digest[:8]}-unknown-{threshold:.3f}", lambda: unknown.measure(detector, strange, threshold))
+    variants = variants_of(seen, parts, threshold, folded_into(digest, options.results))
+    each = min(unknown.EACH, options.first or unknown.EACH)
+    strange = unknown.drawn(each=each) + unknown.photographs()
+    key = f"{digest[:8]}-unknown{each}-{threshold:.3f}"
+    measured = cache(key, lambda: unknown.measure(detector, strange, threshold))
     speed = measure_speed(options.weights, first, options.speed)
     told = summary(seen["test"].false, seen["test"].misses)
     served = all_figures["test", "fp32"].scores.served
@@ -507,13 +521,15 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
     images = os.path.relpath(options.images, options.card.parent)
     body = figure_parts(all_figures) | {
         "about": about_part(detector),
-        "scores": scores_part(all_figures["validation", "fp32"], all_figures["test", "fp32"], threshold, heat, images),
+        "scores": scores_part(
+            all_figures["validation", "fp32"], all_figures["test", "fp32"], threshold, variants, images
+        ),
         "unknown": unknown_part(measured),
         "failures": failures_part(told, threshold),
         "speed": speed_part(speed),
     }
     options.card.write_text(fill(options.card.read_text(), body))
-    rest = {"sha256": digest, "threshold": threshold, "chosen": chosen, "temperature": heat}
+    rest = {"sha256": digest, "threshold": threshold, "chosen": chosen, "variants": variants}
     rest |= {"unknown": measured, "failures": told, "speed": speed}
     (options.results / f"{NAME}-card.json").write_text(json.dumps(rest, indent=1) + "\n")
     own = all_figures["validation", "fp32"].evaluation
@@ -528,7 +544,8 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
 def _key(digest: str, name: str, part: Dataset, detector: Detector, threshold: float) -> str:
     canvas = detector.config.transform.max_size
     nms = detector.config.roi_head.nms_threshold
-    return f"{digest[:8]}-{name}{len(part)}-{detector.precision}-{canvas}-nms{nms}-traced-{threshold:.3f}"
+    floor = WHOLE_CURVE.score_threshold
+    return f"{digest[:8]}-{name}{len(part)}-{detector.precision}-{canvas}-nms{nms}-above{floor}-told{threshold:.3f}"
 
 
 def _numpy(found: Any) -> tuple[Any, Any, Any]:
@@ -554,6 +571,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--canvases", type=int, nargs="+", default=CANVASES, help="for --sweep")
     parser.add_argument("--fold", type=Path, metavar="OUT")
     parser.add_argument("--temperature", type=float, help="for --fold, instead of a fitted one")
+    parser.add_argument("--background", type=float, help="the same for the background's offset; 0 for none")
     parser.add_argument("--draw", type=Path, metavar="OUT")
     parser.add_argument("--threshold", type=float, help="for --draw, instead of the default")
     parser.add_argument("--seed", type=int, default=0, help="for --draw")

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from model.training.scores import Point, bins, curve
+from model.training.scores import Curve, Point, bins, curve
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "benchmarks/results/lite-voc20-training.jsonl"
@@ -74,7 +74,7 @@ def scores(
     """
     mpl.rcParams.update(STYLE)
     figure, (left, middle, last) = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
-    line = curve(confidence, right, wanted)
+    line = _thinned(curve(confidence, right, wanted))
     left.plot(line.recall, line.precision, linewidth=1.4)
     left.plot(served.recall, served.precision, "o", color="C3", label=f"score > {served.threshold:.2f}")
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="All classes, IoU 0.5")
@@ -90,6 +90,14 @@ def scores(
     last.plot([part.mean_score for part in parts], [part.precision for part in parts], "o-", markersize=3)
     last.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), title="Reliability")
     _save(figure, file)
+
+
+def _thinned(line: Curve) -> Curve:
+    """No more points than can be told apart: tens of thousands of detections would make megabytes of SVG."""
+    by_recall = np.searchsorted(line.recall, np.linspace(0, line.recall[-1], 400))
+    by_score = np.searchsorted(-line.lowest, -np.linspace(line.lowest[0], line.lowest[-1], 200))
+    kept = np.unique(np.concatenate((by_recall, by_score)))
+    return Curve(*(part[kept] for part in (line.lowest, line.precision, line.recall, line.f1)))
 
 
 def _save(figure: Any, file: Path) -> None:

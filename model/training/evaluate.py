@@ -24,7 +24,7 @@ from model.training.samples import Dataset, Pixels, Sample
 
 MAX_DETECTIONS = 100
 # Average precision is about the whole curve, not about the threshold that serves callers.
-WHOLE_CURVE = DetectOptions(score_threshold=0.01, max_detections=MAX_DETECTIONS)
+WHOLE_CURVE = DetectOptions(score_threshold=0.001, max_detections=MAX_DETECTIONS)
 _SMALL, _LARGE, _WHOLE = 32.0**2, 96.0**2, 1e5**2  # COCO's areas, square pixels
 _QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
 

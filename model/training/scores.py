@@ -5,6 +5,7 @@ D  detections of a picture      K  those judged, of all pictures      C  classes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from model.training.samples import Dataset, Sample
 WRONG, IGNORED = -1, -2
 
 _OVERLAP = 0.5  # what counts as found, as VOC does
+# At or below this a detection promises nothing, and is not judged: there are any number, and they would hide the rest.
+HEARD = 0.01
 _BINS = 10
 
 Floats = npt.NDArray[np.float64]
@@ -107,8 +110,8 @@ def match(boxes: Any, scores: Any, class_ids: Any, sample: Sample) -> npt.NDArra
 def judge(predictions: Iterable[Prediction], dataset: Dataset) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Each detection's score and whether it is right: float64 [K] and bool [K], by picture, in the order given.
 
-    Those that ``match`` calls ignored are left out. Boxes in the pictures' pixels; raises ``KeyError`` for an unknown
-    picture id.
+    Those that ``match`` calls ignored are left out, and those that score no more than ``HEARD``. Boxes in the pictures'
+    pixels; raises ``KeyError`` for an unknown picture id.
     """
     samples = {sample.image_id: sample for sample in dataset.samples}
     scores, found = [np.empty(0)], [np.empty(0, np.int64)]
@@ -116,7 +119,8 @@ def judge(predictions: Iterable[Prediction], dataset: Dataset) -> tuple[Floats, 
         scores.append(np.asarray(confidence, np.float64))
         found.append(match(boxes, confidence, class_ids, samples[image_id]))
     every, verdicts = np.concatenate(scores), np.concatenate(found)
-    return every[verdicts != IGNORED], verdicts[verdicts != IGNORED] >= 0
+    counted = (verdicts != IGNORED) & (every > HEARD)
+    return every[counted], verdicts[counted] >= 0
 
 
 def curve(scores: Floats, right: npt.NDArray[np.bool_], wanted: int) -> Curve:
@@ -176,39 +180,82 @@ def calibration_error(scores: Floats, right: npt.NDArray[np.bool_]) -> float:
     return sum(gaps) / max(1, len(scores))
 
 
-def tempered(distributions: npt.NDArray[np.floating], class_ids: npt.NDArray[np.int64], temperature: float) -> Floats:
-    """The scores [K] that softmax(logits / temperature) gives, from softmax(logits) [K, C] and the classes found [K].
+@dataclass(frozen=True)
+class Calibration:
+    """A last class layer's correction: softmax(logits / temperature + background * [the background's]).
 
-    A softmax's logarithms are its logits up to a constant, which the next softmax does not see.
+    Both fold into that layer's weights and biases, so that no code need know of them.
     """
-    logits = np.log(np.maximum(distributions.astype(np.float64), 1e-30)) / temperature
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    chosen: Floats = np.take_along_axis(powers, class_ids[:, None], axis=1)[:, 0] / powers.sum(axis=1)
+
+    temperature: float = 1.0
+    background: float = 0.0
+
+    def inverse(self) -> Calibration:
+        """What takes this one out again."""
+        return Calibration(1 / self.temperature, -self.background * self.temperature)
+
+
+def recalibrated(distributions: npt.NDArray[np.floating], calibration: Calibration) -> Floats:
+    """Class probabilities [K, C] after the correction, from those before."""
+    logits = _corrected(_logits(distributions), calibration.temperature, calibration.background)
+    return logits.softmax(dim=1).numpy()
+
+
+def calibrated(
+    distributions: npt.NDArray[np.floating], class_ids: npt.NDArray[np.int64], calibration: Calibration
+) -> Floats:
+    """The scores [K] after the correction, from the probabilities before [K, C] and the classes found [K]."""
+    chosen: Floats = recalibrated(distributions, calibration)[np.arange(len(class_ids)), class_ids]
     return chosen
 
 
-def fit_temperature(
-    distributions: npt.NDArray[np.floating], class_ids: npt.NDArray[np.int64], right: npt.NDArray[np.bool_]
-) -> float:
-    """The temperature, from 1/4 to 4, whose scores make it likeliest that these are right and those wrong.
+def fit_calibration(
+    distributions: npt.NDArray[np.floating],
+    class_ids: npt.NDArray[np.int64],
+    right: npt.NDArray[np.bool_],
+    *,
+    background: bool = True,
+) -> Calibration:
+    """The correction whose scores make it likeliest that these are right and those wrong.
 
     distributions [K, C]: each detection's class probabilities as they are; class_ids [K]: what it was called; right
-    [K]. Guo et al. (arXiv 1706.04599) minimise a classifier's negative log-likelihood; here the event is that the
-    detection is right, box and all, since that is what a score promises.
+    [K]. Guo et al. (arXiv 1706.04599) fit a classifier's temperature by its log loss; here the event is that the
+    detection is right, box and all, since that is what a score promises. background: fit the second number too. The
+    detector is trained on regions of which a quarter are objects and served on many more that are not, or are second
+    boxes on one thing; a shift of prior adds a constant to one logit.
     """
     if not len(right):
-        return 1.0
+        return Calibration()
+    logits, verdicts = _logits(distributions), torch.from_numpy(right.astype(np.float64))
+    rows = torch.arange(len(right)), torch.from_numpy(class_ids)
+    unknowns = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # log of temperature, background
+    mask = torch.tensor([1.0, float(background)], dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([unknowns], max_iter=100, line_search_fn="strong_wolfe")
 
-    def loss(exponent: float) -> float:
-        scores = tempered(distributions, class_ids, 2.0**exponent).clip(1e-12, 1 - 1e-12)
-        return float(-np.log(np.where(right, scores, 1 - scores)).mean())
+    def loss() -> float:
+        optimizer.zero_grad()
+        heat, shift = (unknowns * mask).unbind()
+        scores = _corrected(logits, heat.exp(), shift).softmax(dim=1)[rows].clamp(1e-12, 1 - 1e-12)
+        value = torch.nn.functional.binary_cross_entropy(scores, verdicts)
+        value.backward()
+        return float(value.detach())
 
-    centre, step = 0.0, 0.25
-    grid = np.linspace(-2, 2, 17)
-    for _ in range(5):  # from coarse to fine: each grid parts the last one's two intervals around its best in eight
-        centre = float(grid[int(np.argmin([loss(float(exponent)) for exponent in grid]))])
-        grid, step = np.clip(np.linspace(centre - step, centre + step, 9), -2, 2), step / 4
-    return float(2.0**centre)
+    optimizer.step(loss)
+    heat, shift = (unknowns * mask).tolist()
+    return Calibration(math.exp(heat), shift)
+
+
+def _logits(distributions: npt.NDArray[np.floating]) -> torch.Tensor:
+    """Up to a constant, which the next softmax does not see."""
+    return torch.from_numpy(np.log(np.maximum(distributions.astype(np.float64), 1e-30)))
+
+
+def _corrected(
+    logits: torch.Tensor, temperature: torch.Tensor | float, background: torch.Tensor | float
+) -> torch.Tensor:
+    shift = torch.zeros(logits.shape[1], dtype=logits.dtype)
+    shift[0] = 1.0
+    return logits / temperature + background * shift
 
 
 def _bin(scores: Floats, right: npt.NDArray[np.bool_], low: float, high: float) -> Bin:

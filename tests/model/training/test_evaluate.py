@@ -216,7 +216,7 @@ def test_a_detector_sees_every_picture_once_with_others_of_its_canvas(tmp_path):
     assert result.ap == 1
     assert sorted(len(batch) for batch in detector.batches) == [1, 3, 3]
     assert all(len(set(batch)) == 1 for batch in detector.batches)
-    assert detector.options.score_threshold == 0.01
+    assert detector.options.score_threshold == 0.001
 
 
 @pytest.mark.data

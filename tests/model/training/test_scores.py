@@ -9,15 +9,16 @@ from model.training.data import Dataset, Sample
 from model.training.scores import (
     IGNORED,
     WRONG,
+    Calibration,
     bins,
+    calibrated,
     calibration_error,
     curve,
-    fit_temperature,
+    fit_calibration,
     judge,
     match,
     point,
     report,
-    tempered,
 )
 
 
@@ -121,27 +122,56 @@ def test_nothing_detected_has_no_scores_to_judge() -> None:
         report(_found(), _dataset(HERE))
 
 
+LOGITS = np.array([[0.3, 2.0, -1.0], [1.0, 1.5, 4.0]])
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
 def test_a_temperature_divides_the_logits() -> None:
-    logits = np.array([[0.3, 2.0, -1.0], [1.0, 1.5, 4.0]])
-    halved = np.exp(logits / 2) / np.exp(logits / 2).sum(axis=1, keepdims=True)
-    whole = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert tempered(whole, np.array([1, 2]), 2.0) == pytest.approx([halved[0, 1], halved[1, 2]])
-    assert tempered(whole, np.array([1, 2]), 1.0) == pytest.approx([whole[0, 1], whole[1, 2]])
+    expected = _softmax(LOGITS / 2)
+    scores = calibrated(_softmax(LOGITS), np.array([1, 2]), Calibration(temperature=2.0))
+    assert scores == pytest.approx([expected[0, 1], expected[1, 2]])
 
 
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
-def test_the_temperature_that_made_scores_too_sure_is_found_again(temperature: float) -> None:
+def test_a_background_correction_adds_to_its_logit_alone() -> None:
+    expected = _softmax(LOGITS / 2 + [1.5, 0, 0])
+    scores = calibrated(_softmax(LOGITS), np.array([1, 2]), Calibration(2.0, 1.5))
+    assert scores == pytest.approx([expected[0, 1], expected[1, 2]])
+
+
+def test_no_correction_changes_no_score_and_an_inverse_takes_one_out_again() -> None:
+    class_ids, there = np.array([1, 2]), Calibration(0.7, 1.2)
+    plain = _softmax(LOGITS)[[0, 1], class_ids]
+    assert calibrated(_softmax(LOGITS), class_ids, Calibration()) == pytest.approx(plain)
+    corrected = _softmax(LOGITS / 0.7 + [1.2, 0, 0])
+    assert calibrated(corrected, class_ids, there.inverse()) == pytest.approx(plain)
+
+
+@pytest.mark.parametrize(("temperature", "background"), [(0.6, 0.0), (1.0, 1.5), (1.7, -0.5)])
+def test_the_correction_that_scores_need_is_found(temperature: float, background: float) -> None:
     generator = np.random.default_rng(0)
-    honest = np.sort(generator.uniform(0.05, 0.95, 20_000))
+    honest = generator.uniform(0.02, 0.98, 20_000)
     right = generator.random(20_000) < honest
-    logit = np.log(honest / (1 - honest)) * temperature  # as a network would say it that is too sure by this much
-    said = 1 / (1 + np.exp(-logit))
-    distributions = np.stack((1 - said, said), axis=1)
-    chosen = np.ones(len(said), np.int64)
-    found = fit_temperature(distributions, chosen, right)
-    assert found == pytest.approx(temperature, rel=0.05)
-    assert calibration_error(tempered(distributions, chosen, found), right) < 0.02
+    # As a network would say it that needs this correction to be honest.
+    logits = (np.stack((np.log(1 - honest), np.log(honest)), axis=1) - [background, 0]) * temperature
+    said, chosen = _softmax(logits), np.ones(20_000, np.int64)
+    found = fit_calibration(said, chosen, right)
+    assert found.temperature == pytest.approx(temperature, rel=0.05)
+    assert found.background == pytest.approx(background, abs=0.1)
+    assert calibration_error(calibrated(said, chosen, found), right) < 0.02
 
 
-def test_no_detections_leave_the_temperature_alone() -> None:
-    assert fit_temperature(np.empty((0, 3)), np.empty(0, np.int64), np.empty(0, bool)) == 1.0
+def test_a_temperature_can_be_fitted_alone() -> None:
+    generator = np.random.default_rng(0)
+    honest = generator.uniform(0.02, 0.98, 20_000)
+    right = generator.random(20_000) < honest
+    said = _softmax(np.stack((np.log(1 - honest), np.log(honest)), axis=1) * 1.7)
+    found = fit_calibration(said, np.ones(20_000, np.int64), right, background=False)
+    assert found.temperature == pytest.approx(1.7, rel=0.05)
+    assert found.background == 0.0
+
+
+def test_no_detections_need_no_correction() -> None:
+    assert fit_calibration(np.empty((0, 3)), np.empty(0, np.int64), np.empty(0, bool)) == Calibration()
