@@ -15,20 +15,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model import boxes as box_ops
 from model.anchors import level_strides
 from model.checkpoint import CheckpointError, ResolvedCheckpoint, load_into, preset_of, read_state, resolve
 from model.config import PRESETS, DetectorConfig
 from model.explain import explain
 from model.explanation import STAGES, Explanation, Stage
-from model.faster_rcnn import Dense, FasterRCNN, split_rows
-from model.roi_head import stack_regions
+from model.faster_rcnn import FasterRCNN
+from model.runtime.batch import run
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
+from model.runtime.engine import EagerEngine, Engine
+from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision
-from model.structures import Detections, DetectOptions, DetectorInfo, ImageBatch, Proposals
-from model.trace import in_picture, record
+from model.structures import Detections, DetectOptions, DetectorInfo, Proposals
 from model.transform import Image, Transform, check_image
 
 __all__ = [
@@ -76,9 +76,12 @@ class Detector:
         self.precision = choose_precision(precision, self.device)
         self.canvases = Canvases(model.config.transform, canvas)
         self.transform = Transform(model.config.transform)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        # Folded before it is cast, so that each weight is rounded once.
+        fold_norms(model.eval().requires_grad_(False))
         self.dtype = PRECISIONS[self.precision]
-        self.model = model.eval().requires_grad_(False).to(self.device, self.dtype)
-        self.model = self.model.to(memory_format=torch.channels_last)
+        self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.engine: Engine = EagerEngine(self.model, self.dtype)
         head = model.config.roi_head
         self.defaults = DetectOptions(
             score_threshold=head.score_threshold if checkpoint.score_threshold is None else checkpoint.score_threshold,
@@ -144,7 +147,7 @@ class Detector:
             anchors=tuple(
                 {"stride": stride, "sizes": sizes, "ratios": config.anchors.ratios} for sizes, stride in levels
             ),
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            parameters=self.parameters,
             sha256=self.checkpoint.sha256,
             metrics=self.checkpoint.metrics,
             score_threshold=_known(self.defaults.score_threshold),
@@ -200,69 +203,11 @@ class Detector:
     @torch.inference_mode()
     def _detect(self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas) -> list[Detections]:
         """One batch on one canvas."""
-        model, clock = self.model, Clock(self.device)
+        clock = Clock(self.device)
         batch = self.transform(images, canvas, self.device, [wanted.full_size for wanted in options])
         clock.lap("transform")
-        maps, dense = self._maps(batch, asking := [i for i, wanted in enumerate(options) if wanted.regions is None])
-        clock.lap("backbone")
-        boxes_in = [_on_canvas(wanted.regions, batch, i) for i, wanted in enumerate(options)]
-        candidates, proposals, asked = None, [], batch
-        if dense is not None:
-            asked = batch if len(asking) == len(batch) else batch[asking]
-            candidates = model.candidates(dense, asked)
-            proposals = model.rpn.propose(candidates)
-            for i, proposal in zip(asking, proposals, strict=True):
-                boxes_in[i] = proposal.boxes
-        clock.lap("rpn")
-        logits, offsets = model.roi_heads(maps, stack_regions(boxes_in))
-        rows = split_rows(logits, offsets, [len(boxes) for boxes in boxes_in])
-        clock.lap("roi_head")
-        sizes = batch.sizes.tolist()
-        results = []
-        for i, wanted in enumerate(options):
-            limit = _known(wanted.max_detections)
-            boxes, scores, class_ids, parents = model.roi_heads.detections(
-                *rows[i],
-                boxes_in[i],
-                (sizes[i][0], sizes[i][1]),
-                score_threshold=_known(wanted.score_threshold),
-                nms_threshold=_known(wanted.nms_threshold),
-                max_detections=None if wanted.trace else limit,  # a trace also wants what the limit cuts
-                class_mask=self._class_mask(wanted.class_ids),
-            )
-            ids = class_ids[:limit].cpu()
-            found = Detections(
-                boxes=box_ops.rescale(boxes[:limit], batch.sizes[i], batch.original_sizes[i]).cpu(),
-                scores=scores[:limit].cpu(),
-                class_ids=ids,
-                labels=tuple(self.checkpoint.classes[j] for j in ids.tolist()),
-                proposal_indices=parents[:limit].cpu(),
-            )
-            if dense is not None and wanted.proposals:
-                row = asking.index(i)
-                first = proposals[row][: wanted.proposals]
-                first = in_picture(first, asked, row, self.config.anchors, dense.shapes)
-                found = replace(found, proposals=first)
-            if dense is not None and candidates is not None and wanted.trace:
-                pairs = torch.stack((parents, class_ids), dim=1)
-                classes = self.checkpoint.classes
-                trace = record(model, asked, asking.index(i), dense, candidates, rows[i], pairs, classes, wanted)
-                found = replace(found, trace=trace)
-            results.append(found)
-        clock.lap("postprocess")
-        return [replace(result, timings=clock.laps, batch_size=len(images)) for result in results]
-
-    def _maps(self, batch: ImageBatch, asking: list[int]) -> tuple[list[Tensor], Dense | None]:
-        """The maps of all pictures, and what the RPN's head makes of those rows that ask for it; None where none do."""
-        pixels = batch.pixels.to(self.dtype)
-        if len(asking) == len(batch):
-            dense = self.model.dense(pixels)
-            return dense.maps, dense
-        maps = self.model.backbone(pixels)
-        if not asking:
-            return maps, None
-        theirs = [level[asking] for level in maps]
-        return maps, Dense(theirs, *self.model.rpn.head(theirs))
+        results = run(self.model, self.engine, batch, options, self.checkpoint.classes, clock)
+        return [replace(result, timings=clock.laps) for result in results]
 
     def _resolve(self, options: DetectOptions) -> DetectOptions:
         """``options`` with the checkpoint's defaults for what they leave open, checked."""
@@ -291,13 +236,6 @@ class Detector:
                 raise ValueError(f"There is no class {class_id}: ids run from 1 to {len(self.checkpoint.classes) - 1}.")
         return replace(options, score_threshold=score, nms_threshold=nms, max_detections=limit)
 
-    def _class_mask(self, class_ids: tuple[int, ...] | None) -> Tensor | None:
-        if class_ids is None:
-            return None
-        mask = torch.zeros(len(self.checkpoint.classes), dtype=torch.bool, device=self.device)
-        mask[list(class_ids)] = True
-        return mask
-
     def _strides(self, canvas: Canvas) -> tuple[int, ...]:
         if self.config.anchors.strides is not None:
             return self.config.anchors.strides
@@ -321,13 +259,6 @@ def _rows(boxes: Regions) -> tuple[tuple[float, float, float, float], ...]:
     if rows.size and (rows.ndim != 2 or rows.shape[1] != 4):
         raise ValueError(f"Regions must have the shape [R, 4], not {list(rows.shape)}.")
     return tuple((row[0], row[1], row[2], row[3]) for row in rows.tolist())
-
-
-def _on_canvas(regions: tuple[tuple[float, ...], ...] | None, batch: ImageBatch, picture: int) -> Tensor:
-    """A caller's regions as float32 [R, 4] on the canvas, cut to the picture; none for None."""
-    size, original = batch.sizes[picture], batch.original_sizes[picture]
-    boxes = torch.tensor(regions or (), dtype=torch.float32, device=size.device).reshape(-1, 4)
-    return box_ops.clip(box_ops.rescale(boxes, original, size), float(size[0]), float(size[1]))
 
 
 def _known(value: T | None) -> T:

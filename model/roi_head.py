@@ -146,7 +146,8 @@ class RoIHead(nn.Module):
             [nms_threshold],
             None if class_mask is None else class_mask[None],
         )
-        return found.boxes[:max_detections], *(part[:max_detections] for part in found[1:4])
+        first = slice(max_detections)
+        return found.boxes[first], found.scores[first], found.class_ids[first], found.rows[first]
 
     def find(
         self,
