@@ -72,12 +72,12 @@ class Front:
         async def send_ours(message: Message) -> None:
             nonlocal begun, refusal
             if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                if message["status"] >= 400 and "X-Content-Type-Options" not in answer:  # the app sets it on all
-                    refusal = _translated(message["status"], answer)
+                said = MutableHeaders(scope=message)
+                if message["status"] >= 400 and "X-Content-Type-Options" not in said:  # the app sets it on all
+                    refusal = _translated(message["status"], said)
                 else:
                     begun = True
-                answer["X-Request-ID"] = request_id  # once: the app has set it, and then Ray
+                said["X-Request-ID"] = request_id  # once: the app has set it, and then Ray
             if begun:
                 await send(message)
 
@@ -85,7 +85,9 @@ class Front:
             await self._app(scope, receive_bounded, send_ours)
         if not begun:
             gone = Unavailable("What was to answer this request has ended; send it again.", retry_after=1)
-            await problem_response(refusal or gone, request_id)(scope, receive, send)
+            answer = problem_response(refusal or gone, request_id)
+            answer.headers.update({"X-Request-ID": request_id, "Cache-Control": "no-store"})
+            await answer(scope, receive, send)
 
     def _patience(self, headers: Headers) -> float:
         """Seconds that Ray waits for an answer."""
