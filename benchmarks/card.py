@@ -454,6 +454,7 @@ def fold(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
         }
     (options.results / f"{NAME}-calibration.json").write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))
+    print(for_manifest(hashed, own.evaluation.ap50, own.evaluation.ap, own.scores.best.threshold))
 
 
 def draw(options: argparse.Namespace, part: Dataset, count: int = 10) -> None:
@@ -477,6 +478,12 @@ def draw(options: argparse.Namespace, part: Dataset, count: int = 10) -> None:
         ImageDraw.Draw(sheet).text((left, top + 2), part.samples[index].path.stem, font=font, fill="black")
     sheet.save(options.draw)
     print(f"{options.draw}: {', '.join(part.samples[i].path.stem for i in chosen)}")
+
+
+def for_manifest(digest: str, ap50: float, ap: float, threshold: float) -> str:
+    """The lines of weights/manifest.toml that these weights need."""
+    metrics = f"metrics = {{ voc20_validation_ap50 = {ap50:.3f}, voc20_validation_ap = {ap:.3f} }}"
+    return f'For weights/manifest.toml:\nsha256 = "{digest}"\n{metrics}\nscore_threshold = {threshold:.2f}'
 
 
 def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -> None:
@@ -533,10 +540,7 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
     rest |= {"unknown": measured, "failures": told, "speed": speed}
     (options.results / f"{NAME}-card.json").write_text(json.dumps(rest, indent=1) + "\n")
     own = all_figures["validation", "fp32"].evaluation
-    print(
-        f'For the manifest:\nsha256 = "{digest}"\nmetrics = {{ voc20_validation_ap50 = {own.ap50:.3f}, '
-        f"voc20_validation_ap = {own.ap:.3f} }}\nscore_threshold = {round(chosen, 2)}"
-    )
+    print(for_manifest(digest, own.ap50, own.ap, chosen))
     for (name, precision), one in all_figures.items():
         print(f"{name} {precision}: AP@.5 {one.evaluation.ap50:.4f}, AP {one.evaluation.ap:.4f}")
 
