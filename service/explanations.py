@@ -14,7 +14,7 @@ from model.explanation import STAGES, AnchorFacts, DetectionFacts, Explanation, 
 from model.structures import DetectorInfo
 from service.answers import Seen, head, in_frame
 from service.errors import BadOption
-from service.schemas import Answer, Frame, Thresholds, bad, class_id
+from service.schemas import Answer, Cell, Frame, Thresholds, bad, class_id
 
 MAX_BOXES = 100
 _EDGE = 1.0  # pixels that a box may stick out of the picture, for clients that round
@@ -94,7 +94,7 @@ class AnchorAnswer(BaseModel):
 
     index: int
     level: int
-    cell: tuple[int, int] = Field(description="row and column on the level's map")
+    cell: Cell = Field(description="row and column on the level's map")
     size: float = Field(description="as configured, pixels of the canvas")
     ratio: float = Field(description="height over width")
     box: list[float]

@@ -21,6 +21,9 @@ F = TypeVar("F", bound="Frame")
 V = TypeVar("V")
 MAX_TIMEOUT_MS = 3_600_000
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# Lists, not tuples: JSON Schema's tuples are younger than many of the tools that read OpenAPI documents.
+Cell = Annotated[list[int], Field(min_length=2, max_length=2)]
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Frame(BaseModel):
@@ -194,7 +197,7 @@ class ProposalList(BaseModel):
     ranks: list[int] = Field(description="0-based place of the anchor by objectness among its level's anchors")
     anchors: list[list[float]]
     deltas: list[list[float]] = Field(description="tx, ty, tw, th from the anchor to the box")
-    cells: list[tuple[int, int]] = Field(description="row and column of the anchor's cell on its level's map")
+    cells: list[Cell] = Field(description="row and column of the anchor's cell on its level's map")
     sizes: list[float] = Field(description="the anchor's size as configured, in pixels of the canvas")
     ratios: list[float] = Field(description="the anchor's height over its width")
 
@@ -244,8 +247,8 @@ class ObjectnessMap(BaseModel):
 
     level: int
     values: list[list[float]] = Field(description="by row and column, each from 0 to 1")
-    origin: tuple[float, float] = Field(description="x and y that the anchors of the first cell are centred on")
-    step: tuple[float, float] = Field(description="x and y from a cell to the next")
+    origin: Point = Field(description="x and y that the anchors of the first cell are centred on")
+    step: Point = Field(description="x and y from a cell to the next")
 
 
 class ProposalsAnswer(Answer, ProposalList):
@@ -296,7 +299,7 @@ class ModelAnswer(BaseModel):
     classes: list[str] = Field(description="names by class id; 0 is background")
     precision: str
     device: str
-    canvases: list[tuple[int, int]] = Field(description="height and width that pictures are padded to; empty: any")
+    canvases: list[Cell] = Field(description="height and width that pictures are padded to; empty: any")
     anchors: list[dict[str, Any]]
     parameters: int
     sha256: str | None

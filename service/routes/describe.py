@@ -7,8 +7,10 @@ from typing import Any
 from service.errors import PROBLEM_JSON
 from service.schemas import Frame, Problem
 
-_BINARY = {"type": "string", "format": "binary"}
+BINARY = {"type": "string", "format": "binary"}
+BASE64 = {"type": "string", "contentEncoding": "base64", "description": "the picture's bytes"}
 
+_NOT_FOUND = "There is no such model; the one that is served is named in `detail`"
 _PROBLEMS = {
     400: "The bytes begin like a picture and cannot be decoded, or the JSON or multipart around them is broken",
     401: "An API key is configured, and the request has none or a wrong one",
@@ -26,8 +28,9 @@ _PROBLEMS = {
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """``responses=`` for the failures of a route; all of the above where none is named."""
     schema = {"$ref": "#/components/schemas/Problem"}
+    words = {404: _NOT_FOUND} | _PROBLEMS
     return {
-        status: {"description": _PROBLEMS[status], "content": {PROBLEM_JSON: {"schema": schema}}}
+        status: {"description": words[status], "content": {PROBLEM_JSON: {"schema": schema}}}
         | ({"headers": {"Retry-After": {"schema": {"type": "integer"}}}} if status in (429, 503) else {})
         for status in statuses or _PROBLEMS
     }
@@ -36,27 +39,35 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def picture_body(options: type[Frame]) -> dict[str, Any]:
     """``openapi_extra=`` for a route that takes one picture in any of the three forms, with ``options`` beside it."""
     fields = _fields(options)
-    base64 = {"type": "string", "contentEncoding": "base64", "description": "the picture's bytes"}
     return _body(
         {
-            "image/*": {"schema": _BINARY},
-            "multipart/form-data": {"schema": _object({"image": _BINARY} | fields)},
-            "application/json": {"schema": _object({"image": base64} | fields)},
+            "image/*": {"schema": BINARY},
+            "multipart/form-data": {"schema": _object({"image": BINARY} | fields)},
+            "application/json": {"schema": _object({"image": BASE64} | fields)},
         }
     )
 
 
 def batch_body(options: type[Frame]) -> dict[str, Any]:
     """``openapi_extra=`` for a route that takes several pictures."""
-    pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": 32}
+    pictures = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": 32}
     return _body({"multipart/form-data": {"schema": _object({"image": pictures} | _fields(options))}})
+
+
+def any_body(content: dict[str, dict[str, Any]], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """``openapi_extra=`` for a route whose body has by content type these properties; ``BINARY`` for raw bytes."""
+    schemas = {
+        kind: known if known is BINARY else {"type": "object", "required": list(required), "properties": known}
+        for kind, known in content.items()
+    }
+    return _body({kind: {"schema": schema} for kind, schema in schemas.items()})
 
 
 def picture_answer(what: str) -> dict[str, Any]:
     """The 200 of a route that answers in JSON or, where ``Accept`` prefers one, with a picture."""
     return {
         "description": f"{what}; with `Accept: image/jpeg` or `image/png`, the picture with them drawn on it",
-        "content": {"image/jpeg": {"schema": _BINARY}, "image/png": {"schema": _BINARY}},
+        "content": {"image/jpeg": {"schema": BINARY}, "image/png": {"schema": BINARY}},
         "headers": {
             "Server-Timing": {"schema": {"type": "string"}, "description": "milliseconds by stage"},
             "X-Request-ID": {"schema": {"type": "string"}},

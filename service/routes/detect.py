@@ -12,7 +12,6 @@ from fastapi import APIRouter, Query, Request, Response
 from service.answers import Seen, detect_answer, milliseconds, server_timing, with_timings, write
 from service.errors import BadOption, BadRequest, ServiceError, problem
 from service.pipeline import Pipeline, Visit
-from service.regions import outside
 from service.rendering import draw_detections, encode, wanted_picture
 from service.routes.dependencies import Served, TimeoutMs
 from service.routes.describe import batch_body, picture_answer, picture_body, problems
@@ -41,11 +40,8 @@ async def detect(
     options = merge(query, visit.upload.options)
     wanted = options.resolve(pipeline.info, pipeline.settings)
     picture = single(visit)
-    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
-    # Only now is the picture's size known; what was cut off altogether would look like "nothing there".
-    if (number := outside(wanted.regions or (), seen.width, seen.height)) is not None:
-        raise bad("regions", f"region {number} lies outside the picture, which is {seen.width} x {seen.height} pixels")
     media_type = wanted_picture(request.headers.get("accept", ""))
+    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted, whole=media_type is not None))
     if media_type is None:
         body, timings = answer(pipeline, visit, seen, options)
         media_type = "application/json"
@@ -61,7 +57,7 @@ async def detect(
     "/detect/batch",
     summary="Find objects in several pictures",
     response_model=BatchAnswer,
-    responses=problems(400, 401, 413, 422, 429, 503, 504),
+    responses=problems(400, 401, 408, 413, 422, 429, 503, 504),
     openapi_extra=batch_body(Options),
 )
 async def detect_batch(
@@ -133,4 +129,4 @@ def finish(pipeline: Pipeline, seen: Seen, writing: float) -> dict[str, float]:
 
 
 def _drawn(seen: Seen, media_type: str) -> bytes:
-    return encode(draw_detections(seen.picture, seen.detections), media_type)
+    return encode(draw_detections(seen.picture.pixels, seen.detections), media_type)

@@ -25,7 +25,7 @@ async def model(pipeline: Served) -> ModelAnswer:
         classes=list(info.classes),
         precision=info.precision,
         device=info.device,
-        canvases=list(info.canvases),
+        canvases=[list(canvas) for canvas in info.canvases],
         anchors=[dict(level) for level in info.anchors],
         parameters=info.parameters,
         sha256=info.sha256,

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from service.routes.dependencies import Served
+from service.routes.describe import BINARY, any_body, problems
 from service.routes.detect import finish, single
 from service.routes.dialects import speaking
 from service.schemas import Options, merge
@@ -23,7 +24,16 @@ router = APIRouter(
 )
 
 
-@router.post("/v1/vision/detection", summary="As DeepStack", response_model=None)
+@router.post(
+    "/v1/vision/detection",
+    summary="As DeepStack",
+    response_model=None,
+    responses=problems(),
+    openapi_extra=any_body(
+        {"multipart/form-data": {"image": BINARY, "min_confidence": {"type": "number", "minimum": 0, "maximum": 1}}},
+        required=("image",),
+    ),
+)
 async def detection(request: Request, pipeline: Served) -> dict[str, Any]:
     """A form with the file field `image` and perhaps `min_confidence`; corners are whole pixels."""
     visit = await pipeline.receive(request, None)

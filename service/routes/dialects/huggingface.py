@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 
 from service.errors import BadRequest
 from service.routes.dependencies import Served
+from service.routes.describe import BASE64, BINARY, any_body, problems
 from service.routes.detect import finish
 from service.routes.dialects import receive_raw, speaking
 from service.schemas import Options, merge
@@ -18,7 +19,16 @@ from service.uploads import open_envelope
 router = APIRouter(tags=["dialects"], dependencies=[Depends(speaking(lambda detail: {"error": detail}))])
 
 
-@router.post("/huggingface/object-detection", summary="As Hugging Face's object detection", response_model=None)
+@router.post(
+    "/huggingface/object-detection",
+    summary="As Hugging Face's object detection",
+    response_model=None,
+    responses=problems(),
+    openapi_extra=any_body(
+        {"image/*": BINARY, "application/json": {"inputs": BASE64, "parameters": {"type": "object"}}},
+        required=("inputs",),
+    ),
+)
 async def object_detection(request: Request, pipeline: Served) -> list[dict[str, Any]]:
     """`parameters` may hold `threshold`, by default 0.5 as in its pipelines."""
     visit = await receive_raw(pipeline, request)

@@ -19,6 +19,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from service.answers import Seen
 from service.errors import ServiceError
 from service.routes.dependencies import Keyed, Served
+from service.routes.describe import BINARY, any_body, problems
 from service.routes.detect import MAX_PICTURES, finish
 from service.routes.dialects import receive_raw, speaking
 from service.routes.dialects.tensors import HEADER_LENGTH, InferRequest, read_request, write_answer
@@ -50,7 +51,7 @@ def _known(name: str, pipeline: Served) -> None:
 Known = Depends(_known)
 
 
-@router.get("", summary="OIP: the server", dependencies=[Keyed])
+@router.get("", summary="OIP: the server", dependencies=[Keyed], responses=problems(401))
 async def server() -> dict[str, Any]:
     """Name, version and extensions."""
     version = importlib.metadata.version("frcnn-service")
@@ -63,8 +64,10 @@ async def live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/health/ready", summary="OIP: is the server ready?")
-@router.get("/models/{name}/ready", summary="OIP: is the model ready?", dependencies=[Known])
+@router.get("/health/ready", summary="OIP: is the server ready?", responses=problems(503))
+@router.get(
+    "/models/{name}/ready", summary="OIP: is the model ready?", dependencies=[Known], responses=problems(404, 503)
+)
 @router.get("/models/{name}/versions/1/ready", include_in_schema=False, dependencies=[Known])
 async def ready(pipeline: Served) -> dict[str, bool]:
     """As ``/readyz``."""
@@ -72,14 +75,43 @@ async def ready(pipeline: Served) -> dict[str, bool]:
         return {"ready": True}
 
 
-@router.get("/models/{name}", summary="OIP: the model's inputs and outputs", dependencies=[Keyed, Known])
+@router.get(
+    "/models/{name}",
+    summary="OIP: the model's inputs and outputs",
+    dependencies=[Keyed, Known],
+    responses=problems(401, 404),
+)
 @router.get("/models/{name}/versions/1", include_in_schema=False, dependencies=[Keyed, Known])
 async def metadata(pipeline: Served) -> dict[str, Any]:
     """Tensors by name, type and shape."""
     return {"name": pipeline.info.name, "versions": ["1"], "platform": "pytorch", "inputs": INPUTS, "outputs": OUTPUTS}
 
 
-@router.post("/models/{name}/infer", summary="OIP: infer", dependencies=[Known])
+@router.post(
+    "/models/{name}/infer",
+    summary="OIP: infer",
+    dependencies=[Known],
+    responses={
+        200: {
+            "description": "Tensors: as JSON, or with the binary extension where that was asked for",
+            "content": {"application/octet-stream": {"schema": BINARY}},
+        },
+        **problems(),
+        **problems(404),
+    },
+    openapi_extra=any_body(
+        {
+            "application/json": {
+                "id": {"type": "string"},
+                "inputs": {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": 1},
+                "outputs": {"type": "array", "items": {"type": "object"}},
+                "parameters": {"type": "object"},
+            },
+            "application/octet-stream": BINARY,
+        },
+        required=("inputs",),
+    ),
+)
 @router.post("/models/{name}/versions/1/infer", include_in_schema=False, dependencies=[Known])
 async def infer(request: Request, pipeline: Served) -> Response:
     """Tensors in and out, as JSON or binary."""
