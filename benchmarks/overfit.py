@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 import torchvision
 
+from benchmarks.report import commit
 from model import checkpoint
 from model.config import PAPER_VGG16
 from model.detector import Detector
@@ -145,9 +145,7 @@ def main() -> None:
         "steps": trainer.steps,
         "recipe": asdict(recipe),
         "torch": torch.__version__,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": commit(),
         "evaluation": {key: value for key, value in found.to_dict().items() if key != "classes"}
         | {"classes": [row for row in found.to_dict()["classes"] if row["boxes"]]},
     }

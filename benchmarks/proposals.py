@@ -12,7 +12,7 @@ so that however far it has come is a fair sample. Times are taken with one threa
 Each of the last two writes its part of benchmarks/results/proposals.json, and docs/proposals.md and .svg from both.
 
 EdgeBoxes is left out. OpenCV has its code, but not the trained edge model (structured forests) that it needs, and that
-is in no package.
+is in no package that we found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +31,7 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.report import commit, processor
 from model import boxes as box_ops
 from model.checkpoint import load_into, read_state, resolve
 from model.detector import Detector, find_preset
@@ -215,7 +215,7 @@ def times(weights: str, dataset: Dataset, pictures: int, seed: int) -> dict[str,
     return {
         "pictures": len(chosen),
         "seed": seed,
-        "processor": _processor(),
+        "processor": processor(),
         "threads": 1,
         "precision": served.precision,
         "methods": {name: spread(values) for name, values in seconds.items()},
@@ -224,13 +224,6 @@ def times(weights: str, dataset: Dataset, pictures: int, seed: int) -> dict[str,
         "whole": spread([sum(lap) for lap in laps]),
         "rpn_share": round(statistics.median(shares), 4),
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown processor"
 
 
 def plot(recall: dict[str, Any]) -> str:
@@ -292,7 +285,7 @@ def page(result: dict[str, Any]) -> str:
         f"The bundled RPN serves {about['as_served']} proposals a picture. For these figures it keeps 1,000 candidates "
         "a level and 1,000 proposals in all; nothing else is changed. It was trained on voc20/train, on these twenty "
         "classes; Selective Search knows no classes and no training. EdgeBoxes is missing: OpenCV has its code, but "
-        "not the trained edge model that it needs, and no package brings one.",
+        "not the trained edge model that it needs, and we found no package that brings one.",
         "",
         "## Time",
         "",
@@ -331,8 +324,7 @@ def page(result: dict[str, Any]) -> str:
 def write(part: str, value: dict[str, Any], about: dict[str, Any]) -> None:
     """Put one part into the result, and make the page of the whole."""
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    result |= {"about": about, part: value, f"{part}_commit": commit.stdout.strip()}
+    result |= {"about": about, part: value, f"{part}_commit": commit()}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     if "recall" in result:
         (ROOT / "docs" / "proposals.svg").write_text(plot(result["recall"]))

@@ -7,14 +7,15 @@ LITE at 256 pixels from its ImageNet weights, once by each schedule, over the sa
 train, without the validation part (seed 0, 5 %) on which both are then judged. The budget is passes over pictures. Six
 epochs give the four steps 2, 1, 2 and 1 whole ones, so that each of them sees every picture, as the joint run does.
 
-A run that was stopped goes on from its last checkpoint. The result goes to benchmarks/results/schedules.json.
+A run that was stopped goes on from its last checkpoint. The result goes to benchmarks/results/schedules.json, and a
+table of it into docs/faster-rcnn.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from benchmarks.report import commit
 from model.checkpoint import ResolvedCheckpoint, load_into
 from model.config import LITE
 from model.detector import Detector
@@ -38,6 +40,7 @@ from model.training.run import begin
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "schedules.json"
+PAGE = ROOT / "docs" / "faster-rcnn.md"
 VALIDATION = 0.05  # as `frcnn train` sets aside, by the same seed
 CANVAS = (192, 256)  # small, to be cheap
 CONFIG = replace(LITE, transform=replace(LITE.transform, min_size=CANVAS[1], max_size=CANVAS[1]))
@@ -94,6 +97,34 @@ def run(part: Part, folder: Path) -> float:
     return keep()
 
 
+def paragraph(result: dict[str, Any]) -> str:
+    """For docs/faster-rcnn.md, between its markers."""
+    joint, alternating = (result["schedules"][name] for name in ("joint", "alternating"))
+    recipe = result["recipe"]
+
+    def minutes(run: dict[str, Any]) -> float:
+        return sum(part["cpu_seconds"] for part in run["parts"].values()) / 60
+
+    return (
+        f"{result['pictures']} pictures of voc20/train, {recipe['epochs']:g} passes over them for either, from "
+        f"ImageNet's weights at {CANVAS[1]} pixels; judged on the validation part ({result['validation_pictures']} pictures). One "
+        "run each: the difference of two seeds is not known.\n\n"
+        "| schedule | AP@.5 | AP | AR@100 | processor minutes |\n|---|---|---|---|---|\n"
+        + "".join(
+            f"| {name} | {run['ap50']:.3f} | {run['ap']:.3f} | {run['ar100']:.3f} | {minutes(run):.1f} |\n"
+            for name, run in (("joint", joint), ("4-step alternating", alternating))
+        )
+    )
+
+
+def write(result: dict[str, Any]) -> None:
+    """The result, and the paragraph that is made of it."""
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    hole = r"(<!-- made: schedules -->\n).*?(<!-- end -->)"
+    page = re.sub(hole, lambda m: f"{m[1]}\n{paragraph(result)}\n{m[2]}", PAGE.read_text(), flags=re.DOTALL)
+    PAGE.write_text(page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -114,9 +145,7 @@ def main() -> None:
         "validation_pictures": len(held),
         "recipe": asdict(recipe),
         "torch": torch.__version__,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": commit(),
         "schedules": {},
     }
     for schedule in get_args(Schedule):
@@ -125,7 +154,7 @@ def main() -> None:
         figures = {key: value for key, value in found.to_dict().items() if key != "classes"}
         result["schedules"][schedule] = {"parts": taken} | figures
         print(schedule, f"AP {found.ap:.3f} AP@.5 {found.ap50:.3f}", flush=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write(result)
 
 
 if __name__ == "__main__":
