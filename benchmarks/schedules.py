@@ -107,8 +107,8 @@ def paragraph(result: dict[str, Any]) -> str:
 
     return (
         f"{result['pictures']} pictures of voc20/train, {recipe['epochs']:g} passes over them for either, from "
-        f"ImageNet's weights at {CANVAS[1]} pixels; judged on the validation part ({result['validation_pictures']} pictures). One "
-        "run each: the difference of two seeds is not known.\n\n"
+        f"ImageNet's weights at {CANVAS[1]} pixels; judged on the validation part "
+        f"({result['validation_pictures']} pictures). One run each: the difference of two seeds is not known.\n\n"
         "| schedule | AP@.5 | AP | AR@100 | processor minutes |\n|---|---|---|---|---|\n"
         + "".join(
             f"| {name} | {run['ap50']:.3f} | {run['ap']:.3f} | {run['ar100']:.3f} | {minutes(run):.1f} |\n"

@@ -228,27 +228,45 @@ PAPER_VGG16 = DetectorConfig(
         bgr=True,
         stride=16,
     ),
+    # P 3.3: areas 128^2, 256^2 and 512^2, ratios 1:2, 1:1 and 2:1; corners as PFR generate_anchors rounds them
     anchors=AnchorConfig(sizes=((128.0, 256.0, 512.0),), strides=(16,), legacy=True),
     rpn=RPNConfig(
-        channels=512,
-        softmax=True,
-        pre_nms=6000,
-        post_nms=300,
-        pre_nms_train=12000,
-        post_nms_train=2000,
-        min_size=16.0,
+        channels=512,  # P 3.1
+        softmax=True,  # P 3.1: 2k scores
+        pre_nms=6000,  # PFR config TEST.RPN_PRE_NMS_TOP_N
+        post_nms=300,  # P 3.3; PFR config TEST.RPN_POST_NMS_TOP_N
+        pre_nms_train=12000,  # PFR config TRAIN.RPN_PRE_NMS_TOP_N
+        post_nms_train=2000,  # P 3.3; PFR config TRAIN.RPN_POST_NMS_TOP_N
+        nms_threshold=0.7,  # P 3.3
+        min_size=16.0,  # PFR config RPN_MIN_SIZE, times the scale
         scale_min_size=True,
     ),
     roi_head=RoIHeadConfig(
-        pool="max",
+        pool="max",  # Fast R-CNN 2.1: RoIPool
+        resolution=7,
         levels=(0,),
         scales=(1 / 16,),
-        fc_channels=(4096, 4096),
-        dropout=0.5,
-        nms_threshold=0.3,
+        fc_channels=(4096, 4096),  # VGG-16's fc6 and fc7
+        dropout=0.5,  # PFR prototxt
+        box_weights=(10.0, 10.0, 5.0, 5.0),  # PFR config BBOX_NORMALIZE_STDS 0.1, 0.1, 0.2, 0.2
+        score_threshold=0.05,  # PFR test.py
+        nms_threshold=0.3,  # PFR config TEST.NMS
+        max_detections=100,  # PFR test.py
         min_size=0.0,
     ),
-    train=TrainConfig(cross_boundary=False, roi_batch=128, roi_beta=1.0),
+    train=TrainConfig(
+        rpn_positive_iou=0.7,  # P 3.1.2
+        rpn_negative_iou=0.3,  # P 3.1.2
+        rpn_batch=256,  # P 3.1.3
+        rpn_positive_fraction=0.5,  # P 3.1.3
+        rpn_beta=1 / 9,  # PFR prototxt: sigma 3
+        cross_boundary=False,  # P 3.1.3
+        roi_batch=128,  # PFR config TRAIN.BATCH_SIZE
+        roi_positive_fraction=0.25,  # PFR config TRAIN.FG_FRACTION
+        roi_positive_iou=0.5,  # PFR config TRAIN.FG_THRESH
+        roi_negative_iou=0.0,  # PFR's two .yml files: BG_THRESH_LO 0
+        roi_beta=1.0,  # PFR prototxt: sigma 1
+    ),
     fpn_channels=0,
     fpn_pool=False,
 )
