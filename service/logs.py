@@ -47,7 +47,7 @@ def configure_logging(form: str, level: str) -> None:
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in record.__dict__.items() if name not in _USUAL}
+    return {name: value for name, value in record.__dict__.items() if name not in _USUAL and name[0] != "_"}
 
 
 def _timestamp(record: logging.LogRecord) -> str:
