@@ -5,9 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from model.checkpoint import weights_dir
+from model.config import PAPER_VGG16
+from model.faster_rcnn import FasterRCNN
 from model.training.augment import AugmentConfig
 from model.training.loop import Finish, Recipe, TrainingError
 from service.cli import app
@@ -48,6 +51,17 @@ def test_the_bundled_weights_recipe_is_one():
     recipe = read_recipe(weights_dir() / "recipes" / "lite-voc20.json", {})
     assert recipe.finish is not None
     assert recipe.look(0) != recipe.look(int(recipe.epochs) - 1)
+
+
+def test_the_papers_recipe_freezes_its_first_two_stages():
+    recipe = read_recipe(weights_dir() / "recipes" / "paper-vgg16.json", {})
+    with torch.device("meta"):
+        names = [name for name, _ in FasterRCNN(PAPER_VGG16).named_parameters()]
+    frozen = [name for name in names if name.startswith(recipe.frozen)]
+    assert frozen == [
+        f"backbone.body.features.{i}.{kind}" for i in (0, 2, 5, 7) for kind in ("weight", "bias")
+    ]  # P 3.1.3
+    assert recipe.canvas == (PAPER_VGG16.transform.min_size, PAPER_VGG16.transform.max_size)
 
 
 @pytest.mark.parametrize(
