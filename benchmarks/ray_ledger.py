@@ -104,23 +104,40 @@ def cluster(settings: Settings) -> Iterator[Any]:
         RAY_PROCESS_SPAWN_LOG_LEVEL="error",
         OMP_NUM_THREADS="1",
         RAY_SERVE_LOG_TO_STDERR="0",
+        # What a busy machine does not do in Ray's usual time is not dead.
+        RAY_gcs_server_request_timeout_seconds=str(PATIENCE),
+        RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
     )
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
-    ours = Cluster(initialize_head=True, head_node_args=node)
+    ours = Cluster()
     try:
+        add_node(ours, node)  # the head
         ray.init(address=ours.address, namespace="serve", log_to_driver=False)
-        ours.again = lambda: ours.add_node(**node)
+        ours.again = lambda: add_node(ours, node)
         yield ours
     finally:
         with contextlib.suppress(Exception):
             serve.shutdown()
         ray.shutdown()
         ours.shutdown()
+        if keep := os.environ.get("LEDGER_LOGS"):
+            shutil.copytree(f"{folder}/ray/session_latest/logs", keep, ignore_dangling_symlinks=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_node(ours: Any, node: dict[str, Any]) -> Any:
+    """One more node. Ray gives one 30 s to start, which on a busy machine is not always enough."""
+    for left in reversed(range(5)):
+        try:
+            return ours.add_node(**node)
+        except Exception as error:
+            if "timed out during startup" not in str(error) or not left:
+                raise
+    raise AssertionError
 
 
 def replicas() -> dict[str, Any]:

@@ -114,7 +114,10 @@ def _run_on_ray(settings: Settings, at_least: int, at_most: int) -> None:
             raise
         _fail("Ray is not installed; install the service with its extra: pip install 'frcnn-service[ray]'.")
     configure_logging(settings.log_format, settings.log_level)
-    run(settings, Scale(min_replicas=at_least, max_replicas=at_most))
+    try:
+        run(settings, Scale(min_replicas=at_least, max_replicas=at_most))
+    except RuntimeError as error:
+        _fail(str(error))
 
 
 @app.command()

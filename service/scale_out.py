@@ -14,12 +14,14 @@ import os
 import secrets
 import signal
 import threading
+import time
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
@@ -85,6 +87,7 @@ def build(settings: Settings, scale: Scale) -> serve.Application:
         graceful_shutdown_timeout_s=settings.drain_seconds + 5,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
+        max_constructor_retry_count=3,  # a detector that cannot be loaded seldom can the twentieth time
         logging_config=LoggingConfig(enable_access_log=False),  # ours says more
         **replicas,
     )
@@ -144,6 +147,8 @@ def run(settings: Settings, scale: Scale) -> None:
 
     Raises ``SettingsError``, ``ConnectionError`` where there is no such cluster, ``RuntimeError`` where nothing serves.
     """
+    if settings.port == 0:
+        raise SettingsError("With Ray FRCNN_PORT cannot be 0: every node listens on the same port.")
     stop = threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.update(front.environment(settings))
@@ -161,13 +166,33 @@ def run(settings: Settings, scale: Scale) -> None:
         )
         serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
         for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, lambda *_: stop.set())
+            signal.signal(one, lambda *_: _end(stop))
         serve.run(application, name=NAME, route_prefix="/")
         log.info("serving", extra={"host": settings.host, "port": settings.port})
         stop.wait()
         log.info("draining", extra={"grace_seconds": settings.drain_seconds})
-        serve.delete(NAME)  # the proxies stay until every replica has answered what it had accepted
+        _drain(settings.drain_seconds)
         log.info("drained")
+    except RayError as error:
+        raise RuntimeError(f"Ray could not serve: {error}") from error
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        if address:  # others may serve there too
+            serve.delete(NAME, _blocking=False)
+        else:
+            serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def _drain(seconds: float) -> None:
+    """Take the application back; the proxies stay until every replica has answered what it had accepted."""
+    serve.delete(NAME, _blocking=False)
+    end = time.monotonic() + seconds + 10  # Ray ends replicas that take longer
+    while NAME in serve.status().applications and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _end(stop: threading.Event) -> None:
+    """A signal has come; the second one does not wait for the first's work."""
+    if stop.is_set():
+        raise KeyboardInterrupt
+    stop.set()
