@@ -22,6 +22,7 @@ from service.routes import detect, docs, explain, health, model, proposals, web
 from service.routes.describe import add_problem_schema
 from service.routes.dialects import deepstack, huggingface, open_inference
 from service.settings import Settings, load_settings
+from service.threads import cores
 from service.worker import Detects
 
 log = logging.getLogger("frcnn.app")
@@ -84,8 +85,8 @@ def load_detector(settings: Settings) -> Detects:
 
     from model.detector import Detector
 
-    if settings.torch_threads is not None:
-        torch.set_num_threads(settings.torch_threads)
+    # torch counts the host's cores, not those of the container.
+    torch.set_num_threads(settings.torch_threads or min(torch.get_num_threads(), cores()))
     return Detector.from_checkpoint(
         settings.weights,
         device=settings.device,

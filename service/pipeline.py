@@ -25,6 +25,7 @@ from service.imaging import read
 from service.metrics import Metrics
 from service.schemas import check_inside
 from service.settings import Settings
+from service.threads import cores, decoding
 from service.uploads import Upload, is_raw, open_envelope, read_body
 from service.worker import Detects, Worker
 
@@ -54,7 +55,6 @@ class Pipeline:
         limits = Limits(settings.max_batch, settings.max_batch_pixels, settings.max_queue, settings.max_queue_pixels)
         self.batcher = Batcher(self.worker, limits, metrics)
         self.bodies = Budget(settings.max_bodies_bytes, lambda: self.batcher.retry_after)
-        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="frcnn-decode")
         self._feeding: asyncio.Task[None] | None = None
 
     @property
@@ -66,6 +66,8 @@ class Pipeline:
         """Load the detector, warm it up, and begin to serve; raises what the detector raises."""
         await self.worker.start()
         self._info = self.worker.detector.info
+        decoders = self.settings.decode_threads or decoding(cores(), self._info.device)
+        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="frcnn-decode")
         self.metrics.describe(self._info)
         self.metrics.ready.set(1)
         self._feeding = asyncio.create_task(self.batcher.run(), name="frcnn-batcher")

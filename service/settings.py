@@ -57,7 +57,9 @@ class Settings(BaseSettings):
         120.0, ge=0.1, le=3600, description="a call of the detector that takes longer is given up, and the process ends"
     )
 
-    decode_threads: int = Field(2, ge=1, le=256, description="threads that decode pictures and draw boxes")
+    decode_threads: int | None = Field(
+        None, ge=1, le=256, description="threads that decode pictures and draw boxes; unset: by the cores"
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, le=2**31, description="largest request body")
     max_bodies_bytes: int = Field(
         256 * 2**20, ge=1024, le=2**40, description="request bodies held in sum; over it, 429; one body always goes"
