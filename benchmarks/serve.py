@@ -463,6 +463,7 @@ def _ratios(run: Mapping[str, Any]) -> report.Table:
                 for row in run["rows"]
                 if row["name"] != "frcnn-service" and row["engine"] == engine and clients in row["clients"]
             ]
+            rivals = [rival for rival in rivals if rival[0]["requests"]]
             if not rivals:
                 continue
             point, best = max(rivals, key=lambda rival: rival[0]["requests_per_s"]["median"])
@@ -501,6 +502,7 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=VENV, help="where the peers are installed")
     parser.add_argument("--threads-table", action="store_true")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers that were started are ended
     see_project(arguments.venv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
