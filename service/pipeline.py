@@ -147,7 +147,8 @@ class Pipeline:
             result = await self.batcher.submit(seen.pixels, options, visit.deadline)
         # Each stage begins where the one before it ends, so that together they are the whole.
         seconds = {"decode": decoded - began, "queue": result.started - decoded, **result.detections.timings}
-        seconds["serialize"] = time.monotonic() - result.finished  # back to this thread; the writing is added to it
+        between = result.finished - result.started - sum(result.detections.timings.values())
+        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(0.0, between)  # what the detector did not lap
         return Seen(seen, result.detections, seconds, began)
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

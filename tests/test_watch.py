@@ -28,9 +28,11 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 
-def promtool(*arguments: str) -> None:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+def promtool(*arguments: str, given: str = "") -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, input=given)
     assert done.returncode == 0, done.stdout + done.stderr
+    if given:
+        assert not done.stdout + done.stderr  # its advice on names, even where it does not count as an error
 
 
 @needs_prometheus
@@ -123,6 +125,47 @@ class Watched(FaultyDetector):
     def detect(self, images: Sequence[np.ndarray], options: Sequence[DetectOptions]) -> list[Detections]:
         super().detect(images, options)
         return self.real.detect(images, options)
+
+
+@needs_prometheus
+def test_promtool_has_nothing_to_say_against_the_metrics() -> None:
+    with serving(lambda _: FaultyDetector()) as live:
+        live.client.get("/model")
+        assert live.client.post("/detect", content=picture((9, 9, 9))).status_code == 200
+        assert live.client.post("/detect", content=b"no picture").status_code == 415
+        assert live.client.post("/detect", content=picture(FaultyDetector.POISON)).status_code == 500
+        text = live.client.get("/metrics").text
+        assert "frcnn_batch_failures_total{" in text
+        promtool("check", "metrics", given=text)
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_what_prometheus_has_scraped_is_what_the_clients_saw(prometheus: Callable[[str], httpx.Client]) -> None:
+    bodies = {200: picture((9, 9, 9)), 415: b"no picture", 500: picture(FaultyDetector.POISON)}
+    with serving(lambda _: FaultyDetector()) as live, prometheus(live.url.removeprefix("http://")) as api:
+        for status, body in bodies.items():
+            for _ in range(status // 100):
+                assert live.client.post("/detect", content=body).status_code == status
+        # As Prometheus has it, once it has scraped after the last of them.
+        wanted = {str(status): float(status // 100) for status in bodies}
+        until, seen = time.monotonic() + 90, {}
+        while seen != wanted and time.monotonic() < until:
+            seen = scraped(api, 'frcnn_requests_total{route="/detect"}', "status")
+            time.sleep(0.5)
+        assert seen == wanted
+        assert scraped(api, "frcnn_ready", "job") == {"frcnn": 1.0}
+        [served] = scraped(api, "frcnn_model_info", "name")
+        assert served == "fake"
+
+
+def scraped(api: httpx.Client, expression: str, label: str) -> dict[str, float]:
+    """The samples' values by a label; nothing while Prometheus still starts."""
+    try:
+        answer = api.get("/query", params={"query": expression}).raise_for_status().json()
+    except httpx.HTTPError:
+        return {}
+    return {sample["metric"][label]: float(sample["value"][1]) for sample in answer["data"]["result"]}
 
 
 @needs_prometheus

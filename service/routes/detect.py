@@ -46,9 +46,8 @@ async def detect(
         body, timings = answer(pipeline, visit, seen, options)
         media_type = "application/json"
     else:
-        written = time.monotonic()
         body = await pipeline.in_thread(_drawn, seen, media_type)
-        timings = finish(pipeline, seen, written)
+        timings = finish(pipeline, seen)
     request.scope["notes"].update(batch_size=seen.detections.batch_size, timings_ms=timings)
     return Response(body, media_type=media_type, headers={"Server-Timing": server_timing(timings)})
 
@@ -110,19 +109,18 @@ def single(visit: Visit) -> bytes:
 
 def answer(pipeline: Pipeline, visit: Visit, seen: Seen, options: Options) -> tuple[bytes, dict[str, float]]:
     """The JSON for ``seen``, and its timings in milliseconds."""
-    writing = time.monotonic()
     written = write(detect_answer(seen, options, visit.request.scope["request_id"], pipeline.info.name))
-    timings = finish(pipeline, seen, writing)
+    timings = finish(pipeline, seen)
     return with_timings(written, timings), timings
 
 
-def finish(pipeline: Pipeline, seen: Seen, writing: float) -> dict[str, float]:
-    """Close the book on a picture whose answer was begun at ``writing``: its timings in milliseconds, also counted."""
-    now = time.monotonic()
-    seconds = seen.seconds | {
-        "serialize": seen.seconds["serialize"] + now - writing,
-        "total": now - seen.began,
-    }
+def finish(pipeline: Pipeline, seen: Seen) -> dict[str, float]:
+    """Close the book on a picture whose answer is written: its timings in milliseconds, also counted.
+
+    ``serialize`` is all the time since the device was done with it: so the stages together are the total.
+    """
+    total = time.monotonic() - seen.began
+    seconds = seen.seconds | {"serialize": max(0.0, total - sum(seen.seconds.values())), "total": total}
     found = seen.detections
     pipeline.metrics.picture(seconds, len(found), None if found.proposals is None else len(found.proposals))
     return milliseconds(seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -50,10 +49,9 @@ async def explain(
     wanted = replace(options.thresholds(pipeline.settings), trace=True)
     picture = single(visit)
     seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted, check=options.pixels))
-    began = time.monotonic()
     name = pipeline.info.name
     written = await pipeline.in_thread(_explained, seen, options, names, request.scope["request_id"], name)
-    timings = finish(pipeline, seen, began)
+    timings = finish(pipeline, seen)
     request.scope["notes"].update(batch_size=seen.detections.batch_size, timings_ms=timings)
     return Response(
         with_timings(written, timings),

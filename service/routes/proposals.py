@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -43,16 +42,15 @@ async def proposals(
     picture = single(visit)
     media_type = wanted_picture(request.headers.get("accept", ""))
     seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted, whole=media_type is not None))
-    writing = time.monotonic()
     trace = seen.detections.trace
     assert trace is not None
     if media_type is None:
         written = await pipeline.in_thread(_written, seen, trace, options, visit, pipeline.info.name)
-        timings = finish(pipeline, seen, writing)
+        timings = finish(pipeline, seen)
         body, media_type = with_timings(written, timings), "application/json"
     else:
         body = await pipeline.in_thread(_drawn, seen, trace, options, media_type)
-        timings = finish(pipeline, seen, writing)
+        timings = finish(pipeline, seen)
     request.scope["notes"].update(batch_size=seen.detections.batch_size, timings_ms=timings)
     return Response(body, media_type=media_type, headers={"Server-Timing": server_timing(timings)})
 

@@ -3,12 +3,15 @@
 import base64
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+STAGES = ("decode", "queue", "transform", "backbone", "rpn", "roi_head", "postprocess", "serialize")
 LOW = {"score_threshold": "0.01"}  # random weights score all classes alike: let some through
 
 
@@ -101,11 +104,34 @@ def test_json_is_what_a_browser_or_curl_gets(service, cat_jpeg):
 def test_times_by_stage_add_up_to_the_total(service, cat_jpeg):
     answer = service.detect(cat_jpeg)
     timings = answer.json()["timings_ms"]
-    stages = ["decode", "queue", "transform", "backbone", "rpn", "roi_head", "postprocess", "serialize"]
-    assert list(timings) == [*stages, "total"]
-    assert sum(timings[stage] for stage in stages) == pytest.approx(timings["total"], rel=0.05, abs=2)
+    assert list(timings) == [*STAGES, "total"]
+    assert sum(timings[stage] for stage in STAGES) == pytest.approx(timings["total"], rel=0.05, abs=2)
     header = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
     assert float(header["backbone"]) == timings["backbone"]
+
+
+def test_under_load_too_the_stages_are_the_whole_of_the_time(service, encoded, cat_jpeg):
+    before = {stage: service.metric("frcnn_stage_seconds_sum", stage=stage) for stage in STAGES}
+    bodies = [cat_jpeg, encoded((640, 480)), encoded((90, 300))]
+
+    def ask(number: int) -> tuple[dict[str, float], dict[str, float], float]:
+        began = time.monotonic()
+        route = ("/detect", "/proposals")[number % 2]
+        answer = httpx.post(f"{service.url}{route}", content=bodies[number % len(bodies)], timeout=120)
+        spent = (time.monotonic() - began) * 1000
+        header = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+        return answer.json()["timings_ms"], {stage: float(value) for stage, value in header.items()}, spent
+
+    with ThreadPoolExecutor(10) as clients:
+        answers = list(clients.map(ask, range(30)))
+    for timings, header, spent in answers:
+        assert list(timings) == [*STAGES, "total"]
+        assert min(timings.values()) >= 0
+        assert sum(timings[stage] for stage in STAGES) == pytest.approx(timings["total"], rel=0.05, abs=2)
+        assert header == timings
+        assert timings["total"] <= spent
+    counted = sum(service.metric("frcnn_stage_seconds_sum", stage=stage) - before[stage] for stage in STAGES)
+    assert counted * 1000 == pytest.approx(sum(timings["total"] for timings, _, _ in answers), rel=0.05)
 
 
 def test_a_body_in_chunks_without_a_length_is_read(service, cat_jpeg):

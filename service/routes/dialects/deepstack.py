@@ -5,7 +5,6 @@ Frigate reads at most twenty predictions and stops at the first below 0.4, so th
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -44,12 +43,11 @@ async def detection(request: Request, pipeline: Served) -> dict[str, Any]:
     wanted = options.resolve(pipeline.info, pipeline.settings)
     picture = single(visit)
     seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
-    writing = time.monotonic()
     found = seen.detections
     predictions = [
         {"label": label, "confidence": score}
         | dict(zip(("x_min", "y_min", "x_max", "y_max"), (round(value) for value in box), strict=True))
         for label, score, box in zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
     ]
-    timings = finish(pipeline, seen, writing)
+    timings = finish(pipeline, seen)
     return {"success": True, "predictions": predictions, "inferenceMs": round(timings["total"])}

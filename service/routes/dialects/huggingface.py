@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import orjson
@@ -39,7 +38,6 @@ async def object_detection(request: Request, pipeline: Served) -> list[dict[str,
     options = merge(Options(), {"score_threshold": parameters.get("threshold", 0.5)})
     wanted = options.resolve(pipeline.info, pipeline.settings)
     seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
-    writing = time.monotonic()
     found = seen.detections
     answer = [
         {
@@ -49,7 +47,7 @@ async def object_detection(request: Request, pipeline: Served) -> list[dict[str,
         }
         for label, score, box in zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
     ]
-    finish(pipeline, seen, writing)
+    finish(pipeline, seen)
     return answer
 
 

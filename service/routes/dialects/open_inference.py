@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import time
 from typing import Any
 
 import numpy as np
@@ -137,7 +136,6 @@ async def infer(request: Request, pipeline: Served) -> Response:
                 task.cancel()
 
     seen = await pipeline.attend(visit, every)
-    writing = time.monotonic()
     found = [each.detections for each in seen]
     tensors: dict[str, np.ndarray[Any, Any]] = {
         "boxes": np.concatenate([f.boxes.numpy() for f in found]).astype(np.float32),
@@ -148,5 +146,5 @@ async def infer(request: Request, pipeline: Served) -> Response:
     }
     body, headers = write_answer(asked, pipeline.info.name, tensors)
     for each in seen:
-        finish(pipeline, each, writing)
+        finish(pipeline, each)
     return Response(body, headers=headers)
