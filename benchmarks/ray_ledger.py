@@ -96,8 +96,8 @@ async def _ask(url: str, ledger: Ledger, clients: int, enough: threading.Event) 
 def cluster(settings: Settings) -> Iterator[Any]:
     """A head with Ray's own processes and one CPU, and a function that adds nodes of one CPU; gone at the end."""
     folder = tempfile.mkdtemp(prefix="ledger", dir="/tmp")  # short: the paths of sockets must be
-    os.environ.update(front.environment(settings))
     os.environ.update(
+        front.environment(settings),
         RAY_TMPDIR=folder,
         RAY_USAGE_STATS_ENABLED="0",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
@@ -106,7 +106,6 @@ def cluster(settings: Settings) -> Iterator[Any]:
         RAY_SERVE_LOG_TO_STDERR="0",
         # What a busy machine does not do in Ray's usual time is not dead.
         RAY_gcs_server_request_timeout_seconds=str(PATIENCE),
-        RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
     )
     import ray
     from ray import serve

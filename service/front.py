@@ -25,7 +25,11 @@ _MARGIN = 2.0  # seconds by which Ray waits longer than a replica, so that the r
 def environment(settings: Settings) -> dict[str, str]:
     """The variables with which Ray's proxies stand behind ``Front``, and it knows what it must of ``settings``."""
     known = {f"{PREFIX}{name.upper()}": str(getattr(settings, name)) for name in ("max_body_bytes", "timeout_ms")}
-    return {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:proxy_middlewares", **known}
+    return {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:proxy_middlewares",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # on a busy machine a proxy that takes its time is not dead
+        **known,
+    }
 
 
 def proxy_middlewares() -> list[Middleware]:

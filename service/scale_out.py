@@ -9,6 +9,7 @@ which ``frcnn serve --ray`` sees to for the cluster that it starts.
 """
 # No `from __future__ import annotations`: Ray looks for the class that the builder's argument is annotated with.
 
+import contextlib
 import logging
 import os
 import secrets
@@ -28,6 +29,7 @@ from ray.serve.schema import LoggingConfig
 from service import front
 from service.app import create_app
 from service.logs import configure_logging
+from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.settings import Settings, SettingsError, load_settings
 
@@ -110,7 +112,7 @@ class Replica:
         made = create_app(settings)
         self._pipeline: Pipeline = made.state.pipeline
         if self._metrics_port is not None:
-            _serve_metrics(self._pipeline, self._metrics_port)
+            serve_metrics(self._pipeline.metrics, self._metrics_port)
         return made
 
     def check_health(self) -> None:
@@ -119,17 +121,17 @@ class Replica:
             raise RuntimeError(self._pipeline.worker.dead or "The detector's thread has ended.")
 
 
-def _serve_metrics(pipeline: Pipeline, first: int) -> None:
+def serve_metrics(metrics: Metrics, first: int) -> int | None:
+    """Serve them in a thread on the first free port from ``first`` on, which is returned; None where there is none."""
     from prometheus_client import start_http_server
 
     for port in range(first, first + 64):  # other replicas of this node, and one that is being replaced
-        try:
-            start_http_server(port, registry=pipeline.metrics.registry)
-        except OSError:
-            continue
-        log.info("metrics are served", extra={"port": port})
-        return
+        with contextlib.suppress(OSError):
+            start_http_server(port, registry=metrics.registry)
+            log.info("metrics are served", extra={"port": port})
+            return port
     log.error("no port is free for metrics", extra={"first": first})
+    return None
 
 
 def _has_gpus(settings: Settings) -> bool:

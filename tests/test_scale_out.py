@@ -4,8 +4,10 @@ Ray runs in processes of its own, started as its users start it, and is gone whe
 """
 
 import concurrent.futures
+import contextlib
 import importlib.util
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.front import Front, environment
+from service.metrics import Metrics
 from service.settings import Settings, SettingsError
 
 NO_RAY = "needs Ray: pip install 'frcnn-service[ray]'"
@@ -154,6 +157,15 @@ def scale_out() -> Any:
     return scale_out
 
 
+@contextlib.contextmanager
+def logs_as_they_are() -> Iterator[None]:
+    """What a replica does to the log of its process is undone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
 def deployment(application: Any) -> Any:
     return application._bound_deployment
 
@@ -183,6 +195,28 @@ def test_a_wrong_argument_is_told_before_anything_starts(scale_out: Any) -> None
         scale_out.build(Settings(device="cuda:1"), scale_out.Scale())
     with pytest.raises(SettingsError, match="cannot be at least 3"):
         scale_out.build(Settings(device="cpu"), scale_out.Scale(min_replicas=3, max_replicas=2))
+
+
+def test_each_replica_of_a_node_serves_its_own_metrics_on_a_port_of_its_own(
+    scale_out: Any, unused_tcp_port: int
+) -> None:
+    ports = []
+    for ready in (0, 1):
+        metrics = Metrics()
+        metrics.ready.set(ready)
+        ports.append(scale_out.serve_metrics(metrics, unused_tcp_port))
+    assert unused_tcp_port <= ports[0] < ports[1]
+    told = [httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in ports]
+    assert [f"frcnn_ready {ready}.0" in text for ready, text in enumerate(told)] == [True, True]
+
+
+def test_a_replica_is_unhealthy_when_its_detector_is(scale_out: Any) -> None:
+    replica = scale_out.Replica(Settings(device="cpu", log_level="error"), None)
+    with logs_as_they_are():
+        pipeline = replica.__serve_build_asgi_app__().state.pipeline
+    pipeline.worker.give_up("The device is gone.")
+    with pytest.raises(RuntimeError, match="The device is gone"):
+        replica.check_health()
 
 
 def test_without_ray_the_command_says_what_to_install() -> None:
@@ -310,8 +344,6 @@ def test_no_answer_is_lost_when_a_replica_and_then_a_node_is_killed_under_load(r
 
 
 def test_the_proxies_know_the_limits_of_the_service() -> None:
-    assert environment(Settings(max_body_bytes=12345, timeout_ms=99)) == {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "service.front:proxy_middlewares",
-        "FRCNN_MAX_BODY_BYTES": "12345",
-        "FRCNN_TIMEOUT_MS": "99",
-    }
+    known = environment(Settings(max_body_bytes=12345, timeout_ms=99))
+    assert (known["FRCNN_MAX_BODY_BYTES"], known["FRCNN_TIMEOUT_MS"]) == ("12345", "99")
+    assert known["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "service.front:proxy_middlewares"
