@@ -31,14 +31,16 @@ def train(
     recipe_file: Annotated[
         Path | None, typer.Option("--recipe", help="a json of Recipe's fields, as a run writes one; options go before")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(min=0.01, help="passes over the pictures  [default: 6]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="pictures a step  [default: 16]")] = None,
-    lr: Annotated[float | None, typer.Option(min=0.0, help="peak learning rate  [default: 5e-4]")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="passes over the pictures (default 7)")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="pictures a step (default 16)")] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="peak learning rate (default 5e-4)")] = None,
     body_lr: Annotated[
-        float | None, typer.Option(min=0.0, help="the same for the backbone's body  [default: 2e-4]")
+        float | None, typer.Option(min=0.0, help="the same for the backbone's body (default 2e-4)")
     ] = None,
     validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="share of the pictures set aside")] = 0.05,
-    seed: Annotated[int | None, typer.Option(min=0, help="[default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="which pictures are set aside, and all that is drawn (default 0)")
+    ] = None,
     bf16: Annotated[bool | None, typer.Option(help="autocast; pays on CPUs with AMX")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto; for several GPUs start it with torchrun")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0 leaves it the choice")] = 0,

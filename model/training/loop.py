@@ -118,7 +118,11 @@ def to_truths(batch: TrainBatch, device: torch.device | None = None) -> list[Tru
 
 
 def to_image_batch(batch: TrainBatch, transform: Transform, device: torch.device | None = None) -> ImageBatch:
-    """The pixels of a training batch, normalised, zero outside each picture as at inference."""
+    """The pixels of a training batch, normalised, zero outside each picture as at inference.
+
+    A picture's size on the canvas stands for its own too: augmentation has left no single scale between the two. So the
+    paper's smallest proposal, 16 pixels of the picture, is 16 of the canvas here.
+    """
     pixels = transform.normalise(batch.pixels.to(device).float())
     for row, (height, width) in enumerate(batch.sizes.tolist()):
         pixels[row, :, height:] = 0
