@@ -191,7 +191,6 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    family: list[psutil.Process] = []
     try:
         until = time.monotonic() + STARTING
         while True:
@@ -205,8 +204,7 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield url
     finally:
-        with contextlib.suppress(psutil.Error):
-            family = psutil.Process(process.pid).children(recursive=True)
+        family = _family(process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -218,6 +216,18 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
         for child in left:
             with contextlib.suppress(psutil.Error):
                 child.kill()
+
+
+def _family(leader: int) -> list[psutil.Process]:
+    """The descendants of a process, and what else is of its session: a child whose parent has ended has another."""
+    found = set()
+    with contextlib.suppress(psutil.Error):
+        found |= set(psutil.Process(leader).children(recursive=True))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == leader and process.pid != leader:
+                found.add(process)
+    return list(found)
 
 
 def _tail(log: Path) -> str:

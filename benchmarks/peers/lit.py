@@ -1,7 +1,6 @@
 """LitServe: ``python -m benchmarks.peers.lit``."""
 
-from __future__ import annotations
-
+# LitServe reads the annotation of decode_request itself: it must not be a string.
 from typing import Annotated, Any
 
 import litserve
