@@ -3,7 +3,9 @@
     python -m benchmarks.overload --seconds 15 --weights lite-voc20
 
 Starts a server of its own, measures its capacity with more clients than it has places in a batch, and then sends
-requests at a fixed rate whether or not earlier ones have been answered.
+requests at a fixed rate whether or not earlier ones have been answered. Ends within ``--budget`` seconds, and leaves
+the highest loads out where that is too few. Writes benchmarks/results/overload.json, the table in docs/overload.md and
+docs/images/overload.svg.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,110 +26,251 @@ from typing import Any
 import httpx
 
 from benchmarks.load import pictures
+from benchmarks.page import fill, table
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+PLOT = ROOT / "docs/images/overload.svg"
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+GONE = 0  # instead of a status: no answer, whatever the reason
+CLIENTS = 16  # twice FRCNN_MAX_BATCH: the device never waits for them
 
 
-async def send(client: httpx.AsyncClient, body: bytes) -> tuple[int, float, int]:
-    """Status, seconds, and the Retry-After (0 where there is none) of one request."""
-    begun = time.perf_counter()
-    answer = await client.post("/detect", content=body)
-    return answer.status_code, time.perf_counter() - begun, int(answer.headers.get("retry-after", 0))
+@dataclass(frozen=True)
+class Answer:
+    """status: of HTTP, or ``GONE``. sent, came: seconds on one clock. retry_after: seconds, 0 where none was named."""
+
+    status: int
+    sent: float
+    came: float
+    retry_after: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.came - self.sent
 
 
-async def capacity(client: httpx.AsyncClient, bodies: list[bytes], clients: int, seconds: float) -> float:
-    """Requests a second that are answered to ``clients`` that send one after another."""
+async def send(client: httpx.AsyncClient, body: bytes) -> Answer:
+    """One request, whatever becomes of it."""
+    sent = time.perf_counter()
+    try:
+        answer = await client.post("/detect", content=body)
+    except httpx.HTTPError:
+        return Answer(GONE, sent, time.perf_counter())
+    return Answer(answer.status_code, sent, time.perf_counter(), int(answer.headers.get("retry-after", 0)))
+
+
+async def capacity(client: httpx.AsyncClient, bodies: list[bytes], seconds: float) -> float:
+    """Requests a second that are answered to ``CLIENTS`` that send one after another."""
     until, done = time.perf_counter() + seconds, 0
 
     async def one(number: int) -> None:
         nonlocal done
         while time.perf_counter() < until:
-            status, _, _ = await send(client, bodies[number % len(bodies)])
-            done += status == 200
+            answer = await send(client, bodies[number % len(bodies)])
+            done += answer.status == 200
+            number += 1
 
     begun = time.perf_counter()
-    await asyncio.gather(*(one(number) for number in range(clients)))
+    await asyncio.gather(*(one(number) for number in range(CLIENTS)))
     return done / (time.perf_counter() - begun)
 
 
-async def offer(client: httpx.AsyncClient, bodies: list[bytes], rate: float, seconds: float) -> list[Any]:
+async def offer(client: httpx.AsyncClient, bodies: list[bytes], rate: float, seconds: float) -> list[Answer]:
     """Send at ``rate`` for so long, and wait for all answers."""
     begun, tasks = time.perf_counter(), []
-    for number in range(int(rate * seconds)):
+    for number in range(max(1, int(rate * seconds))):
         await asyncio.sleep(begun + number / rate - time.perf_counter())
         tasks.append(asyncio.create_task(send(client, bodies[number % len(bodies)])))
     return await asyncio.gather(*tasks)
 
 
-def row(load: float, rate: float, seconds: float, answers: list[tuple[int, float, int]]) -> dict[str, Any]:
-    """One line of the table."""
-    statuses = Counter(status for status, _, _ in answers)
-    good = sorted(spent for status, spent, _ in answers if status == 200)
-    refused = sorted(spent for status, spent, _ in answers if status == 429)
-    told = [wait for status, _, wait in answers if status == 429]
-
-    def part(values: list[float], share: float) -> float:
-        return round(values[min(len(values) - 1, int(share * len(values)))], 3) if values else 0.0
-
+def row(load: float, seconds: float, answers: list[Answer]) -> dict[str, Any]:
+    """One line of the table. answered_per_s: while requests were sent, without the first and the last fifth."""
+    begun, last = answers[0].sent, answers[-1].sent
+    span = max(last - begun, seconds / 2)
+    inner = [a for a in answers if a.status == 200 and begun + 0.2 * span <= a.came <= begun + 0.8 * span]
+    good = [answer.seconds for answer in answers if answer.status == 200]
+    thirds = [
+        [a.seconds for a in answers if a.status == 200 and i <= 3 * (a.sent - begun) / max(span, 1e-9) < i + 1]
+        for i in range(3)
+    ]
+    told = [answer.retry_after for answer in answers if answer.status == 429]
     return {
         "load": load,
-        "offered_per_s": round(rate, 1),
-        "answered_per_s": round(len(good) / (seconds + (part(good, 1) if load > 1 else 0)), 1),
-        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "offered_per_s": round(len(answers) / span, 1),
+        "answered_per_s": round(len(inner) / (0.6 * span), 1),
+        "statuses": {str(status): n for status, n in sorted(Counter(a.status for a in answers).items())},
         "p50_s": part(good, 0.5),
         "p95_s": part(good, 0.95),
         "max_s": part(good, 1),
-        "refused_p95_s": part(refused, 0.95),
+        "p95_by_third_s": [part(third, 0.95) for third in thirds],
+        "refused_p95_s": part([answer.seconds for answer in answers if answer.status == 429], 0.95),
         "retry_after_s": [min(told), max(told)] if told else [],
     }
 
 
-async def measure(url: str, seconds: float, queue: int) -> dict[str, Any]:
+def part(values: list[float], share: float) -> float:
+    """A quantile; 0 of nothing."""
+    return round(sorted(values)[min(len(values) - 1, int(share * len(values)))], 3) if values else 0.0
+
+
+async def measure(url: str, seconds: float, queue: int, until: float) -> dict[str, Any]:
+    """The capacity, and as many loads as there is time for until ``until``, ``time.monotonic`` seconds."""
     bodies = pictures(8)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=1000)) as client:
-        await capacity(client, bodies, 16, 3)
-        most = await capacity(client, bodies, 16, seconds)
-        rows = []
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+        await capacity(client, bodies, min(3, seconds))
+        most = max(0.2, await capacity(client, bodies, seconds))
+        print(f"capacity {most:.1f}/s, with a queue of {queue}: a wait of {queue / most:.1f} s at most", flush=True)
+        rows: list[dict[str, Any]] = []
         for load in LOADS:
-            rows.append(row(load, load * most, seconds, await offer(client, bodies, load * most, seconds)))
+            if until - time.monotonic() < seconds + queue / most:
+                print(f"no time left for loads from {load:g} on", flush=True)
+                break
+            rows.append(row(load, seconds, await offer(client, bodies, load * most, seconds)))
             print(rows[-1], flush=True)
-    return {"capacity_per_s": round(most, 1), "max_queue": queue, "bound_s": round(queue / most, 2), "curve": rows}
+        alive = (await client.get("/readyz")).status_code == 200
+    return {
+        "capacity_per_s": round(most, 1),
+        "max_queue": queue,
+        "bound_s": round(queue / most, 2),
+        "ready_afterwards": alive,
+        "curve": rows,
+    }
+
+
+def serve_and_measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start the server, measure, stop it; what it wrote to stderr and its exit code are part of the result."""
+    settings = {
+        "MAX_QUEUE": arguments.queue,
+        "WEIGHTS": arguments.weights,
+        "TORCH_THREADS": arguments.threads,
+        "COMPILE": arguments.compile,
+        "PORT": arguments.port,
+        "LOG_LEVEL": "error",
+    }
+    environment = os.environ | {f"FRCNN_{name}": str(value) for name, value in settings.items()}
+    until = time.monotonic() + arguments.budget
+    command = [sys.executable, "-c", "from service.cli import app; app()", "serve"]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    url = f"http://127.0.0.1:{arguments.port}"
+    try:
+        wait_for(url, process, until)
+        model = httpx.get(f"{url}/model").json()
+        result = asyncio.run(measure(url, arguments.seconds, arguments.queue, until))
+        process.terminate()
+        code = process.wait(60)
+    finally:
+        process.kill()
+    detector = {name: model[name] for name in ("name", "precision", "device", "engine")}
+    return {"detector": detector, "server_exit_code": code} | result
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], until: float) -> None:
+    """Return when the server is ready. Raises ``SystemExit`` where it ends, or is not in time."""
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise SystemExit(f"The server ended with {process.returncode} before it was ready.")
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise SystemExit("The server was not ready in time.")
+
+
+def page(result: dict[str, Any]) -> str:
+    """For docs/overload.md."""
+    rows = [
+        (
+            f"{r['load']:g} x",
+            f"{r['offered_per_s']:g}",
+            f"{r['answered_per_s']:g}",
+            ", ".join(f"{count} x {status}" for status, count in r["statuses"].items()),
+            f"{r['p50_s']:.2f}",
+            f"{r['p95_s']:.2f}",
+            " ".join(f"{third:.2f}" for third in r["p95_by_third_s"]),
+            f"{r['refused_p95_s'] * 1000:.0f}",
+            "-".join(map(str, sorted(set(r["retry_after_s"])))),
+        )
+        for r in result["curve"]
+    ]
+    head = (
+        "load",
+        "offered/s",
+        "answered/s",
+        "answers",
+        "p50, s",
+        "p95, s",
+        "p95 by third, s",
+        "a refusal's p95, ms",
+        "Retry-After, s",
+    )
+    about = result["detector"]
+    return (
+        f"`{result['command']}`, {result['date']}: {about['name']}, {about['precision']}, {about['engine']}, on "
+        f"{result['cores']} cores that the load generator shares; the machine's load was {result['load_before']:g} "
+        f"before. Capacity {result['capacity_per_s']:g}/s, queue {result['max_queue']}, so that nobody should wait "
+        f"much over {result['bound_s']:g} s. The server's exit code was {result['server_exit_code']}.\n\n"
+        f"{table(head, rows)}\n![Answers and latency by load](images/{PLOT.name})\n"
+    )
+
+
+def plot(result: dict[str, Any]) -> None:
+    """Answers and refusals a second, and latency, by load."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams.update({"svg.hashsalt": "frcnn", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    curve = result["curve"]
+    loads = [r["load"] for r in curve]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3), layout="constrained")
+    left.plot(loads, [r["offered_per_s"] for r in curve], color="0.7", label="offered")
+    left.plot(loads, [r["answered_per_s"] for r in curve], "o-", label="answered with 200")
+    left.axhline(result["capacity_per_s"], color="0.5", linestyle=":", label="capacity")
+    left.set_ylabel("requests a second")
+    right.plot(loads, [r["p50_s"] for r in curve], "o-", label="p50 of answers")
+    right.plot(loads, [r["p95_s"] for r in curve], "o-", label="p95 of answers")
+    right.plot(loads, [r["refused_p95_s"] for r in curve], "o-", label="p95 of refusals")
+    right.axhline(result["bound_s"], color="0.5", linestyle=":", label="queue / capacity")
+    right.set_ylabel("seconds")
+    for axes in (left, right):
+        axes.set_xlabel("load, times the capacity")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25)
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.savefig(PLOT, facecolor="white", metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=15, help="for each load")
+    parser.add_argument("--budget", type=float, default=220, help="seconds for all, the server's start included")
     parser.add_argument("--weights", default="lite-voc20")
     parser.add_argument("--queue", type=int, default=64, help="FRCNN_MAX_QUEUE")
+    parser.add_argument("--threads", type=int, default=1, help="FRCNN_TORCH_THREADS; a core is left for the load")
+    parser.add_argument("--compile", default="auto", choices=["auto", "off"])
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--out", type=Path, default=RESULTS / "overload.json")
     arguments = parser.parse_args()
-    settings = {"MAX_QUEUE": arguments.queue, "WEIGHTS": arguments.weights, "TORCH_THREADS": 1, "LOG_LEVEL": "error"}
-    environment = os.environ | {f"FRCNN_{name}": str(value) for name, value in settings.items()}
-    program = "from service.cli import app; app()"
-    command = [sys.executable, "-c", program, "serve", "--port", str(arguments.port)]
-    process = subprocess.Popen(command, env=environment)
-    url = f"http://127.0.0.1:{arguments.port}"
-    try:
-        for _ in range(300):
-            time.sleep(0.2)
-            try:
-                if httpx.get(f"{url}/readyz").status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert process.poll() is None, "the server did not start"
-        result = asyncio.run(measure(url, arguments.seconds, arguments.queue))
-    finally:
-        process.terminate()
-        process.wait(60)
-    command_line = f"python -m benchmarks.overload --seconds {arguments.seconds:g} --weights {arguments.weights}"
-    result = {"date": date.today().isoformat(), "command": command_line, "cores": os.cpu_count()} | result
+    load = round(os.getloadavg()[0], 1)
+    options = f"--seconds {arguments.seconds:g} --weights {arguments.weights} --compile {arguments.compile}"
+    result = {
+        "date": date.today().isoformat(),
+        "command": f"python -m benchmarks.overload {options}",
+        "cores": os.cpu_count(),
+        "load_before": load,
+    } | serve_and_measure(arguments)
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        f"capacity {result['capacity_per_s']}/s, queue {result['max_queue']}: a wait of {result['bound_s']} s at most"
-    )
+    if arguments.out == RESULTS / "overload.json":
+        fill("overload", page(result))
+        plot(result)
+    sound = result["server_exit_code"] == 0 and result["ready_afterwards"]
+    lost = sum(r["statuses"].get(str(GONE), 0) for r in result["curve"])
+    print(f"{lost} requests without an answer; the server's exit code {result['server_exit_code']}")
+    sys.exit(0 if sound and not lost else 1)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from benchmarks.page import fill, table
+
 RESULTS = Path(__file__).parent / "results"
 SIZES = ((64, 48), (320, 240), (480, 640), (640, 480), (1024, 768), (300, 900), (1600, 300))
 FAULTS = ("error", "memory", "poison")
@@ -223,6 +225,26 @@ def soak(seconds: float, weights: str, pace: float, growth: float = GROWTH) -> d
     return result | verdict(ledger, lines, metrics, code, growth)
 
 
+def page(result: dict[str, Any]) -> str:
+    """For docs/overload.md."""
+    about, memory = result["detector"], result["memory_mib"]
+    answered = ", ".join(f"{count} x {status}" for status, count in result["answered"].items())
+    rows = [
+        ("sent", f"{result['sent']}"),
+        ("answered", answered),
+        ("hung up without waiting", f"{result['hung_up']}"),
+        ("lost", f"{result['lost']}"),
+        ("faults of the device", ", ".join(f"{count} x {fault}" for fault, count in result["faults"].items())),
+        ("memory when ready, MiB", f"{memory['start']:.0f}"),
+        ("after a third of the time", f"{memory['after_warm_up']:.0f}"),
+        ("at the end", f"{memory['end']:.0f}"),
+        ("at most", f"{memory['most']:.0f}"),
+        ("what did not hold", ", ".join(result["wrong"]) or "nothing"),
+    ]
+    head = f"`{result['command']}`, {result['date']}: {about['name']}, {about['precision']}, {about['engine']}."
+    return f"{head}\n\n{table(('what', 'figure'), rows)}"
+
+
 def settled(url: str) -> str:
     """/metrics, once the last requests are out of the house."""
     for _ in range(300):
@@ -322,6 +344,8 @@ def main() -> None:
     result = soak(arguments.minutes * 60, arguments.weights, arguments.pace)
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.out == RESULTS / "soak.json":
+        fill("soak", page(result))
     for name, value in result.items():
         print(f"{name:10} {value}")
     sys.exit(1 if result["wrong"] else 0)

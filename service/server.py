@@ -26,6 +26,9 @@ from service.settings import Settings
 log = logging.getLogger("frcnn.server")
 
 _LAST_BYTES = 5  # seconds for the last bytes of the last answers
+# Seconds that a connection may be idle: longer than clients and proxies keep one (httpx 5, nginx and AWS's balancers
+# 60), so that they close it and not we, who would do so while their next request is on its way.
+_IDLE = 75
 
 
 class Server(uvicorn.Server):
@@ -42,6 +45,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=_LAST_BYTES,
+                timeout_keep_alive=_IDLE,
                 http=BoundedHead,
                 ws="none",
                 ssl_certfile=settings.tls_cert_file,

@@ -235,6 +235,12 @@ def test_a_slow_answer_on_a_connection_kept_open_is_not_cut_off(doors, faulty, s
             assert client.post("/detect", content=small).status_code == 200
 
 
+def test_a_connection_is_kept_longer_than_clients_keep_it(faulty):
+    # Or their next request and our closing cross on the way: httpx waits 5 s, nginx 60.
+    settings = load_settings(port=0)
+    assert Server(create_app(settings, detector_factory=lambda _: faulty), settings).config.timeout_keep_alive > 60
+
+
 @pytest.mark.skipif(which("openssl") is None, reason="needs the openssl command, to make a certificate")
 def test_it_speaks_tls_where_a_certificate_is_set(faulty, tmp_path):
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
