@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from benchmarks.load import pictures
 from service import front
 from service.client import AsyncClient, DetectError, Found
@@ -159,6 +161,17 @@ def until_replicas(count: int, without: Sequence[str] = ()) -> dict[str, Any]:
     raise TimeoutError(f"There were not {count} replicas within {PATIENCE} s.")
 
 
+def until_ready(url: str) -> None:
+    """Wait for the proxy, too."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"{url} did not answer within {PATIENCE} s.")
+
+
 def answers(ledger: Ledger, count: int, name: str) -> None:
     """Wait for ``count`` more answers, and note how fast they came, and how many replicas there were at the end."""
     begun, before = time.monotonic(), ledger.answered
@@ -206,10 +219,12 @@ def run_ledger(clients: int, count: int) -> dict[str, Any]:
 
         worker = ours.again()
         # One address for all nodes: they share this machine's ports. In a cluster of machines every node has a proxy.
-        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host="127.0.0.1", port=port))
+        with contextlib.suppress(TimeoutError):  # after a minute without its proxy; it comes all the same
+            serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host="127.0.0.1", port=port))
         application = build(settings, Scale(min_replicas=2, max_replicas=2, num_gpus=0))
         serve.run(application, name=NAME, route_prefix="/")
         started = time.monotonic() - begun
+        until_ready(f"http://127.0.0.1:{port}/readyz")
         incidents(ours, worker, f"http://127.0.0.1:{port}", ledger, clients, count)
     times = {"clients": clients, "start_s": round(started, 1), "all_s": round(time.monotonic() - begun, 1)}
     return times | ledger.as_json() | {"left_running": left_running()}
