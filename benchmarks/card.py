@@ -10,7 +10,7 @@ lite-voc20-card.json with the rest. Before that, on validation alone:
     --sweep                 what canvas and NMS threshold would give, and which score threshold is best
     --fold OUT.safetensors  the same weights with their last class layer corrected, so that scores are honest: a
                             temperature and an offset for the background, fitted on validation
-    --draw OUT.jpg          ten test pictures with their boxes, to look at; outside the repository
+    --draw OUT.png          ten test pictures with their boxes, to look at; outside the repository
 
 --cache keeps what was found, by the weights' hash, so that a second run only writes. Give it a new folder after a
 change to the detector's code.
@@ -151,9 +151,10 @@ def figure_parts(all_figures: dict[tuple[str, str], Figures]) -> dict[str, str]:
     names = {"ap50": "AP@.5", "ap": "AP@[.5:.95]", "ap75": "AP@.75", "ar100": "AR@100"}
     rows = [(f"**{name}**", getattr(validation, key), getattr(test, key)) for key, name in names.items()]
     head = (
-        f"In fp32, difficult objects ignored: {test.pictures} test pictures with {test.boxes} boxes that count "
-        f"({test.ignored} difficult ones do not), {validation.pictures} validation pictures with {validation.boxes} "
-        f"({validation.ignored})."
+        f"In fp32, of all detections above {WHOLE_CURVE.score_threshold}, {WHOLE_CURVE.max_detections} a picture at "
+        f"most, by COCO's rules; difficult objects count neither way. Validation: {validation.pictures} pictures, "
+        f"{validation.boxes} boxes that count and {validation.ignored} difficult ones; test: {test.pictures}, "
+        f"{test.boxes} and {test.ignored}."
     )
     by_class = [
         (row.name, row.boxes, row.ap50, row.ap, half.ap50)
