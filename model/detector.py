@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from model.faster_rcnn import FasterRCNN
 from model.runtime.batch import run
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
+from model.runtime.compilation import Compilation
 from model.runtime.engine import EagerEngine, Engine
 from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory
@@ -67,8 +69,8 @@ class Detector:
     ) -> None:
         if len(checkpoint.classes) != model.config.num_classes:
             raise ValueError(f"{len(checkpoint.classes)} class names for {model.config.num_classes} classes.")
-        if compile not in ("auto", "off"):
-            raise ValueError(f"compile must be 'auto' or 'off', not {compile!r}.")
+        if compile not in ("auto", "off", "wait"):
+            raise ValueError(f"compile must be 'auto', 'off' or 'wait', not {compile!r}.")
         keep_freed_memory()
         self.config: DetectorConfig = model.config
         self.checkpoint = checkpoint
@@ -81,13 +83,20 @@ class Detector:
         fold_norms(model.eval().requires_grad_(False))
         self.dtype = PRECISIONS[self.precision]
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
-        self.engine: Engine = EagerEngine(self.model, self.dtype)
+        eager = EagerEngine(self.model, self.dtype)
+        self.engine: Engine = eager  # taken once a batch, so that another can take its place at any time
         head = model.config.roi_head
         self.defaults = DetectOptions(
             score_threshold=head.score_threshold if checkpoint.score_threshold is None else checkpoint.score_threshold,
             nms_threshold=head.nms_threshold,
             max_detections=head.max_detections,
         )
+        self._compilation: Compilation | None = None
+        if compile == "wait" or (compile == "auto" and os.environ.get("FRCNN_COMPILE") != "off"):
+            probe = self.canvas_for(480, 640)
+            self._compilation = Compilation(self.model, self.config, eager, self.device, probe, self._adopt)
+            if compile == "wait":
+                self._compilation.wait()
 
     @classmethod
     def from_checkpoint(
@@ -102,6 +111,8 @@ class Detector:
     ) -> Detector:
         """Load a manifest name, a .safetensors or a .pth file.
 
+        compile: ``off``; ``auto``, from the warm-up on, beside the serving, and taken only where it is faster and
+        agrees; ``wait``, the same before this returns. The environment's ``FRCNN_COMPILE=off`` turns ``auto`` off.
         preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError``
         for a file that is missing, damaged or of another detector, ``ValueError`` for an argument out of range.
         """
@@ -133,7 +144,12 @@ class Detector:
 
     @property
     def info(self) -> DetectorInfo:
-        """What this detector is."""
+        """What this detector is, and how it runs just now."""
+        note = "Eager: compiling is off." if self._compilation is None else self._compilation.note
+        return replace(self._about, engine=self.engine.name, engine_note=note)
+
+    @cached_property
+    def _about(self) -> DetectorInfo:
         config = self.config
         canvas = self.canvases.all[-1] if self.canvases.all else (config.transform.max_size,) * 2
         levels = zip(config.anchors.sizes, self._strides(canvas), strict=True)
@@ -154,8 +170,8 @@ class Detector:
             nms_threshold=_known(self.defaults.nms_threshold),
             max_detections=_known(self.defaults.max_detections),
             max_proposals=config.rpn.post_nms,
-            engine="eager",
-            engine_note="Eager: nothing is compiled.",
+            engine=self.engine.name,
+            engine_note="",
         )
 
     def canvas_for(self, height: int, width: int) -> Canvas:
@@ -163,7 +179,12 @@ class Detector:
         return self.canvases.of(height, width)
 
     def warm_up(self) -> None:
-        """Run once on every canvas (on one picture's, with exact canvases), so that a first caller does not wait."""
+        """Run once on every canvas (on one picture's, with exact canvases), so that a first caller does not wait.
+
+        Where compiling is wanted it begins here: with what the cache has at once, otherwise beside what follows.
+        """
+        if self._compilation is not None:
+            self._compilation.start()
         for height, width in self.canvases.all or (self.canvas_for(480, 640),):
             self._detect([_grey(height, width)], [self.defaults], (height, width))
 
@@ -208,6 +229,14 @@ class Detector:
         clock.lap("transform")
         results = run(self.model, self.engine, batch, options, self.checkpoint.classes, clock)
         return [replace(result, timings=clock.laps) for result in results]
+
+    def close(self) -> None:
+        """Give up what is still being compiled."""
+        if self._compilation is not None:
+            self._compilation.close()
+
+    def _adopt(self, engine: Engine) -> None:
+        self.engine = engine
 
     def _resolve(self, options: DetectOptions) -> DetectOptions:
         """``options`` with the checkpoint's defaults for what they leave open, checked."""

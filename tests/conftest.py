@@ -5,6 +5,9 @@ import os
 # Before torch is imported, which reads it once. More threads than cores makes a small machine slower, not faster.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
+# No test compiles by the way: those that mean to, say so.
+os.environ.setdefault("FRCNN_COMPILE", "off")
+
 from pathlib import Path
 
 import numpy as np

@@ -26,9 +26,16 @@ def choose_device(asked: str) -> torch.device:
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the hardware multiplies it fast (a GPU, a CPU with AMX), and fp32 elsewhere."""
+    """``auto`` is bf16 where the hardware multiplies it fast, and fp32 elsewhere.
+
+    That is a GPU of compute capability 8 or more, or a CPU with AMX or with AVX512's bf16 dot products (docs/engine.md
+    has the figures). Elsewhere bf16 is emulated, slower than fp32.
+    """
     if asked == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return "bf16" if fast else "fp32"
     if asked not in PRECISIONS:
         raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, not {asked!r}.")
