@@ -71,14 +71,14 @@ T = TypeVar("T")
 
 
 def open_detector(weights: str, precision: str = "fp32", canvas: int | None = None) -> Detector:
-    """The checkpoint's detector; canvas: another short and long side than the preset's."""
-    detector = Detector.from_checkpoint(weights, precision=precision, device="cpu")
+    """The checkpoint's detector, eager; canvas: another short and long side than the preset's."""
+    detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="off")
     if canvas is None:
         return detector
     config = replace(detector.config, transform=replace(detector.config.transform, min_size=canvas, max_size=canvas))
     model = FasterRCNN(config)
     load_into(model, read_state(detector.checkpoint))
-    return Detector(model, detector.checkpoint, precision=precision, device="cpu")
+    return Detector(model, detector.checkpoint, precision=precision, device="cpu", compile="off")
 
 
 def judged(seen: Seen, dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
@@ -319,20 +319,23 @@ def outside(path: Path) -> None:
         raise SystemExit(f"{path} lies in the repository: choose a place outside of it.")
 
 
-def measure_speed(weights: str, dataset: Dataset, pictures: int) -> dict[str, Any]:
-    """Milliseconds of ``detect`` for one picture, in each precision, taking turns."""
-    detectors = {precision: open_detector(weights, precision) for precision in PRECISIONS}
+def measure_speed(weights: str, dataset: Dataset, pictures: int, compiled: bool) -> dict[str, Any]:
+    """Milliseconds of ``detect`` for one picture, in each precision, taking turns. compiled: compile first, and both."""
+    detectors = {f"{precision} eager": open_detector(weights, precision) for precision in PRECISIONS}
+    for precision in PRECISIONS if compiled else ():
+        detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="wait")
+        detectors[f"{precision} {detector.info.engine}"] = detector
     load = os.getloadavg()[0]
-    taken: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    taken: dict[str, list[float]] = {name: [] for name in detectors}
     chosen = np.random.default_rng(0).permutation(len(dataset))[:pictures].tolist()
     for detector in detectors.values():
         detector.warm_up()
     for index in chosen:
         picture = dataset.load(index)
-        for precision, detector in detectors.items():
+        for name, detector in detectors.items():
             start = time.perf_counter()
             detector.detect([picture])
-            taken[precision].append((time.perf_counter() - start) * 1000)
+            taken[name].append((time.perf_counter() - start) * 1000)
     spread = {name: np.percentile(values, (25, 50, 75)).round(2).tolist() for name, values in taken.items()}
     return {
         "precisions": {n: dict(zip(("p25_ms", "median_ms", "p75_ms"), v, strict=True)) for n, v in spread.items()},
@@ -519,7 +522,7 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
     strange = unknown.drawn(each=each) + unknown.photographs()
     key = f"{digest[:8]}-unknown{each}-{threshold:.3f}"
     measured = cache(key, lambda: unknown.measure(detector, strange, threshold))
-    speed = measure_speed(options.weights, first, options.speed)
+    speed = measure_speed(options.weights, first, options.speed, options.compiled)
     told = summary(seen["test"].false, seen["test"].misses)
     served = all_figures["test", "fp32"].scores.served
     assert served is not None
@@ -582,6 +585,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="for --draw")
     parser.add_argument("--first", type=int, help="only so many pictures of each part: to try it out")
     parser.add_argument("--speed", type=int, default=60, help="pictures to time")
+    parser.add_argument("--compiled", action="store_true", help="time the compiled forms too; compiling takes minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--card", type=Path, default=ROOT / f"weights/{NAME}.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")

@@ -101,7 +101,7 @@ def evaluate(
 
     try:
         written = None if against is None else json.loads(against.read_text())
-        detector = Detector.from_checkpoint(weights, device=device, precision=precision)
+        detector = Detector.from_checkpoint(weights, device=device, precision=precision, compile="off")
         dataset = load_part(data, split, validation=validation, seed=seed)
         found = predict(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
         result = figures(detector.info, found, dataset, data.resolve().name, split)
