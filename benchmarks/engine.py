@@ -72,6 +72,8 @@ def ours(preset: str, precision: str, compiled: bool, device: str) -> Contender:
         compile="wait" if compiled else "off",
         canvas="exact",
     )
+    if compiled and detector.info.engine == "eager":
+        raise RuntimeError(detector.info.engine_note)
 
     def run(pictures: Sequence[Picture]) -> tuple[list[Found], dict[str, float]]:
         answers = detector.detect(pictures)

@@ -202,6 +202,8 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
                 if ask(url, server).status_code == 200:
                     break
             time.sleep(0.5)
+        if server.name == "frcnn-service":
+            settle(url.removesuffix(server.path), until)  # it serves before it is compiled; what lasts is measured
         yield url
     finally:
         family = _family(process.pid)
@@ -216,6 +218,17 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
         for child in left:
             with contextlib.suppress(psutil.Error):
                 child.kill()
+
+
+def settle(base: str, until: float) -> str:
+    """Wait until it is settled which engine serves; returns what /model says of it. Raises ``Broken``."""
+    while time.monotonic() < until:
+        model = httpx.get(f"{base}/model", timeout=60).json()
+        note: str = model["engine_note"]
+        if model["engine"] != "eager" or ("being made" not in note and "begins" not in note):
+            return f"{model['engine']}. {note}"
+        time.sleep(0.5)
+    raise Broken("its engine is still being compiled")
 
 
 def _family(leader: int) -> list[psutil.Process]:
@@ -340,6 +353,8 @@ def compare(preset: str, arguments: argparse.Namespace, folder: Path) -> dict[st
                         name, preset, engine, batch, arguments.threads, port, folder, arguments.venv.absolute()
                     )
                 with running(server, port, folder) as url:
+                    if name == "frcnn-service":
+                        row["form"] = settle(url.removesuffix(server.path), time.monotonic() + STARTING)
                     row["agrees"], measured = load(server, url, arguments, preset, folder)
             except Broken as why:
                 row["failed"] = str(why)
@@ -446,7 +461,7 @@ def _points(run: Mapping[str, Any]) -> report.Table:
     for row in run["rows"]:
         who = f"{row['name']}, at most {row['batch']}, ({ENGINES[row['engine']]}) {row['engine']}"
         if row["name"] == "frcnn-service":
-            who = "this service"
+            who = f"this service, {row.get('form', '').partition('.')[0] or 'not started'}"
         if "failed" in row:
             rows.append((who, row["failed"], *[""] * 6))
         for clients, point in row["clients"].items():
