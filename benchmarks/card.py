@@ -320,7 +320,7 @@ def outside(path: Path) -> None:
 
 
 def measure_speed(weights: str, dataset: Dataset, pictures: int, compiled: bool) -> dict[str, Any]:
-    """Milliseconds of ``detect`` for one picture, in each precision, taking turns. compiled: compile first, and both."""
+    """Milliseconds of ``detect`` for one picture, the precisions taking turns. compiled: their compiled forms too."""
     detectors = {f"{precision} eager": open_detector(weights, precision) for precision in PRECISIONS}
     for precision in PRECISIONS if compiled else ():
         detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="wait")
