@@ -192,14 +192,16 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        until = time.monotonic() + STARTING
+        until, status = time.monotonic() + STARTING, 0
         while True:
             if process.poll() is not None:
                 raise Broken(f"it ended with {process.returncode}: {_tail(log)}")
             if time.monotonic() > until:
-                raise Broken(f"no answer in {STARTING:g} s: {_tail(log)}")
+                said = f"the last was {status}" if status else _tail(log)
+                raise Broken(f"no answer of 200 in {STARTING:g} s: {said}")
             with contextlib.suppress(httpx.HTTPError):
-                if ask(url, server).status_code == 200:
+                status = ask(url, server).status_code
+                if status == 200:
                     break
             time.sleep(0.5)
         if server.name == "frcnn-service":

@@ -1,7 +1,6 @@
 """Ray Serve: ``python -m benchmarks.peers.rayserve``."""
 
-from __future__ import annotations
-
+# FastAPI reads annotations in the replica, where this module's names are not: they must not be strings.
 from typing import Any
 
 import ray
