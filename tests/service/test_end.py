@@ -1,8 +1,10 @@
 """The end of a process: a real `frcnn serve` in a process of its own, and real signals."""
 
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -10,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from shutil import which
 
 import httpx
 import pytest
@@ -199,6 +202,35 @@ def test_a_call_that_hangs_ends_the_process_with_3_after_all_who_wait_have_been_
     code, log = ended(process)
     assert code == 3, log
     assert "has not come back for 1.5 s" in log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("openssl") is None, reason="needs the openssl command, to make a certificate")
+def test_the_command_serves_over_tls(repo, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -keyout {key} -out {cert} -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True)
+    options = f"--port 0 --log-format text --compile off --tls-cert-file {cert} --tls-key-file {key}"
+    program = [sys.executable, "-c", "from service.cli import app; app()", "serve", *options.split()]
+    process = subprocess.Popen(program, cwd=repo, stderr=subprocess.PIPE, text=True)
+    try:
+        log = ""
+        while "https://127.0.0.1:" not in log:  # uvicorn says where it listens
+            line = process.stderr.readline()
+            assert line, log
+            log += line
+        url = re.search(r"https://127\.0\.0\.1:\d+", log)[0]
+        with httpx.Client(verify=ssl.create_default_context(cafile=str(cert)), timeout=30) as client:
+            assert client.get(f"{url}/readyz").json() == {"status": "ready"}
+            assert client.get(f"{url}/model").json()["name"] == "lite-voc20"
+        with pytest.raises(httpx.ConnectError):  # whom nobody vouches for is not trusted
+            httpx.get(f"{url}/readyz")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_detector_that_does_not_load_stops_the_start(repo, tmp_path):
