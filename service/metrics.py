@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -54,19 +54,11 @@ class Metrics:
         self.ready = Gauge(
             "frcnn_ready", "1 where the service answers, 0 where it starts, drains or has failed", registry=registry
         )
-        self.model_info = Gauge(
-            "frcnn_model_info",
-            "What is being served; always 1",
-            ["name", "preset", "precision", "device", "engine", "sha256"],
-            registry=registry,
-        )
 
-    def describe(self, info: DetectorInfo) -> None:
-        """Say which detector is served, and watch its device's memory."""
-        self.model_info.labels(
-            info.name, info.preset, info.precision, info.device, info.engine, info.sha256 or "unknown"
-        ).set(1)
-        self.registry.register(_DeviceMemory(info.device))
+    def describe(self, info: Callable[[], DetectorInfo]) -> None:
+        """Say which detector is served, as ``info`` tells when asked, and watch its device's memory."""
+        self.registry.register(_Model(info))
+        self.registry.register(_DeviceMemory(info().device))
 
     def picture(self, seconds: dict[str, float], detections: int, proposals: int | None) -> None:
         """Count one answered picture; ``seconds`` by stage."""
@@ -80,6 +72,27 @@ class Metrics:
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+class _Model(Collector):
+    """What is being served, asked at each scrape: a compiled engine may take over while the service runs."""
+
+    def __init__(self, info: Callable[[], DetectorInfo]) -> None:
+        self._info = info
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        info = self._info()
+        names = ["name", "preset", "precision", "device", "engine", "sha256"]
+        about = GaugeMetricFamily("frcnn_model_info", "What is being served; always 1", labels=names)
+        about.add_metric(
+            [info.name, info.preset, info.precision, info.device, info.engine, info.sha256 or "unknown"], 1
+        )
+        yield about
+        compiled = GaugeMetricFamily(
+            "frcnn_engine_compiled", "1 where compiled code runs the network, 0 where it runs eagerly"
+        )
+        compiled.add_metric([], info.engine == "compiled")
+        yield compiled
 
 
 class _DeviceMemory(Collector):

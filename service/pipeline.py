@@ -59,16 +59,15 @@ class Pipeline:
 
     @property
     def info(self) -> DetectorInfo:
-        """What is being served."""
-        return self._info
+        """What is being served, and how just now: the engine may change while it serves."""
+        return self.worker.detector.info
 
     async def open(self) -> None:
         """Load the detector, warm it up, and begin to serve; raises what the detector raises."""
         await self.worker.start()
-        self._info = self.worker.detector.info
-        decoders = self.settings.decode_threads or decoding(cores(), self._info.device)
+        decoders = self.settings.decode_threads or decoding(cores(), self.info.device)
         self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="frcnn-decode")
-        self.metrics.describe(self._info)
+        self.metrics.describe(lambda: self.info)
         self.metrics.ready.set(1)
         self._feeding = asyncio.create_task(self.batcher.run(), name="frcnn-batcher")
 

@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     )
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the network")
-    compile: Literal["auto", "off"] = Field("auto", description="compile the network where that helps")
+    compile: Literal["auto", "off", "wait"] = Field(
+        "auto", description="compile the network where that helps, beside the serving or before it"
+    )
     canvas: Literal["buckets", "exact"] = Field("buckets", description="pad pictures to a few sizes, or hardly at all")
     torch_threads: int | None = Field(None, ge=1, le=1024, description="threads of one inference; unset: torch decides")
     cache_dir: Path | None = Field(None, description="where compiled code is kept from one start to the next")

@@ -233,7 +233,7 @@ class Compilation:
         log.info("the engine is compiled", extra={"reason": self.note})
 
     def _race(self, pixels: Tensor, regions: Tensor, engine: CompiledEngine) -> tuple[float, float]:
-        """Seconds of the eager and of the compiled engine: in turns, the best of several each, for a busy machine only ever adds."""
+        """Seconds of the eager and of the compiled engine: in turns, the best of several: others' work only adds."""
         best = [float("inf")] * 2
         began = time.monotonic()
         for done in range(1, _MOST + 1):

@@ -148,7 +148,9 @@ def _pillow_as_served() -> Iterator[None]:
 def service() -> Iterator[Live]:
     """The service on a real LITE with random weights."""
     with serving(
-        lambda _: Detector.random("LITE", seed=0, classes=CLASSES, precision="fp32"), max_pixels=4_000_000, max_body_bytes=4 * 2**20
+        lambda _: Detector.random("LITE", seed=0, classes=CLASSES, precision="fp32"),
+        max_pixels=4_000_000,
+        max_body_bytes=4 * 2**20,
     ) as live:
         yield live
 
