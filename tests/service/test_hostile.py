@@ -62,6 +62,15 @@ def test_no_mutation_of_a_picture_gets_through_as_anything_else(format, data):
     outcome(bytes(body))
 
 
+BEGINNINGS = sorted({body[:length] for body in SOUND.values() for length in (0, 2, 4, 8, 16, 26, 40)})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(BEGINNINGS), st.binary(max_size=400))
+def test_no_bytes_behind_the_beginning_of_a_picture_get_through_as_anything_else(beginning, noise):
+    outcome(beginning + noise)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["application/json", "multipart/form-data; boundary=b", "image/png", ""]), st.binary())
 def test_no_envelope_breaks_the_reader(content_type, noise):
