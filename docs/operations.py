@@ -56,7 +56,13 @@ def metrics() -> str:
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             labels = ", ".join(getattr(attribute, "_labelnames", ())) or "none"
             rows.append((f"`{name}`", metric.type, labels, metric.documentation))
-    rows.append(("`frcnn_device_memory_bytes`", "gauge", "device", "Memory held on the device"))
+    served = "name, preset, precision, device, engine, sha256"
+    # These are asked for at each scrape, of a detector that this command does not load.
+    rows += [
+        ("`frcnn_model_info`", "gauge", served, "What is being served; always 1"),
+        ("`frcnn_engine_compiled`", "gauge", "none", "1 where compiled code runs the network, 0 where it runs eagerly"),
+        ("`frcnn_device_memory_bytes`", "gauge", "device", "Memory held on the device"),
+    ]
     return table(("metric", "type", "labels", "what it is"), rows)
 
 
