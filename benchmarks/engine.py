@@ -17,6 +17,7 @@ import copy
 import io
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -141,8 +142,9 @@ class Export:
         self.size = resized_size(LITE.transform, 480, 640) if preset == "LITE" else (480, 640)
         if not self.path.exists():
             example = [torch.rand(3, *self.size) for _ in range(count)]
-            # On failure the exporter prints the whole graph.
-            with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+            # It warns of every constant that it makes, and on failure prints the whole graph.
+            with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 torch.onnx.export(model, (example,), str(self.path), opset_version=18, dynamo=False)
 
     def tensors(self, pictures: Sequence[Picture]) -> list[Picture]:
