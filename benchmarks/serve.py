@@ -41,7 +41,8 @@ HERE = Path(__file__).resolve().parent
 VENV = HERE / ".cache/peers"
 PEERS = ("LitServe", "Ray Serve", "BentoML", "TorchServe")
 ENGINES = {"torchvision": "a", "ours": "b"}
-STARTING = 300.0  # seconds that a server may take until its first answer
+STARTING = 600.0  # seconds that a server may take until its first answer, compiling included
+REFUSALS = (400, 405, 413, 415, 422)  # no server says so because it is still loading
 THREADS = ((1, 1, ""), (1, 2, ""), (2, 1, ""), (2, 2, ""), (2, 4, ""), (2, 1, "passive"), (2, 2, "passive"))
 
 
@@ -203,6 +204,8 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
                 status = ask(url, server).status_code
                 if status == 200:
                     break
+                if status in REFUSALS:
+                    raise Broken(f"it refuses the picture with {status}")
             time.sleep(0.5)
         if server.name == "frcnn-service":
             settle(url.removesuffix(server.path), until)  # it serves before it is compiled; what lasts is measured
