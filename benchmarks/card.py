@@ -272,10 +272,15 @@ def speed_part(speed: dict[str, Any]) -> str:
         for name, row in speed["precisions"].items()
     )
     threads = "1 thread" if speed["threads"] == 1 else f"{speed['threads']} threads"
+    busy = (
+        " Other work shared it, so that these times say little of it; what they are to one another says more."
+        if speed["load"] > 1
+        else ""
+    )
     return (
         f"Median (quartiles) of `detect` on one picture, the precisions taking turns over {speed['pictures']} pictures "
-        f"of validation: {times}. {speed['processor']}, {threads}, torch "
-        f"{speed['torch']}, {speed['date']}; the machine's load was {speed['load']:.1f} when it began."
+        f"of validation: {times}. {speed['processor']}, {threads}, torch {speed['torch']}, {speed['date']}; the "
+        f"machine's load was {speed['load']:.1f} when it began.{busy}"
     )
 
 
