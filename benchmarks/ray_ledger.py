@@ -108,6 +108,10 @@ def cluster(settings: Settings) -> Iterator[Any]:
         RAY_SERVE_LOG_TO_STDERR="0",
         # What a busy machine does not do in Ray's usual time is not dead.
         RAY_gcs_server_request_timeout_seconds=str(PATIENCE),
+        RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S="60",
+        # The one proxy would leave the other node's replica idle, and nobody would miss it.
+        RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING="0",
+        RAY_memory_monitor_refresh_ms="0",  # or Ray kills what is ours for the memory that others use
     )
     import ray
     from ray import serve
