@@ -69,8 +69,9 @@ class Transform:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Float [..., 3, h, w] in [0, 255] to what the backbone was trained on (and its channel order)."""
-        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
-        normalised = (pixels / 255 - mean) / std
+        if self.mean.device != pixels.device:
+            self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        normalised = (pixels / 255 - self.mean) / self.std
         return normalised.flip(-3) if self.config.bgr else normalised
 
     def __call__(
@@ -91,14 +92,17 @@ class Transform:
             for image, full in zip(images, full_sizes or [None] * len(images), strict=True)
         ]
         sizes = []
-        pixels = torch.zeros((len(images), 3, *canvas), device=device).contiguous(memory_format=torch.channels_last)
+        pixels = torch.empty((len(images), 3, *canvas), device=device, memory_format=torch.channels_last).zero_()
         for row, image in enumerate(images):
             height, width = resized_size(self.config, *originals[row])
             if height > canvas[0] or width > canvas[1]:
                 raise ValueError(f"A picture of {height}x{width} after resizing does not fit the canvas {canvas}.")
             # A read-only array, as Pillow gives them, is copied: torch would warn of it.
             writable = np.require(image, requirements=["C", "W"])
-            tensor = torch.from_numpy(writable).to(device, non_blocking=True)
+            tensor = torch.from_numpy(writable)
+            if device.type == "cuda":  # as bytes, and from pinned memory: the copy then waits for nothing
+                tensor = tensor.pin_memory()
+            tensor = tensor.to(device, non_blocking=True)
             pixels[row, :, :height, :width] = self.normalise(self.resize(tensor, (height, width)))
             sizes.append((height, width))
         return ImageBatch(

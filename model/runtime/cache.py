@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,6 +26,8 @@ from model.checkpoint import cache_dir
 from model.config import DetectorConfig
 
 _ABOUT = "about.json"
+_KEYS = 8  # so many are kept, the latest; each new version of weights, code or torch makes one
+_ABANDONED = 86_400.0  # seconds after which a folder to make files in belongs to nobody any more
 
 
 class CacheRefused(RuntimeError):
@@ -94,7 +97,17 @@ class CompiledCache:
                 if (found := self.find(key, file.name)) is not None:
                     return found
                 os.rename(target, self.folder / key)
+        self._tidy()
         return self.folder / key / file.name
+
+    def _tidy(self) -> None:
+        """Remove the oldest keys, and what a process that was killed left."""
+        places = [(place.stat().st_mtime, place) for place in self.folder.iterdir()]
+        keys = sorted((made, place) for made, place in places if not place.name.startswith("."))
+        old = [place for _, place in keys[:-_KEYS]]
+        old += [place for made, place in places if place.name.startswith(".") and time.time() - made > _ABANDONED]
+        for place in old:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def key_of(model: nn.Module, config: DetectorConfig, device: torch.device, threads: int) -> str:

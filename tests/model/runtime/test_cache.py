@@ -66,6 +66,17 @@ def test_of_two_that_make_the_same_the_first_stays(cache: CompiledCache) -> None
     assert first.read_bytes() == b"first"
 
 
+def test_the_oldest_and_what_a_killed_process_left_go(cache: CompiledCache) -> None:
+    left = cache.folder / ".making-left"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    for age in range(10, 0, -1):
+        kept = _made(cache, key=f"key{age}")
+        os.utime(kept.parent, (1e9 - age, 1e9 - age))
+    _made(cache, key="new")
+    assert {path.name for path in cache.folder.iterdir()} == {"new", *(f"key{age}" for age in range(1, 8))}
+
+
 def test_a_new_folder_is_nobody_elses(cache: CompiledCache) -> None:
     assert cache.folder.stat().st_mode & 0o777 == 0o700
 
