@@ -129,8 +129,6 @@ def cluster(settings: Settings) -> Iterator[Any]:
             serve.shutdown()
         ray.shutdown()
         ours.shutdown()
-        if keep := os.environ.get("LEDGER_LOGS"):
-            shutil.copytree(f"{folder}/ray/session_latest/logs", keep, ignore_dangling_symlinks=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
