@@ -255,10 +255,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "overload.json")
     arguments = parser.parse_args()
     load = round(os.getloadavg()[0], 1)
-    options = f"--seconds {arguments.seconds:g} --weights {arguments.weights} --compile {arguments.compile}"
+    options = " ".join(f"--{name} {getattr(arguments, name)}" for name in ("weights", "queue", "threads", "compile"))
     result = {
         "date": date.today().isoformat(),
-        "command": f"python -m benchmarks.overload {options}",
+        "command": f"python -m benchmarks.overload --seconds {arguments.seconds:g} {options}",
         "cores": os.cpu_count(),
         "load_before": load,
     } | serve_and_measure(arguments)

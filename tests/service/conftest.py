@@ -151,6 +151,7 @@ def service() -> Iterator[Live]:
         lambda _: Detector.random("LITE", seed=0, classes=CLASSES, precision="fp32"),
         max_pixels=4_000_000,
         max_body_bytes=4 * 2**20,
+        timeout_ms=120_000,  # no test of it fails because the machine is busy
     ) as live:
         yield live
 

@@ -191,7 +191,7 @@ def test_sixteen_clients_at_once_each_get_their_own_answer(service, encoded):
     from concurrent.futures import ThreadPoolExecutor
 
     def ask(width: int) -> tuple[int, int, int]:
-        answer = httpx.post(f"{service.url}/detect", content=encoded((width, 64)), timeout=30)
+        answer = httpx.post(f"{service.url}/detect", content=encoded((width, 64)), timeout=120)
         return width, answer.status_code, json.loads(answer.content)["image"]["width"]
 
     with ThreadPoolExecutor(16) as clients:
