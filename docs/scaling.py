@@ -59,15 +59,15 @@ def parts(measured: dict[str, Any]) -> dict[str, float]:
     """Milliseconds of one processor core a picture, by part, and bytes."""
     plain, ray = (measured["cases"]["/detect, 8 clients"][name] for name in ("plain", "ray"))
     alone = measured["cases"]["/detect, 1 client"]["plain"]
-    http = measured["cases"]["/livez, 8 clients"]["plain"]["processor_ms"]["replica"][0]
+    hop = {name: by["processor_ms"]["replica"][0] for name, by in measured["cases"]["/livez, 8 clients"].items()}
     whole, decode = plain["processor_ms"]["replica"][0], alone["decode_ms"][0]
     rays = ray["processor_ms"]
     return {
         "decode": decode,
         # What of a replica's time is neither decoding nor the network; on a busy machine stages take longer than their
         # processor time, and the difference would come out too small: then what a request without a picture takes.
-        "loop": max(http, whole - decode - plain["engine_ms"][0]),
-        "ray_loop": max(0.0, rays["replica"][0] - whole),
+        "loop": max(hop["plain"], whole - decode - plain["engine_ms"][0]),
+        "ray_loop": max(0.0, hop["ray"] - hop["plain"]),
         "proxy": rays["proxy"][0],
         "raylet": rays["raylet"][0],
         "engine": plain["engine_ms"][0],
@@ -83,7 +83,7 @@ def measured_parts(measured: dict[str, Any]) -> str:
     rows = [
         ("decoding, in threads", f"{part['decode']:.2f} ms"),
         ("a replica's event loop: HTTP, queue, JSON", f"{part['loop']:.2f} ms"),
-        ("the same loop under Ray, more", f"{part['ray_loop']:.2f} ms"),
+        ("the same loop under Ray, more, of a request without a picture", f"{part['ray_loop']:.2f} ms"),
         ("Ray's proxy, one process a node", f"{part['proxy']:.2f} ms"),
         ("Ray's raylet", f"{part['raylet']:.2f} ms"),
         ("the network, on one CPU thread (on a GPU: assumed below)", f"{part['engine']:.1f} ms"),
