@@ -84,7 +84,7 @@ def serve(repo) -> Iterator[object]:
         process.communicate()
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 20) -> tuple[int, str]:
+def ended(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
     _, log = process.communicate(timeout=seconds)
     return process.returncode, log
 
@@ -136,31 +136,29 @@ def test_at_sigterm_a_request_of_several_pictures_is_answered_whole(serve, encod
 
 
 def test_an_idle_service_ends_at_once(serve):
-    process, _ = serve()
-    started = time.monotonic()
+    process, _ = serve(grace=600)  # of which it takes none
     process.send_signal(signal.SIGTERM)
     assert ended(process)[0] == 0
-    assert time.monotonic() - started < 5
 
 
 def test_a_second_sigterm_ends_it_at_once_and_it_says_what_was_dropped(serve, encoded):
-    process, url = serve(seconds=15)
+    process, url = serve(seconds=600, grace=600)
     threading.Thread(target=ask_in_vain, args=(url, encoded())).start()
     accepted(url, 1)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
-    code, log = ended(process, seconds=5)
+    code, log = ended(process)
     assert code == 1
     assert "dropped=1" in log
 
 
 def test_the_end_of_the_grace_period_ends_it_too(serve, encoded):
-    process, url = serve(seconds=15, grace=0.5)
+    process, url = serve(seconds=600, grace=0.5)
     threading.Thread(target=ask_in_vain, args=(url, encoded())).start()
     accepted(url, 1)
     process.send_signal(signal.SIGTERM)
-    code, log = ended(process, seconds=5)
+    code, log = ended(process)
     assert code == 1
     assert "grace period is over" in log
 
