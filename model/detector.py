@@ -228,7 +228,8 @@ class Detector:
         batch = self.transform(images, canvas, self.device, [wanted.full_size for wanted in options])
         clock.lap("transform")
         results = run(self.model, self.engine, batch, options, self.checkpoint.classes, clock)
-        return [replace(result, timings=clock.laps) for result in results]
+        laps = clock.laps()
+        return [replace(result, timings=laps) for result in results]
 
     def close(self) -> None:
         """Give up what is still being compiled."""
