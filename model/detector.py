@@ -29,7 +29,9 @@ from model.runtime.compilation import Compilation
 from model.runtime.engine import EagerEngine, Engine
 from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory
+from model.runtime.pooling import choose, device_seconds
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision
+from model.runtime.probe import probe
 from model.structures import Detections, DetectOptions, DetectorInfo, Proposals
 from model.transform import Image, Transform, check_image
 
@@ -83,19 +85,21 @@ class Detector:
         fold_norms(model.eval().requires_grad_(False))
         self.dtype = PRECISIONS[self.precision]
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
-        eager = EagerEngine(self.model, self.dtype)
-        self.engine: Engine = eager  # taken once a batch, so that another can take its place at any time
+        self._eager = EagerEngine(self.model, self.dtype)
+        self.engine: Engine = self._eager  # taken once a batch, so that another can take its place at any time
         head = model.config.roi_head
         self.defaults = DetectOptions(
             score_threshold=head.score_threshold if checkpoint.score_threshold is None else checkpoint.score_threshold,
             nms_threshold=head.nms_threshold,
             max_detections=head.max_detections,
         )
+        self._pooling: str | None = None  # which form serves the eager heads, once that is settled
         self._compilation: Compilation | None = None
         if compile == "wait" or (compile == "auto" and os.environ.get("FRCNN_COMPILE") != "off"):
             probe = self.canvas_for(480, 640)
-            self._compilation = Compilation(self.model, self.config, eager, self.device, probe, self._adopt)
+            self._compilation = Compilation(self.model, self.config, self._eager, self.device, probe, self._adopt)
             if compile == "wait":
+                self._choose_pooling()
                 self._compilation.wait()
 
     @classmethod
@@ -146,6 +150,8 @@ class Detector:
     def info(self) -> DetectorInfo:
         """What this detector is, and how it runs just now."""
         note = "Eager: compiling is off." if self._compilation is None else self._compilation.note
+        if self._pooling and isinstance(self.engine, EagerEngine):  # a compiled one pools from its own table
+            note = f"{note} {self._pooling}"
         return replace(self._about, engine=self.engine.name, engine_note=note)
 
     @cached_property
@@ -183,6 +189,7 @@ class Detector:
 
         Where compiling is wanted it begins here: with what the cache has at once, otherwise beside what follows.
         """
+        self._choose_pooling()
         if self._compilation is not None:
             self._compilation.start()
         for height, width in self.canvases.all or (self.canvas_for(480, 640),):
@@ -235,6 +242,15 @@ class Detector:
         """Give up what is still being compiled."""
         if self._compilation is not None:
             self._compilation.close()
+
+    @torch.inference_mode()
+    def _choose_pooling(self) -> None:
+        """Once, on a GPU; before a compiled engine is held against the eager one."""
+        if self._pooling is not None or self.device.type != "cuda":
+            return
+        pixels, regions = probe(self.canvas_for(480, 640), self.config.rpn.post_nms, self.device)
+        features, _ = self._eager.dense(pixels, [])
+        self._pooling = choose(self.model.roi_heads, features.maps, regions, device_seconds(self.device))
 
     def _adopt(self, engine: Engine) -> None:
         self.engine = engine

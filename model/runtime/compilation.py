@@ -32,6 +32,7 @@ from model.runtime.cache import CacheRefused, CompiledCache, compiled_dir, key_o
 from model.runtime.engine import EagerEngine, Engine, Features
 from model.runtime.library import Library, LibraryError
 from model.runtime.parts import HeadsPart, level_shapes
+from model.runtime.probe import probe
 
 log = logging.getLogger("frcnn.engine")
 
@@ -211,13 +212,7 @@ class Compilation:
     @torch.inference_mode()
     def _judge(self, engine: CompiledEngine, origin: str) -> None:
         """Adopt ``engine`` where it agrees with the eager one, and is faster."""
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randn(1, 3, *self.canvas, generator=generator).to(self.device)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        count = self.config.rpn.post_nms
-        corners = torch.rand(count, 4, generator=generator) * min(self.canvas) / 2
-        regions = torch.cat((torch.zeros(count, 1), corners[:, :2], corners[:, :2] + corners[:, 2:] + 1), dim=1)
-        regions = regions.to(self.device)
+        pixels, regions = probe(self.canvas, self.config.rpn.post_nms, self.device)
         expected, found = _answers(self.eager, pixels, regions), _answers(engine, pixels, regions)
         off = max(_distance(a, b) for a, b in zip(expected, found, strict=True))
         limit = TOLERANCES[self.eager.dtype]
