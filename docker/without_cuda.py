@@ -23,6 +23,7 @@ CALLED = 'fputs("%s: this image has no CUDA\\n", stderr); abort();'
 
 
 def readelf(*arguments: str | Path) -> str:
+    """What readelf prints; raises ``CalledProcessError``."""
     return subprocess.run(["readelf", "--wide", *arguments], check=True, capture_output=True, text=True).stdout
 
 
@@ -69,6 +70,7 @@ def write_stand_in(library: Path, wanted: set[str]) -> None:
 
 
 def main() -> None:
+    """Put a stand-in in the place of each library."""
     theirs = {path.name: path for path in SITE.glob("nvidia/**/*.so*")}
     if not theirs:
         sys.exit("There are no NVIDIA libraries here.")
