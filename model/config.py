@@ -272,14 +272,15 @@ PAPER_VGG16 = DetectorConfig(
 )
 
 # Our own: EfficientNet-Lite0 to strides 8/16/32 and a slim pyramid, for a laptop's CPU. Anchor sizes follow voc20's
-# boxes at a long side of 384 (a quarter of them are below 50 px, half below 120).
+# boxes at a long side of 384 (a quarter of them are below 50 px, half below 120), at which most training is done;
+# serving at 480 and with 300 proposals was chosen on validation (docs/training-log.md).
 LITE = DetectorConfig(
     name="LITE",
     backbone="efficientnet_lite0",
     num_classes=21,
-    transform=TransformConfig(min_size=384, max_size=384, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, antialias=True),
+    transform=TransformConfig(min_size=480, max_size=480, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, antialias=True),
     anchors=AnchorConfig(sizes=((20.0, 36.0), (64.0, 112.0), (180.0, 288.0)), rounded=False, strides=(8, 16, 32)),
-    rpn=RPNConfig(pre_nms=300, post_nms=150, pre_nms_train=600, post_nms_train=300),
+    rpn=RPNConfig(pre_nms=600, post_nms=300, pre_nms_train=600, post_nms_train=300),
     roi_head=RoIHeadConfig(
         levels=(0, 1, 2),
         scales=(1 / 8, 1 / 16, 1 / 32),

@@ -30,7 +30,7 @@ def test_buckets_are_few_and_in_both_orientations(preset) -> None:  # type: igno
 
 
 def test_a_camera_picture_wastes_little() -> None:
-    assert Canvases(LITE.transform).of(480, 640) == (288, 384)
+    assert Canvases(LITE.transform).of(480, 640) == (384, 480)
     assert Canvases(RESNET50_FPN.transform).of(480, 640) == (800, 1088)
     assert Canvases(RESNET50_FPN.transform).of(640, 480) == (1088, 800)
 

@@ -114,7 +114,7 @@ def test_a_detector_says_what_it_is(detector: Detector) -> None:
     assert info.preset == "LITE"
     assert info.classes == CLASSES
     assert info.parameters < 8_000_000
-    assert (288, 384) in info.canvases
+    assert (384, 480) in info.canvases
     assert [level["stride"] for level in info.anchors] == [8, 16, 32]
 
 

@@ -10,6 +10,7 @@ from model.config import LITE, PAPER_VGG16, RESNET50_FPN
 from model.transform import Transform, exact_canvas, resized_size
 
 CPU = torch.device("cpu")
+SMALL = replace(LITE.transform, min_size=384, max_size=384)
 
 
 def test_the_short_side_is_scaled_unless_the_long_one_would_pass_its_limit() -> None:
@@ -18,7 +19,7 @@ def test_the_short_side_is_scaled_unless_the_long_one_would_pass_its_limit() -> 
 
 
 def test_a_picture_as_thin_as_a_thread_keeps_at_least_one_pixel() -> None:
-    assert resized_size(LITE.transform, 1, 20000) == (1, 384)
+    assert resized_size(SMALL, 1, 20000) == (1, 384)
 
 
 def test_the_exact_canvas_is_the_next_multiple_of_the_stride() -> None:
@@ -28,7 +29,7 @@ def test_the_exact_canvas_is_the_next_multiple_of_the_stride() -> None:
 
 def test_padding_is_zero_for_the_network() -> None:
     white = np.full((100, 200, 3), 255, np.uint8)
-    batch = Transform(LITE.transform)([white], (288, 384), CPU)
+    batch = Transform(SMALL)([white], (288, 384), CPU)
     assert batch.sizes.tolist() == [[192, 384]]
     assert batch.pixels[0, :, 192:].abs().max() == 0
     torch.testing.assert_close(batch.pixels[0, :, :192], torch.ones(3, 192, 384))  # (255 - 127) / 128
@@ -36,7 +37,7 @@ def test_padding_is_zero_for_the_network() -> None:
 
 def test_each_picture_keeps_its_own_size_on_a_shared_canvas() -> None:
     tall, square = np.zeros((384, 200, 3), np.uint8), np.zeros((50, 50, 3), np.uint8)
-    batch = Transform(LITE.transform)([tall, square], (384, 384), CPU)
+    batch = Transform(SMALL)([tall, square], (384, 384), CPU)
     assert batch.sizes.tolist() == [[384, 200], [384, 384]]
     assert batch.original_sizes.tolist() == [[384, 200], [50, 50]]
 
@@ -52,7 +53,7 @@ def test_shrinking_ten_times_does_not_alias() -> None:
     # Lines one pixel wide: without a low-pass, resizing would pick all white or all black.
     stripes = np.zeros((3840, 3840, 3), np.uint8)
     stripes[:, ::2] = 255
-    pixels = Transform(LITE.transform)([stripes], (384, 384), CPU).pixels
+    pixels = Transform(SMALL)([stripes], (384, 384), CPU).pixels
     assert pixels[..., 20:-20].std() < 0.05
     assert abs(float(pixels.mean())) < 0.05
 
@@ -67,16 +68,16 @@ def test_shrinking_ten_times_does_not_alias() -> None:
 )
 def test_what_is_no_picture_is_refused(image: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Transform(LITE.transform)([image], (384, 384), CPU)
+        Transform(SMALL)([image], (384, 384), CPU)
 
 
 def test_a_picture_that_does_not_fit_its_canvas_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit"):
-        Transform(replace(LITE.transform))([np.zeros((384, 384, 3), np.uint8)], (288, 384), CPU)
+        Transform(SMALL)([np.zeros((384, 384, 3), np.uint8)], (288, 384), CPU)
 
 
 def test_a_read_only_picture_as_pillow_gives_it_is_taken_without_a_warning() -> None:
     picture = np.full((384, 384, 3), 255, np.uint8)
     picture.setflags(write=False)
-    pixels = Transform(LITE.transform)([picture], (384, 384), CPU).pixels
+    pixels = Transform(SMALL)([picture], (384, 384), CPU).pixels
     torch.testing.assert_close(pixels, torch.ones(1, 3, 384, 384))

@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from model.config import LITE
 from model.structures import HeatMap
 from service.heatmaps import draw_heat_maps
 
 STRIDES = (8, 16, 32)
+LONG = LITE.transform.max_size  # the cat's longer side on its canvas
 LOW = {"score_threshold": "0.01"}
 
 
@@ -37,7 +39,7 @@ def test_every_box_is_its_anchor_moved_and_the_anchor_stands_in_its_cell(ask, st
     assert body["stage"] == stage
     boxes, anchors, deltas = (np.array(body[key]) for key in ("boxes", "anchors", "deltas"))
     np.testing.assert_allclose(boxes, _moved(anchors, deltas), atol=0.05)
-    scale = 451 / 384
+    scale = 451 / LONG
     step = np.array(STRIDES)[body["levels"]][:, None] * scale
     np.testing.assert_allclose(
         (anchors[:, :2] + anchors[:, 2:]) / 2, np.array(body["cells"])[:, ::-1] * step, rtol=0.01
@@ -49,7 +51,7 @@ def test_every_box_is_its_anchor_moved_and_the_anchor_stands_in_its_cell(ask, st
 
 def test_what_the_rpn_hands_over_is_what_nms_kept_of_the_candidates(ask):
     before, final = ask(stage="pre_nms", limit=10_000).json(), ask(limit=10_000).json()
-    assert before["count"] == sum(min(row["anchors"], 300) for row in before["funnel"])
+    assert before["count"] == sum(min(row["anchors"], LITE.rpn.pre_nms) for row in before["funnel"])
     assert before["objectness"] == sorted(before["objectness"], reverse=True)
     assert set(final["fates"]) == {"kept"}
     assert final["proposal_indices"] == list(range(final["count"]))
@@ -96,12 +98,12 @@ def test_the_heat_maps_come_as_numbers_with_their_place(ask):
         values = np.array(heat["values"])
         assert values.size * 6 == row["anchors"]
         assert 0 <= values.min() <= values.max() <= 1
-        assert heat["step"] == pytest.approx([stride * 451 / 384] * 2, rel=0.01)
+        assert heat["step"] == pytest.approx([stride * 451 / LONG] * 2, rel=0.01)
         assert heat["origin"] == pytest.approx([0, 0], abs=1e-3)
     assert max(np.max(heat["values"]) for heat in body["maps"]) == pytest.approx(body["objectness"][0])
     assert len(ask(view="objectness", level=2).json()["maps"]) == 1
     shares = ask(view="objectness", level=0, normalized="true").json()["maps"][0]["step"]
-    assert shares == pytest.approx([8 / 384, 8 / 256], rel=0.01)
+    assert shares == pytest.approx([8 / LONG, 8 / (LONG * 300 / 451)], rel=0.01)
     assert "maps" not in ask().json()
 
 
@@ -134,7 +136,7 @@ def test_a_hot_cell_glows_where_its_anchors_are_centred(origin):
 
 
 def test_a_detection_names_its_proposal(service, cat_jpeg):
-    body = service.detect(cat_jpeg, params=LOW | {"proposals": 150}).json()
+    body = service.detect(cat_jpeg, params=LOW | {"proposals": 300}).json()
     proposals = body["proposals"]
     assert len(body["proposal_indices"]) == len(body["boxes"]) > 0
     assert len(proposals["cells"]) == len(proposals["sizes"]) == len(proposals["ratios"]) == len(proposals["boxes"])
