@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,17 +29,23 @@ log = logging.getLogger("frcnn.app")
 
 
 def create_app(
-    settings: Settings | None = None, *, detector_factory: Callable[[Settings], Detects] | None = None
+    settings: Settings | None = None,
+    *,
+    detector_factory: Callable[[Settings], Detects] | None = None,
+    devices: Callable[[str], Sequence[str]] | None = None,
 ) -> FastAPI:
     """The app, whose lifespan loads the detector, warms it up and drains the queue at the end.
 
-    settings: from the environment by default. detector_factory: called in the worker's thread; tests bring their own.
+    settings: from the environment by default. detector_factory: called in the worker's thread, with the worker's
+    device in the settings; tests bring their own. devices: those that a device setting means, one worker each; by
+    default all that are visible, but with a factory of the caller's, who may not heed the device, one.
     Raises ``SettingsError``; the lifespan raises what loading the detector raises.
     """
     settings = settings or load_settings()
-    factory = detector_factory or load_detector
+    if devices is None:
+        devices = each_device if detector_factory is None else lambda setting: (setting,)
     metrics = Metrics()
-    pipeline = Pipeline(settings, lambda: factory(settings), metrics)
+    pipeline = Pipeline(settings, detector_factory or load_detector, metrics, devices)
     prepare_pillow()
 
     @asynccontextmanager
@@ -79,6 +85,16 @@ def create_app(
     return app
 
 
+def each_device(setting: str) -> tuple[str, ...]:
+    """The devices that serve: every visible GPU for ``cuda``, and for ``auto`` where there are several; or the one."""
+    if setting not in ("auto", "cuda"):
+        return (setting,)
+    import torch
+
+    count = torch.cuda.device_count()
+    return tuple(f"cuda:{index}" for index in range(count)) if count > 1 else (setting,)
+
+
 def load_detector(settings: Settings) -> Detects:
     """The detector that ``settings`` name. Torch is imported here: errors in settings need not wait for it."""
     import torch
@@ -87,13 +103,16 @@ def load_detector(settings: Settings) -> Detects:
 
     # torch counts the host's cores, not those of the container.
     torch.set_num_threads(settings.torch_threads or min(torch.get_num_threads(), cores()))
-    return Detector.from_checkpoint(
+    detector = Detector.from_checkpoint(
         settings.weights,
         device=settings.device,
         precision=settings.precision,
         compile=settings.compile,
         canvas=settings.canvas,
     )
+    if detector.device.type == "cuda":  # of this thread: pinned memory and the like are not to be the first GPU's
+        torch.cuda.set_device(detector.device)
+    return detector
 
 
 class _Documented(FastAPI):

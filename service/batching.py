@@ -1,8 +1,10 @@
-"""The queue between the requests and the one device.
+"""The queue between the requests and the devices: one worker each, and all of them take from it.
 
-It never waits while the device is idle: what is there goes. While the device is busy, pictures gather, grouped by
+It never waits while a device is idle: what is there goes. While all are busy, pictures gather, grouped by
 canvas (the padded size, which each picture chooses alone), and the group whose head has waited longest goes next, so a
 rare canvas never starves. The queue is bounded by pictures and by pixels; over either, ``QueueFull``.
+
+A worker that dies ends the whole: the others finish the batch they have, and nothing new begins.
 
 All of this runs on the event loop; only ``Worker`` has a thread.
 """
@@ -16,7 +18,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from model.structures import Detections, DetectOptions
@@ -61,10 +63,11 @@ class _Waiting:
 
 
 class Batcher:
-    """Gathers pictures into batches for a started ``worker``. ``run`` must be going on for answers to come."""
+    """Gathers pictures into batches for started ``workers``. ``run`` must be going on for answers to come."""
 
-    def __init__(self, worker: Worker, limits: Limits, metrics: Metrics) -> None:
-        self._worker = worker
+    def __init__(self, workers: Sequence[Worker], limits: Limits, metrics: Metrics) -> None:
+        """workers: with detectors that are alike; there may be none yet, but none is added once ``run`` goes on."""
+        self._workers = workers
         self._limits = limits
         self._metrics = metrics
         self._lanes: dict[Canvas, deque[_Waiting]] = {}
@@ -73,8 +76,8 @@ class Batcher:
         self._places = 0
         self._pixels = 0
         self._pace = Pace()
-        self._bound = BatchBound(limits.max_batch)
         self._draining = False
+        self._ended = False
         self.on_death: Callable[[], None] = lambda: None
 
     @property
@@ -85,7 +88,15 @@ class Batcher:
     @property
     def retry_after(self) -> int:
         """Seconds until there should be room, from the rate at which pictures were lately answered; 1 to 60."""
-        return self._pace.seconds_for(max(1, self._places))
+        return self._pace.seconds_for(self._share(max(1, self._places)))
+
+    @property
+    def _alive(self) -> bool:
+        return bool(self._workers) and all(worker.alive for worker in self._workers)
+
+    def _share(self, pictures: int) -> int:
+        """Of so many pictures, those that one device has to do."""
+        return math.ceil(pictures / len(self._workers))
 
     @contextlib.contextmanager
     def visit(self) -> Iterator[None]:
@@ -120,7 +131,7 @@ class Batcher:
     def _check_serving(self) -> None:
         if self._draining:
             raise Unavailable("The service is shutting down; send the request to another instance.", retry_after=5)
-        if not self._worker.alive:
+        if not self._alive:
             raise Unavailable(_FAILED, retry_after=10)
 
     def _check_room(self, deadline: float) -> None:
@@ -128,7 +139,7 @@ class Batcher:
             raise self._full()
         # Whoever would get a 504 after all the waiting does better elsewhere, or later; and if such were let in, a slow
         # device would do nothing but work that comes too late. An empty queue takes anybody: so the pace is kept fresh.
-        if self._places and time.monotonic() + self._pace.seconds(self._places + 1) > deadline:
+        if self._places and time.monotonic() + self._pace.seconds(self._share(self._places + 1)) > deadline:
             raise QueueFull(
                 f"{self._places} pictures are waiting, and this one would not be answered before its deadline; "
                 "try again after the time in Retry-After, or allow more with X-Request-Timeout-Ms.",
@@ -141,9 +152,9 @@ class Batcher:
         deadline: ``time.monotonic`` seconds. Cancelling drops the picture if its batch has not begun. Raises
         ``QueueFull``, ``DeadlinePassed``, ``PictureFailed`` (this picture alone), ``Unavailable``.
         """
-        if not self._worker.alive:  # it died while the picture was being decoded: nobody would answer
+        if not self._alive:  # one died while the picture was being decoded: nobody would answer
             raise Unavailable(_FAILED, retry_after=10)
-        canvas = self._worker.detector.canvas_for(*(options.full_size or image.shape[:2]))
+        canvas = self._workers[0].detector.canvas_for(*(options.full_size or image.shape[:2]))
         pixels = max(canvas[0] * canvas[1], image.shape[0] * image.shape[1])
         if self._pixels and self._pixels + pixels > self._limits.max_queue_pixels:  # an empty queue takes any picture
             raise self._full()
@@ -163,25 +174,37 @@ class Batcher:
             self._forget(waiting)
 
     async def run(self) -> None:
-        """Feed the worker until cancelled, or until it is dead: all are then told so, and ``on_death`` is called."""
-        while self._worker.alive:
-            batch = self._next_batch()
+        """Feed the workers until cancelled, or until one is dead: all are then told so, and ``on_death`` is called."""
+        await asyncio.gather(*(self._feed(worker) for worker in self._workers))
+
+    async def _feed(self, worker: Worker) -> None:
+        bound = BatchBound(self._limits.max_batch)  # each device has a memory of its own
+        while self._alive:
+            batch = self._next_batch(bound.size)
             if not batch:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
             try:
-                await self._dispatch(batch)
+                await self._dispatch(worker, bound, batch)
             except WorkerDead as death:
-                self._worker.give_up(str(death))  # its thread may still be on its last lines
+                worker.give_up(str(death))  # its thread may still be on its last lines
                 self._fail(batch)
             except Exception:  # a fault of ours: better replaced than silent
                 log.exception("the queue has failed")
-                self._worker.give_up("The queue has failed.")
+                worker.give_up("The queue has failed.")
                 self._fail(batch)
+        self._end()
+
+    def _end(self) -> None:
+        """A worker is dead: once, whichever feeder sees it first."""
+        if self._ended:
+            return
+        self._ended = True
         self._fail([waiting for lane in self._lanes.values() for waiting in lane])
         self._lanes.clear()
         self._metrics.ready.set(0)
+        self._wake.set()  # the feeders of idle devices are to see it too
         self.on_death()
 
     async def drain(self) -> None:
@@ -196,14 +219,14 @@ class Batcher:
             retry_after=self.retry_after,
         )
 
-    def _next_batch(self) -> list[_Waiting]:
-        """The next pictures for the device: those of the canvas whose oldest has waited longest."""
+    def _next_batch(self, most: int) -> list[_Waiting]:
+        """The next pictures for a device: those of the canvas whose oldest has waited longest, ``most`` of them."""
         self._drop_the_late()
         if not self._lanes:
             return []
         canvas, lane = min(self._lanes.items(), key=lambda item: item[1][0].arrived)
         area = canvas[0] * canvas[1]
-        room = min(self._bound.size, max(1, self._limits.max_batch_pixels // area))
+        room = min(most, max(1, self._limits.max_batch_pixels // area))
         batch = [lane.popleft() for _ in range(min(room, len(lane)))]
         self._tidy(canvas)
         return batch
@@ -216,13 +239,13 @@ class Batcher:
                 lane.remove(waiting)
             self._tidy(canvas)
 
-    async def _dispatch(self, batch: list[_Waiting]) -> None:
+    async def _dispatch(self, worker: Worker, bound: BatchBound, batch: list[_Waiting]) -> None:
         started = time.monotonic()
         self._measure(batch)
         self._pace.begins()
-        report = await self._worker.run([waiting.task for waiting in batch])
+        report = await worker.run([waiting.task for waiting in batch])
         self._pace.ends(len(batch), time.monotonic() - started)
-        self._learn(report, len(batch))
+        self._learn(report, bound, len(batch))
         for waiting, outcome in zip(batch, report.outcomes, strict=True):
             if waiting.answer.done():  # its deadline passed, or its client has gone, while it was on the device
                 continue
@@ -241,13 +264,13 @@ class Batcher:
         used = sum(min(w.task.image.shape[0] * w.task.image.shape[1], padded // len(batch)) for w in batch)
         self._metrics.canvas_padding_ratio.observe(1 - used / padded)
 
-    def _learn(self, report: BatchReport, size: int) -> None:
+    def _learn(self, report: BatchReport, bound: BatchBound, size: int) -> None:
         for kind in report.failures:
             self._metrics.batch_failures.labels(kind).inc()
         if report.out_of_memory_at is not None:
-            self._bound.ran_out(report.out_of_memory_at)
+            bound.ran_out(report.out_of_memory_at)
         else:
-            self._bound.went_well(size)
+            bound.went_well(size)
 
     @staticmethod
     def _fail(batch: list[_Waiting]) -> None:
@@ -271,10 +294,10 @@ class Batcher:
 
 
 class Pace:
-    """How fast pictures are answered while the device is busy: the median of the last batches, however slow one was.
+    """How fast a device answers pictures while it is busy: the median of the last batches, however slow one was.
 
     So a spell in which the device was slow is forgotten after three batches at its usual speed, and any spell after
-    a few idle seconds.
+    a few seconds in which all are idle.
     """
 
     BATCHES = 5
@@ -283,21 +306,25 @@ class Pace:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seconds_each: deque[float] = deque(maxlen=self.BATCHES)
+        self._under_way = 0
         self._idle_since: float | None = None
 
     def begins(self) -> None:
-        """A batch goes to the device."""
+        """A batch goes to a device."""
         if self._forgotten():
             self._seconds_each.clear()
+        self._under_way += 1
         self._idle_since = None
 
     def ends(self, pictures: int, seconds: float) -> None:
         """It is back."""
         self._seconds_each.append(seconds / pictures)
-        self._idle_since = self._clock()
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle_since = self._clock()
 
     def seconds(self, pictures: int) -> float:
-        """In which so many pictures should be answered; 0 where nothing is known."""
+        """In which one device should answer so many pictures; 0 where nothing is known."""
         if not self._seconds_each or self._forgotten():
             return 0.0
         return pictures * statistics.median(self._seconds_each)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -55,10 +55,10 @@ class Metrics:
             "frcnn_ready", "1 where the service answers, 0 where it starts, drains or has failed", registry=registry
         )
 
-    def describe(self, info: Callable[[], DetectorInfo]) -> None:
-        """Say which detector is served, as ``info`` tells when asked, and watch its device's memory."""
-        self.registry.register(_Model(info))
-        self.registry.register(_DeviceMemory(info().device))
+    def describe(self, infos: Callable[[], Sequence[DetectorInfo]]) -> None:
+        """Say which detectors are served, one a device, as ``infos`` tells when asked; watch their devices' memory."""
+        self.registry.register(_Model(infos))
+        self.registry.register(_DeviceMemory([info.device for info in infos()]))
 
     def picture(self, seconds: dict[str, float], detections: int, proposals: int | None) -> None:
         """Count one answered picture; ``seconds`` by stage."""
@@ -77,40 +77,43 @@ class Metrics:
 class _Model(Collector):
     """What is being served, asked at each scrape: a compiled engine may take over while the service runs."""
 
-    def __init__(self, info: Callable[[], DetectorInfo]) -> None:
-        self._info = info
+    def __init__(self, infos: Callable[[], Sequence[DetectorInfo]]) -> None:
+        self._infos = infos
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        info = self._info()
+        infos = self._infos()
         names = ["name", "preset", "precision", "device", "engine", "sha256"]
         about = GaugeMetricFamily("frcnn_model_info", "What is being served; always 1", labels=names)
-        about.add_metric(
-            [info.name, info.preset, info.precision, info.device, info.engine, info.sha256 or "unknown"], 1
-        )
+        for info in infos:
+            about.add_metric(
+                [info.name, info.preset, info.precision, info.device, info.engine, info.sha256 or "unknown"], 1
+            )
         yield about
         compiled = GaugeMetricFamily(
             "frcnn_engine_compiled", "1 where compiled code runs the network, 0 where it runs eagerly"
         )
-        compiled.add_metric([], info.engine == "compiled")
+        compiled.add_metric([], all(info.engine == "compiled" for info in infos))
         yield compiled
 
 
 class _DeviceMemory(Collector):
     """Bytes that this process holds on the device: on a CPU its resident memory, on a GPU what torch reserved."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, devices: Sequence[str]) -> None:
+        self._devices = devices
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily("frcnn_device_memory_bytes", "Memory held on the device", labels=["device"])
-        family.add_metric([self._device], self._bytes())
+        for device in dict.fromkeys(self._devices):
+            family.add_metric([device], self._bytes(device))
         yield family
 
-    def _bytes(self) -> float:
-        if self._device.startswith("cuda"):
+    @staticmethod
+    def _bytes(device: str) -> float:
+        if device.startswith("cuda"):
             import torch
 
-            return float(torch.cuda.memory_reserved(self._device))
+            return float(torch.cuda.memory_reserved(device))
         try:
             with open("/proc/self/statm") as file:
                 pages = int(file.read().split()[1])

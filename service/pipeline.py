@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -45,29 +46,64 @@ class Visit:
 
 
 class Pipeline:
-    """Owns the queue, the threads that decode, and the worker; ``open`` at the app's start, ``close`` at its end."""
+    """Owns the queue, the threads that decode, and the workers; ``open`` at the app's start, ``close`` at its end."""
 
-    def __init__(self, settings: Settings, load: Callable[[], Detects], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[Settings], Detects],
+        metrics: Metrics,
+        devices: Callable[[str], Sequence[str]],
+    ) -> None:
+        """load: makes a detector on the settings' device, in its worker's thread. devices: those that a device
+        setting means, each to have a worker; asked once, in a thread.
+        """
         self.settings = settings
         self.metrics = metrics
         self.keys = KeyRing(settings.api_keys_file, settings.max_inflight_per_key) if settings.api_keys_file else None
-        self.worker = Worker(load, settings.watchdog_seconds)
+        self._load = load
+        self._devices = devices
+        self.workers: list[Worker] = []
         limits = Limits(settings.max_batch, settings.max_batch_pixels, settings.max_queue, settings.max_queue_pixels)
-        self.batcher = Batcher(self.worker, limits, metrics)
+        self.batcher = Batcher(self.workers, limits, metrics)
         self.bodies = Budget(settings.max_bodies_bytes, lambda: self.batcher.retry_after)
         self._feeding: asyncio.Task[None] | None = None
 
     @property
     def info(self) -> DetectorInfo:
         """What is being served, and how just now: the engine may change while it serves."""
-        return self.worker.detector.info
+        infos = self.infos
+        return infos[0] if len(infos) == 1 else replace(infos[0], device=", ".join(info.device for info in infos))
+
+    @property
+    def infos(self) -> list[DetectorInfo]:
+        """The same of each device alone."""
+        return [worker.detector.info for worker in self.workers]
+
+    @property
+    def worker(self) -> Worker:
+        """The first: it speaks for all where they are alike."""
+        return self.workers[0]
+
+    @property
+    def dead(self) -> str | None:
+        """Why batches cannot be run by one of the workers; None where all can."""
+        if not self.workers:
+            return "The detector is not loaded yet."
+        return next(
+            (worker.dead or "The worker thread has ended." for worker in self.workers if not worker.alive), None
+        )
 
     async def open(self) -> None:
-        """Load the detector, warm it up, and begin to serve; raises what the detector raises."""
-        await self.worker.start()
+        """Load a detector on each device, warm it up, and begin to serve; raises what a detector raises."""
+        for device in await asyncio.to_thread(self._devices, self.settings.device):
+            theirs = self.settings.model_copy(update={"device": device})
+            self.workers.append(Worker(partial(self._load, theirs), self.settings.watchdog_seconds))
+            # In turn: the weights of one at a time are in the host's memory.
+            await self.workers[-1].start()
         decoders = self.settings.decode_threads or decoding(cores(), self.info.device)
         self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="frcnn-decode")
-        self.metrics.describe(lambda: self.info)
+        self.metrics.describe(lambda: self.infos)
         self.metrics.ready.set(1)
         self._feeding = asyncio.create_task(self.batcher.run(), name="frcnn-batcher")
 
@@ -85,7 +121,7 @@ class Pipeline:
             self._feeding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._feeding
-        await self.worker.stop(_LAST_BATCH)
+        await asyncio.gather(*(worker.stop(_LAST_BATCH) for worker in self.workers))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def receive(self, request: Request, timeout_ms: int | None) -> Visit:

@@ -117,8 +117,8 @@ class Replica:
 
     def check_health(self) -> None:
         """Ray asks every few seconds, and puts another replica in the place of one that raises three times."""
-        if not self._pipeline.worker.alive:
-            raise RuntimeError(self._pipeline.worker.dead or "The detector's thread has ended.")
+        if (reason := self._pipeline.dead) is not None:
+            raise RuntimeError(reason)
 
 
 def serve_metrics(metrics: Metrics, first: int) -> int | None:

@@ -120,7 +120,8 @@ class Worker:
         """Nothing is run any more; ``reason`` is for the log."""
         if self.dead is None:
             self.dead = reason
-            log.error("the worker is dead", extra={"reason": reason})
+            device = self._detector.info.device if self._detector is not None else "unknown"
+            log.error("the worker is dead", extra={"reason": reason, "device": device})
 
     async def stop(self, seconds: float) -> None:
         """Let the thread end after what it is doing, and wait for that, so long at most."""

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.front import Front, environment
 from service.metrics import Metrics
 from service.settings import Settings, SettingsError
+from service.worker import Worker
 
 NO_RAY = "needs Ray: pip install 'frcnn-service[ray]'"
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=NO_RAY)
@@ -214,6 +215,9 @@ def test_a_replica_is_unhealthy_when_its_detector_is(scale_out: Any) -> None:
     replica = scale_out.Replica(Settings(device="cpu", log_level="error"), None)
     with logs_as_they_are():
         pipeline = replica.__serve_build_asgi_app__().state.pipeline
+    with pytest.raises(RuntimeError, match="not loaded"):
+        replica.check_health()
+    pipeline.workers.append(Worker(lambda: pytest.fail("it is not started"), patience=1))
     pipeline.worker.give_up("The device is gone.")
     with pytest.raises(RuntimeError, match="The device is gone"):
         replica.check_health()

@@ -116,8 +116,10 @@ class Live:
 
 
 @contextlib.contextmanager
-def serving(factory: Callable[[Settings], object], **settings: object) -> Iterator[Live]:
-    app = create_app(load_settings(**({"port": 0} | settings)), detector_factory=factory)
+def serving(
+    factory: Callable[[Settings], object], devices: Callable[[str], Sequence[str]] | None = None, **settings: object
+) -> Iterator[Live]:
+    app = create_app(load_settings(**({"port": 0} | settings)), detector_factory=factory, devices=devices)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run)
     thread.start()
