@@ -139,6 +139,8 @@ class Compilation:
 
     def _run(self) -> None:
         try:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # of this thread: it begins with the first GPU
             cache, key = CompiledCache(compiled_dir()), self._key()
             origin = "from the cache"
             if (file := cache.find(key, LIBRARY)) is None:
