@@ -70,12 +70,21 @@ PARTS = ("about", "figures", "precisions", "classes", "sizes", "scores", "unknow
 T = TypeVar("T")
 
 
-def open_detector(weights: str, precision: str = "fp32", canvas: int | None = None) -> Detector:
-    """The checkpoint's detector, eager; canvas: another short and long side than the preset's."""
+def open_detector(
+    weights: str, precision: str = "fp32", canvas: int | None = None, limits: Sequence[int] | None = None
+) -> Detector:
+    """The checkpoint's detector, eager; canvas: another short and long side than the preset's.
+
+    limits: other numbers than the preset's of candidates a level before NMS, and of proposals after it.
+    """
     detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="off")
-    if canvas is None:
+    if canvas is None and limits is None:
         return detector
-    config = replace(detector.config, transform=replace(detector.config.transform, min_size=canvas, max_size=canvas))
+    config = detector.config
+    if canvas is not None:
+        config = replace(config, transform=replace(config.transform, min_size=canvas, max_size=canvas))
+    if limits is not None:
+        config = replace(config, rpn=replace(config.rpn, pre_nms=limits[0], post_nms=limits[1]))
     model = FasterRCNN(config)
     load_into(model, read_state(detector.checkpoint))
     return Detector(model, detector.checkpoint, precision=precision, device="cpu", compile="off")
@@ -409,12 +418,13 @@ def sweep(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
         asked = replace(WHOLE_CURVE, nms_threshold=nms)
 
         def run() -> tuple[list[Prediction], float]:
-            detector = open_detector(options.weights, canvas=canvas)
+            detector = open_detector(options.weights, canvas=canvas, limits=options.limits)
             start = time.perf_counter()
             found = [(s.image_id, *_numpy(one)) for s, one in look(detector, part, asked)]
             return found, (time.perf_counter() - start) / len(part)
 
-        key = f"{digest}-validation{len(part)}-fp32-{canvas}-nms{nms}-above{WHOLE_CURVE.score_threshold}"
+        limits = "".join(f"-{limit}" for limit in options.limits or ())
+        key = f"{digest}-validation{len(part)}-fp32-{canvas}-nms{nms}-above{WHOLE_CURVE.score_threshold}{limits}"
         found, seconds = cache(key, run)
         info = replace(open_detector(options.weights).info, score_threshold=0.5)
         own = figures(info, found, part, "", "validation")
@@ -582,6 +592,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, help="a folder outside the repository for what was found")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--canvases", type=int, nargs="+", default=CANVASES, help="for --sweep")
+    parser.add_argument(
+        "--limits",
+        type=int,
+        nargs=2,
+        metavar=("CANDIDATES", "PROPOSALS"),
+        help="for --sweep: the RPN's, of a level and in all",
+    )
     parser.add_argument("--fold", type=Path, metavar="OUT")
     parser.add_argument("--temperature", type=float, help="for --fold, instead of a fitted one")
     parser.add_argument("--background", type=float, help="the same for the background's offset; 0 for none")
