@@ -15,7 +15,6 @@ import base64
 import io
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -118,12 +117,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         statuses, memory = asyncio.run(drive(url, arguments.requests, process.pid))
         seconds = time.monotonic() - begun
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        report.stop(process)
     return {"machine": machine, "preset": arguments.preset} | verdict(statuses, memory, started, seconds)
 
 

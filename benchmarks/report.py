@@ -57,6 +57,16 @@ class Table:
         Console(width=150 if not Console().is_terminal else None).print(table)
 
 
+def stop(process: subprocess.Popen[Any]) -> None:
+    """SIGTERM, and a minute to drain; then SIGKILL."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def environment(device: str, *packages: str) -> dict[str, Any]:
     """What the figures depend on: processor, cores, threads, versions, commit, and how busy the machine was before."""
     import torch

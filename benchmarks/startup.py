@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -73,12 +72,7 @@ def start(preset: str, cache: Path, threads: int, device: str, patience: float) 
                 except httpx.TransportError:
                     time.sleep(0.02)
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        report.stop(process)
     return seen
 
 
