@@ -288,7 +288,7 @@ LITE = DetectorConfig(
         canonical_level=4,
         fc_channels=(512, 512),
     ),
-    train=TrainConfig(rpn_batch=128, roi_batch=64),
+    train=TrainConfig(rpn_batch=128, roi_batch=128),
     fpn_channels=128,
     fpn_pool=False,
 )

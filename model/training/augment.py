@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from model.training.colour import ColourConfig, recolour
+from model.training.negatives import negative
 from model.training.samples import Dataset
 
 
@@ -33,6 +34,7 @@ class AugmentConfig:
     stretch: the width is further multiplied by up to this either way, the height divided; 1 keeps the aspect.
     colour: of light and colour.
     mosaic: chance of four pictures in one.
+    negative: chance of a picture of nothing instead (``negatives.py``).
     min_visible: a box whose centre is cropped away stays if at least this share of it is visible.
     min_side: canvas pixels; a box with a smaller visible side is ignored, neither object nor background.
     """
@@ -42,6 +44,7 @@ class AugmentConfig:
     stretch: float = 1.0
     colour: ColourConfig = field(default_factory=ColourConfig)
     mosaic: float = 0.0
+    negative: float = 0.0
     min_visible: float = 0.3
     min_side: float = 2.0
 
@@ -229,7 +232,9 @@ class Batches:
             position = self.rank + row * self.world
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, step, position]))
             one = to_picture(self.dataset, int(index))
-            if self.config.mosaic and rng.random() < self.config.mosaic:
+            if self.config.negative and rng.random() < self.config.negative:
+                pictures.append(_nothing(one, canvas, rng))
+            elif self.config.mosaic and rng.random() < self.config.mosaic:
                 others = [to_picture(self.dataset, int(i)) for i in rng.integers(len(self.dataset), size=3)]
                 pictures.append(mosaic([one, *others], canvas, self.config, rng))
             else:
@@ -287,6 +292,11 @@ def prefetch(batches: Batches, start: int = 0, workers: int = 1, ahead: int = 4)
         prefetch_factor=ahead if workers else None,
     )
     return iter(loader)
+
+
+def _nothing(picture: TrainPicture, canvas: tuple[int, int], rng: np.random.Generator) -> TrainPicture:
+    pixels = negative(picture.pixels, picture.boxes, canvas, rng)
+    return TrainPicture(pixels, picture.boxes[:0], picture.class_ids[:0], picture.ignore[:0])
 
 
 def _recoloured(picture: TrainPicture, config: AugmentConfig, rng: np.random.Generator) -> TrainPicture:
