@@ -1,7 +1,11 @@
-"""One heap for all threads of the process: what one frees, another takes.
+"""One heap for all threads of the process, and what lies free in it given back to the kernel now and then.
 
 glibc gives each thread a heap of its own, so a picture that a decoding thread has freed is of no use to the detector's
 thread, and the process grows for as long as the largest pictures have not been through every thread.
+
+One heap is not enough. The detector keeps freed blocks (``model/runtime/memory.py``), for a forward pass that faults
+every page anew is a slow one; and blocks of ever other sizes leave gaps between them that nothing fits into again, so
+that the process still grows. Once in a while all free pages are given back: the next batches fault once, not each.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import ctypes
 import sys
 
 _M_ARENA_MAX = -8  # glibc's malloc.h
+TIDY_SECONDS = 30.0  # between two givings back: the faults that follow are then well under a hundredth of the time
 
 
 def share_one_heap() -> bool:
@@ -24,3 +29,18 @@ def share_one_heap() -> bool:
     except (OSError, AttributeError):  # musl has none
         return False
     return bool(mallopt(_M_ARENA_MAX, 1))
+
+
+def give_back_free_memory() -> bool:
+    """Return every free page of the heap to the kernel; True if any went.
+
+    Some tens of milliseconds, in which no thread can allocate or free: ctypes lets go of Python's lock meanwhile.
+    Elsewhere than on glibc it does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # musl has none
+        return False
+    return bool(trim(ctypes.c_size_t(0)))

@@ -22,6 +22,7 @@ from service.auth import KeyRing
 from service.batching import Batcher, Limits
 from service.budget import Budget
 from service.errors import ClientGone, DeadlinePassed, SlowBody
+from service.heap import TIDY_SECONDS, give_back_free_memory
 from service.imaging import read
 from service.metrics import Metrics
 from service.schemas import check_inside
@@ -67,7 +68,7 @@ class Pipeline:
         limits = Limits(settings.max_batch, settings.max_batch_pixels, settings.max_queue, settings.max_queue_pixels)
         self.batcher = Batcher(self.workers, limits, metrics)
         self.bodies = Budget(settings.max_bodies_bytes, lambda: self.batcher.retry_after)
-        self._feeding: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
 
     @property
     def info(self) -> DetectorInfo:
@@ -105,7 +106,10 @@ class Pipeline:
         self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="frcnn-decode")
         self.metrics.describe(lambda: self.infos)
         self.metrics.ready.set(1)
-        self._feeding = asyncio.create_task(self.batcher.run(), name="frcnn-batcher")
+        self._running = [
+            asyncio.create_task(self.batcher.run(), name="frcnn-batcher"),
+            asyncio.create_task(_tidy(), name="frcnn-tidy"),
+        ]
 
     async def drain(self) -> None:
         """Refuse new requests, and return when the accepted ones have their results."""
@@ -117,10 +121,10 @@ class Pipeline:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self.drain()
-        if self._feeding is not None:
-            self._feeding.cancel()
+        for task in self._running:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._feeding
+                await task
         await asyncio.gather(*(worker.stop(_LAST_BATCH) for worker in self.workers))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -189,6 +193,13 @@ class Pipeline:
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run blocking work on a picture in the decoding threads; work that has not begun is dropped when cancelled."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+async def _tidy() -> None:
+    """Give free memory back now and then, for as long as the app lives."""
+    while True:
+        await asyncio.sleep(TIDY_SECONDS)
+        await asyncio.to_thread(give_back_free_memory)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
