@@ -98,6 +98,11 @@ def processor() -> str:
     return f"{name} ({', '.join(flag for flag in wanted if flag in flags) or 'no wide vectors known'})"
 
 
+def vectors(machine: Mapping[str, Any]) -> str:
+    """The widest of the processor's matrix instructions: what most decides a ratio. Of an ``environment``."""
+    return str(machine["processor"]).rpartition("(")[2].rstrip(")").rpartition(", ")[2]
+
+
 def commit() -> str:
     """The commit, with a + where the code differs from it; empty outside a repository."""
 
