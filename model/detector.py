@@ -30,8 +30,9 @@ from model.runtime.engine import EagerEngine, Engine
 from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory
 from model.runtime.pooling import choose, device_seconds
-from model.runtime.precision import PRECISIONS, choose_device, choose_precision
+from model.runtime.precision import PRECISIONS, choose_device, choose_precision, multiplies_bf16
 from model.runtime.probe import probe
+from model.runtime.rounding import round_weights_and_maps
 from model.structures import Detections, DetectOptions, DetectorInfo, Proposals
 from model.transform import Image, Transform, check_image
 
@@ -84,6 +85,10 @@ class Detector:
         # Folded before it is cast, so that each weight is rounded once.
         fold_norms(model.eval().requires_grad_(False))
         self.dtype = PRECISIONS[self.precision]
+        self._rounds = self.precision == "bf16" and self.device.type == "cpu" and not multiplies_bf16(self.device)
+        if self._rounds:
+            round_weights_and_maps(model, self.dtype)
+            self.dtype = torch.float32
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         self._eager = EagerEngine(self.model, self.dtype)
         self.engine: Engine = self._eager  # taken once a batch, so that another can take its place at any time
@@ -95,7 +100,8 @@ class Detector:
         )
         self._pooling: str | None = None  # which form serves the eager heads, once that is settled
         self._compilation: Compilation | None = None
-        if compile == "wait" or (compile == "auto" and os.environ.get("FRCNN_COMPILE") != "off"):
+        wanted = compile == "wait" or (compile == "auto" and os.environ.get("FRCNN_COMPILE") != "off")
+        if wanted and not self._rounds:
             probe = self.canvas_for(480, 640)
             self._compilation = Compilation(self.model, self.config, self._eager, self.device, probe, self._adopt)
             if compile == "wait":
@@ -150,6 +156,8 @@ class Detector:
     def info(self) -> DetectorInfo:
         """What this detector is, and how it runs just now."""
         note = "Eager: compiling is off." if self._compilation is None else self._compilation.note
+        if self._rounds:
+            note = "Eager: this processor has no products of bf16; fp32 with rounding gives its answers, but no speed."
         if self._pooling and isinstance(self.engine, EagerEngine):  # a compiled one pools from its own table
             note = f"{note} {self._pooling}"
         return replace(self._about, engine=self.engine.name, engine_note=note)

@@ -25,18 +25,21 @@ def choose_device(asked: str) -> torch.device:
     return device
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has products of bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
 def choose_precision(asked: str, device: torch.device) -> str:
     """``auto`` is bf16 where the hardware multiplies it fast, and fp32 elsewhere.
 
     That is a GPU of compute capability 8 or more, or a CPU with AMX or with AVX512's bf16 dot products (docs/engine.md
-    has the figures). Elsewhere bf16 is emulated, slower than fp32.
+    has the figures). Elsewhere bf16 is emulated, slower than fp32 (on a CPU by ``rounding.py``).
     """
     if asked == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        return "bf16" if fast else "fp32"
+        return "bf16" if multiplies_bf16(device) else "fp32"
     if asked not in PRECISIONS:
         raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, not {asked!r}.")
     if asked == "fp16" and device.type == "cpu":

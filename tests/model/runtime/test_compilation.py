@@ -194,8 +194,8 @@ def test_the_maps_sizes_are_known_beforehand(config: DetectorConfig) -> None:
 @pytest.mark.slow
 def test_a_real_library_for_every_canvas_and_batch(place: Path) -> None:
     """Compiles a small network, minutes on a slow machine; then a second detector loads it."""
-    eager = _detector(precision="bf16")
-    detector = _detector(precision="bf16", compile="wait")
+    eager = _detector()  # in what this processor multiplies fastest
+    detector = _detector(compile="wait")
     # Whether it is faster the machine decides; that it was made and agrees, the test.
     assert detector.info.engine == "compiled" or "no faster here" in detector.info.engine_note
     file = next(place.glob("*/dense.so"))
@@ -203,9 +203,9 @@ def test_a_real_library_for_every_canvas_and_batch(place: Path) -> None:
     for canvas, batch in (((96, 128), 1), ((128, 64), 3), ((128, 128), 2)):
         pixels = torch.randn(batch, 3, *canvas).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            expected = DensePart(eager.model, torch.bfloat16)(pixels)
+            expected = DensePart(eager.model, eager.dtype)(pixels)
             for a, b in zip(expected, library(pixels), strict=True):
                 assert a.shape == b.shape
                 assert float((a - b).float().square().mean() / a.float().square().mean()) ** 0.5 < 0.05
-    again = _detector(precision="bf16", compile="wait")
+    again = _detector(compile="wait")
     assert "from the cache" in again.info.engine_note or "no faster here" in again.info.engine_note
