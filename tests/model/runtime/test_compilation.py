@@ -86,7 +86,7 @@ def test_the_environment_turns_auto_off(place: Path, monkeypatch: pytest.MonkeyP
 def test_what_agrees_and_is_faster_takes_over(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _stand_in(monkeypatch)
     _race(monkeypatch, 0.02, 0.01)
-    detector = _detector(precision="auto", compile="wait")
+    detector = _detector(compile="wait")
     assert detector.info.engine == "compiled"
     assert detector.info.engine_note.startswith(
         "Compiled: 10.0 ms against 20.0 ms eager for the network on 96x128; made"
@@ -96,7 +96,7 @@ def test_what_agrees_and_is_faster_takes_over(place: Path, monkeypatch: pytest.M
 
 def test_what_is_slower_does_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _stand_in(monkeypatch, delay=0.2)
-    detector = _detector(precision="auto", compile="wait")
+    detector = _detector(compile="wait")
     assert detector.info.engine == "eager"
     assert "no faster here" in detector.info.engine_note
 
@@ -106,7 +106,7 @@ def test_what_answers_otherwise_does_not(
 ) -> None:
     _stand_in(monkeypatch, wrong=0.01)
     with caplog.at_level(logging.WARNING, "frcnn.engine"):
-        detector = _detector(precision="auto", compile="wait")
+        detector = _detector(compile="wait")
     assert detector.info.engine == "eager"
     assert "differs by 0.01 of its size, and may by 0.0001" in detector.info.engine_note
     assert [record.message for record in caplog.records] == ["the engine stays eager"]
@@ -117,7 +117,7 @@ def test_without_a_compiler_it_stays_eager_and_says_so_once(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level(logging.WARNING, "frcnn.engine"):
-        detector = _detector(precision="auto", compile="wait")
+        detector = _detector(compile="wait")
         detector.warm_up()
     assert detector.info.engine == "eager"
     assert detector.info.engine_note == "Eager: there is no C++ compiler (no-such-compiler) to compile with."
@@ -132,7 +132,7 @@ def test_a_compiler_that_fails_leaves_its_last_word(
     child.write_text("#!/bin/sh\necho begun >&2\necho no space left >&2\nexit 3\n")
     child.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(child))
-    detector = _detector(precision="auto", compile="wait")
+    detector = _detector(compile="wait")
     assert detector.info.engine_note == "Eager: compiling failed with code 3 (no space left)."
     assert list(place.iterdir()) == []
 
