@@ -262,8 +262,8 @@ def page(result: dict[str, Any]) -> str:
         "Written by `python -m benchmarks.proposals --data ../shared/data/voc20` (its first lines name the other "
         "commands) from [`proposals.json`](../benchmarks/results/proposals.json); do not edit by hand.",
         "",
-        f"Recall of voc20/test's counted boxes by the first k proposals. RPN: `{about['weights']}` in fp32; Selective "
-        f"Search: OpenCV {about['opencv']}, defaults, its own order of proposals.",
+        f"Recall of voc20/test's counted boxes by the first k proposals. RPN: `{about['weights']}` (SHA-256 "
+        f"`{about['sha256'][:8]}…`) in fp32; Selective Search: OpenCV {about['opencv']}, defaults, its own order of proposals.",
         "",
         "![recall against the number of proposals](proposals.svg)",
         "",
