@@ -263,7 +263,8 @@ def page(result: dict[str, Any]) -> str:
         "commands) from [`proposals.json`](../benchmarks/results/proposals.json); do not edit by hand.",
         "",
         f"Recall of voc20/test's counted boxes by the first k proposals. RPN: `{about['weights']}` (SHA-256 "
-        f"`{about['sha256'][:8]}…`) in fp32; Selective Search: OpenCV {about['opencv']}, defaults, its own order of proposals.",
+        f"`{about['sha256'][:8]}…`) in fp32; Selective Search: OpenCV {about['opencv']}, defaults, its own order of "
+        "proposals.",
         "",
         "![recall against the number of proposals](proposals.svg)",
         "",
