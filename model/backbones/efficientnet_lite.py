@@ -50,7 +50,8 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, H / stride, W / stride]; H and W multiples of the stride."""
         x = self.conv(x if self.same is None else F.pad(x, self.same))
-        return F.relu6(x) if self.relu else x
+        # In place: a fresh map of its own would be written and read once more, and nobody needs what went in.
+        return F.relu6(x, inplace=True) if self.relu else x
 
 
 class InvertedResidual(nn.Module):

@@ -38,9 +38,9 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, 4 * width, H / stride, W / stride]."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return F.relu(self.bn3(self.conv3(x)).add_(shortcut), inplace=True)
 
 
 class ResNet50(nn.Module):
@@ -71,7 +71,7 @@ class ResNet50(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """C2 to C5 of a batch: float [B, 3, H, W] -> four maps [B, channels[l], H / strides[l], W / strides[l]]."""
-        x = F.relu(self.bn1(self.conv1(pixels)))
+        x = F.relu(self.bn1(self.conv1(pixels)), inplace=True)
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         maps = []
         for stage in range(1, len(STAGES) + 1):
