@@ -41,6 +41,7 @@ from benchmarks.failures import Seen, summary, watch
 from model.checkpoint import load_into, read_state, resolve, save, sha256
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
+from model.runtime.precision import multiplies_bf16
 from model.training.evaluate import WHOLE_CURVE, Prediction, look
 from model.training.figures import Figures, figures, load_part
 from model.training.samples import Dataset
@@ -64,6 +65,7 @@ NAME = "lite-voc20"
 CANVASES = (384, 416, 448, 480, 512)
 NMS = (0.4, 0.45, 0.5, 0.55, 0.6)
 PRECISIONS = ("fp32", "bf16")
+FIRST = (384, (300, 150))  # the first checkpoint's canvas, candidates a level, and proposals
 PREDICTOR = "roi_heads.box_predictor.cls_score"
 PARTS = ("about", "figures", "precisions", "classes", "sizes", "scores", "unknown", "failures", "speed")
 
@@ -286,10 +288,15 @@ def speed_part(speed: dict[str, Any]) -> str:
         if speed["load"] > 1
         else ""
     )
+    rounding = (
+        ""
+        if speed["multiplies_bf16"]
+        else " This processor has no products of bf16, which is fp32 with rounding here, and slower."
+    )
     return (
         f"Median (quartiles) of `detect` on one picture, the precisions taking turns over {speed['pictures']} pictures "
         f"of validation: {times}. {speed['processor']}, {threads}, torch {speed['torch']}, {speed['date']}; the "
-        f"machine's load was {speed['load']:.1f} when it began.{busy}"
+        f"machine's load was {speed['load']:.1f} when it began.{busy}{rounding}"
     )
 
 
@@ -334,8 +341,14 @@ def outside(path: Path) -> None:
 
 
 def measure_speed(weights: str, dataset: Dataset, pictures: int, compiled: bool) -> dict[str, Any]:
-    """Milliseconds of ``detect`` for one picture, the precisions taking turns. compiled: their compiled forms too."""
+    """Milliseconds of ``detect`` for one picture, the precisions taking turns. compiled: their compiled forms too.
+
+    In fp32 also as the first checkpoint was served, so that what was added since can be seen.
+    """
     detectors = {f"{precision} eager": open_detector(weights, precision) for precision in PRECISIONS}
+    canvas, limits = FIRST
+    name = f"fp32 eager as the first checkpoint was served ({canvas} pixels, {limits[1]} proposals)"
+    detectors[name] = open_detector(weights, "fp32", canvas, limits)
     for precision in PRECISIONS if compiled else ():
         detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="wait")
         detectors[f"{precision} {detector.info.engine}"] = detector
@@ -357,6 +370,7 @@ def measure_speed(weights: str, dataset: Dataset, pictures: int, compiled: bool)
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "processor": processor(),
+        "multiplies_bf16": multiplies_bf16(torch.device("cpu")),
         "load": round(load, 2),
         "date": f"{datetime.date.today():%Y-%m-%d}",
     }
