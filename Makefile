@@ -19,8 +19,9 @@ setup: $(VENV)/.dev ## Make .venv with everything a developer needs (quick when 
 serve: $(VENV)/.runtime ## Install what the service needs, and serve on http://localhost:8000
 	$(BIN)/frcnn serve $(ARGS)
 
+# A process a core, up to four, a file of tests to each; torch's threads would fight over the same cores.
 test: setup ## Install what the tests need, and run them
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: setup ## Style, formatting, and who imports whom
 	$(BIN)/ruff check .
