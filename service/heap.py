@@ -14,7 +14,7 @@ import ctypes
 import sys
 
 _M_ARENA_MAX = -8  # glibc's malloc.h
-TIDY_SECONDS = 30.0  # between two givings back: the faults that follow are then well under a hundredth of the time
+TIDY_SECONDS = 30.0  # between two givings back: seldom enough that the faults which follow do not count
 
 
 def share_one_heap() -> bool:
@@ -34,7 +34,7 @@ def share_one_heap() -> bool:
 def give_back_free_memory() -> bool:
     """Return every free page of the heap to the kernel; True if any went.
 
-    Some tens of milliseconds, in which no thread can allocate or free: ctypes lets go of Python's lock meanwhile.
+    Meanwhile no thread can allocate or free; ctypes lets go of Python's lock.
     Elsewhere than on glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
