@@ -33,7 +33,7 @@ import torch
 
 from benchmarks.report import commit, processor
 from model import boxes as box_ops
-from model.checkpoint import load_into, read_state, resolve
+from model.checkpoint import load_into, read_state, resolve, with_rank_of
 from model.detector import Detector, find_preset
 from model.faster_rcnn import Dense, FasterRCNN
 from model.roi_head import stack_regions
@@ -53,11 +53,12 @@ Propose = Callable[[np.ndarray], np.ndarray]
 def detector_with(weights: str, proposals: int | None) -> Detector:
     """The checkpoint's detector; with ``proposals``, its RPN keeps so many of each level, and so many in all."""
     checkpoint = resolve(weights)
-    config = find_preset(checkpoint.preset or "LITE").with_classes(len(checkpoint.classes))
+    state = read_state(checkpoint)
+    config = with_rank_of(find_preset(checkpoint.preset or "LITE").with_classes(len(checkpoint.classes)), state)
     if proposals is not None:
         config = replace(config, rpn=replace(config.rpn, pre_nms=proposals, post_nms=proposals))
     model = FasterRCNN(config)
-    load_into(model, read_state(checkpoint))
+    load_into(model, state)
     return Detector(model, checkpoint, device="cpu", precision="fp32", compile="off")
 
 

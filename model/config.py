@@ -95,6 +95,7 @@ class RoIHeadConfig:
     canonical_size, canonical_level: a region of this side is pooled from this level (trap 16's formula).
     conv_channels: widths of 3x3 convolutions before the fully connected layers (TV v2: four of 256).
     fc_channels: widths of the fully connected layers.
+    fc6_rank: the first of them is a product of two, with so many channels between; None: one layer of full rank.
     dropout: between fully connected layers in training (PFR prototxt: 0.5).
     box_weights: multipliers of (tx, ty, tw, th); one over PFR's target standard deviations.
     """
@@ -108,6 +109,7 @@ class RoIHeadConfig:
     canonical_level: int = 4
     conv_channels: tuple[int, ...] = ()
     fc_channels: tuple[int, ...] = (1024, 1024)
+    fc6_rank: int | None = None
     dropout: float = 0.0
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     score_threshold: float = 0.05
@@ -287,6 +289,7 @@ LITE = DetectorConfig(
         canonical_size=128,
         canonical_level=4,
         fc_channels=(512, 512),
+        fc6_rank=128,
     ),
     train=TrainConfig(rpn_batch=128, roi_batch=128),
     fpn_channels=128,

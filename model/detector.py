@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from model.anchors import level_strides
-from model.checkpoint import CheckpointError, ResolvedCheckpoint, load_into, preset_of, read_state, resolve
+from model.checkpoint import (
+    CheckpointError,
+    ResolvedCheckpoint,
+    canonical,
+    load_into,
+    preset_of,
+    read_state,
+    resolve,
+    with_rank_of,
+)
 from model.config import PRESETS, DetectorConfig
 from model.explain import explain
 from model.explanation import STAGES, Explanation, Stage
@@ -33,6 +42,7 @@ from model.runtime.pooling import choose, device_seconds
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision, multiplies_bf16
 from model.runtime.probe import probe
 from model.runtime.rounding import round_weights_and_maps
+from model.runtime.winograd import use_winograd
 from model.structures import Detections, DetectOptions, DetectorInfo, Proposals
 from model.transform import Image, Transform, check_image
 
@@ -90,6 +100,9 @@ class Detector:
             round_weights_and_maps(model, self.dtype)
             self.dtype = torch.float32
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        # Not where canvases are exact: those are for comparing, to the last digits too.
+        alike = canvas == "exact" or self._rounds or self.dtype != torch.float32 or self.device.type != "cpu"
+        self._quick = 0 if alike else use_winograd(self.model)
         self._eager = EagerEngine(self.model, self.dtype)
         self.engine: Engine = self._eager  # taken once a batch, so that another can take its place at any time
         head = model.config.roi_head
@@ -134,7 +147,7 @@ class Detector:
             raise CheckpointError(
                 f"Nothing says which detector {checkpoint.path} is for: give preset, one of {presets}."
             )
-        config = find_preset(name).with_classes(len(checkpoint.classes))
+        config = with_rank_of(find_preset(name).with_classes(len(checkpoint.classes)), canonical(state))
         with torch.device("meta"):
             model = FasterRCNN(config)
         model = model.to_empty(device="cpu")
@@ -160,6 +173,8 @@ class Detector:
             note = "Eager: this processor has no products of bf16; fp32 with rounding gives its answers, but no speed."
         if self._pooling and isinstance(self.engine, EagerEngine):  # a compiled one pools from its own table
             note = f"{note} {self._pooling}"
+        if self._quick and isinstance(self.engine, EagerEngine):
+            note = f"{note} Winograd's way for {self._quick} convolutions."
         return replace(self._about, engine=self.engine.name, engine_note=note)
 
     @cached_property

@@ -22,18 +22,26 @@ from model.ops import flatten_maps, grouped_nms, map_shapes, pool_table, roi_ali
 
 
 class BoxHead(nn.Sequential):
-    """Two fully connected layers, fc6 and fc7 (P; TV's TwoMLPHead): pooled [R, C, r, r] to features [R, F]."""
+    """Two fully connected layers, fc6 and fc7 (P; TV's TwoMLPHead): pooled [R, C, r, r] to features [R, F].
+
+    fc6, by far the larger, may be two linear layers of a lower rank (Fast R-CNN, arXiv 1504.08083, 3.1).
+    """
 
     def __init__(self, inputs: int, config: RoIHeadConfig) -> None:
         width = inputs * config.resolution**2
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for number, channels in enumerate(config.fc_channels, start=6):
-            layers[f"fc{number}"] = nn.Linear(width, channels)
+            rank = config.fc6_rank if number == 6 else None
+            layers[f"fc{number}"] = nn.Linear(width, channels) if rank is None else _low_rank(width, rank, channels)
             layers[f"relu{number}"] = nn.ReLU(inplace=True)
             if config.dropout:
                 layers[f"drop{number}"] = nn.Dropout(config.dropout)
             width = channels
         super().__init__(layers)
+
+
+def _low_rank(inputs: int, rank: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs))
 
 
 class ConvBoxHead(nn.Sequential):

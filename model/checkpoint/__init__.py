@@ -6,6 +6,7 @@ A folder of five rooms, and the one place in ``model/`` that touches files:
     files.py      a name or a path -> a file with its classes -> a state dict; saving; hashes
     loading.py    a state dict -> a model, old key forms too, with errors that name the likely cause
     imagenet.py   a classifier's ImageNet weights -> the keys of a detector
+    low_rank.py   fc6 in one layer <-> in two
     importing.py  a stranger's file -> a file of ours
 
 Loading is safe: safetensors, or ``torch.load(weights_only=True)``. Nothing here ever runs code that a file brings.
@@ -14,7 +15,8 @@ Loading is safe: safetensors, or ``torch.load(weights_only=True)``. Nothing here
 from model.checkpoint.files import ResolvedCheckpoint, read_state, resolve, save, sha256, verify
 from model.checkpoint.imagenet import from_imagenet
 from model.checkpoint.importing import import_file
-from model.checkpoint.loading import load_into, preset_of
+from model.checkpoint.loading import canonical, load_into, preset_of
+from model.checkpoint.low_rank import factored, merged, with_rank_of
 from model.checkpoint.manifest import CheckpointError, ManifestEntry, cache_dir, load_manifest, weights_dir
 
 __all__ = [
@@ -22,10 +24,13 @@ __all__ = [
     "ManifestEntry",
     "ResolvedCheckpoint",
     "cache_dir",
+    "canonical",
+    "factored",
     "from_imagenet",
     "import_file",
     "load_into",
     "load_manifest",
+    "merged",
     "preset_of",
     "read_state",
     "resolve",
@@ -33,4 +38,5 @@ __all__ = [
     "sha256",
     "verify",
     "weights_dir",
+    "with_rank_of",
 ]

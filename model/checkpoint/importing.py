@@ -9,6 +9,7 @@ import torch
 
 from model.checkpoint.files import read_state, resolve, save
 from model.checkpoint.loading import canonical, load_into, preset_of
+from model.checkpoint.low_rank import with_rank_of
 from model.checkpoint.manifest import CheckpointError, with_background
 from model.config import PRESETS
 from model.faster_rcnn import FasterRCNN
@@ -39,7 +40,8 @@ def import_file(
     if config is None:
         names = ", ".join(one.name for one in PRESETS)
         raise CheckpointError(f"{os.fspath(source)} is of no preset that its keys tell: give one of {names}.")
+    state = canonical(state)
     with torch.device("meta"):
-        model = FasterRCNN(config.with_classes(len(classes)))
+        model = FasterRCNN(with_rank_of(config.with_classes(len(classes)), state))
     load_into(model.to_empty(device="cpu"), state)
-    return save(target, canonical(state), preset=config.name, classes=classes, metrics=metrics)
+    return save(target, state, preset=config.name, classes=classes, metrics=metrics)

@@ -57,10 +57,13 @@ class HeadsPart(nn.Module):
 
 def _channels_last(head: BoxHead, resolution: int) -> nn.Module:
     """``head`` for pooled regions [R, r, r, C], as pooling makes them: its first layer's columns in that order."""
-    layers: list[nn.Module] = list(head)
+    layers: list[nn.Module] = []
+    for layer in head:
+        layers += layer if isinstance(layer, nn.Sequential) else [layer]  # fc6 may be two
     first = next(layer for layer in layers if isinstance(layer, nn.Linear))
     weight = first.weight.detach().unflatten(1, (-1, resolution, resolution)).permute(0, 2, 3, 1).flatten(1)
-    other = nn.Linear(first.in_features, first.out_features, device="meta")
+    other = nn.Linear(first.in_features, first.out_features, bias=first.bias is not None, device="meta")
     other.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    other.bias = nn.Parameter(first.bias.detach(), requires_grad=False)
+    if first.bias is not None:
+        other.bias = nn.Parameter(first.bias.detach(), requires_grad=False)
     return nn.Sequential(*(other if layer is first else layer for layer in layers))

@@ -25,7 +25,17 @@ from torch import Tensor
 
 from model.backbones.efficientnet_lite import EfficientNetLite
 from model.backbones.efficientnet_lite import from_imagenet as lite_from_imagenet
-from model.checkpoint import from_imagenet, load_into, preset_of, read_state, resolve, save
+from model.checkpoint import (
+    canonical,
+    factored,
+    from_imagenet,
+    load_into,
+    preset_of,
+    read_state,
+    resolve,
+    save,
+    with_rank_of,
+)
 from model.detector import Detector, find_preset
 from model.faster_rcnn import FasterRCNN
 from model.runtime.memory import keep_freed_memory
@@ -136,7 +146,10 @@ def begin(model: FasterRCNN, start: str) -> str:
         missing = load_into(model, from_imagenet(state, model.config), partial=True)
         return f"Starting from the classifier {start}; {len(missing)} tensors start fresh."
     checkpoint = resolve(start)
-    state = read_state(checkpoint)
+    state = canonical(read_state(checkpoint))
+    rank = model.config.roi_head.fc6_rank
+    if rank is not None and with_rank_of(model.config, state).roi_head.fc6_rank is None:
+        state = factored(state, rank)
     if len(checkpoint.classes) != model.config.num_classes:
         state = {key: value for key, value in state.items() if not key.startswith(_PREDICTOR)}
     missing = load_into(model, state, partial=True)
