@@ -38,7 +38,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import curves, unknown
 from benchmarks.failures import Seen, summary, watch
-from model.checkpoint import load_into, read_state, resolve, save, sha256
+from model.checkpoint import load_into, merged, read_state, resolve, save, sha256
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
 from model.runtime.precision import multiplies_bf16
@@ -73,22 +73,29 @@ T = TypeVar("T")
 
 
 def open_detector(
-    weights: str, precision: str = "fp32", canvas: int | None = None, limits: Sequence[int] | None = None
+    weights: str,
+    precision: str = "fp32",
+    canvas: int | None = None,
+    limits: Sequence[int] | None = None,
+    whole: bool = False,
 ) -> Detector:
     """The checkpoint's detector, eager; canvas: another short and long side than the preset's.
 
-    limits: other numbers than the preset's of candidates a level before NMS, and of proposals after it.
+    limits: other numbers than the preset's of candidates a level before NMS, and of proposals after it. whole: with
+    fc6 in one layer, which answers the same.
     """
     detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="off")
-    if canvas is None and limits is None:
+    if canvas is None and limits is None and not whole:
         return detector
-    config = detector.config
+    config, state = detector.config, read_state(detector.checkpoint)
+    if whole and config.roi_head.fc6_rank is not None:
+        config, state = replace(config, roi_head=replace(config.roi_head, fc6_rank=None)), merged(state)
     if canvas is not None:
         config = replace(config, transform=replace(config.transform, min_size=canvas, max_size=canvas))
     if limits is not None:
         config = replace(config, rpn=replace(config.rpn, pre_nms=limits[0], post_nms=limits[1]))
     model = FasterRCNN(config)
-    load_into(model, read_state(detector.checkpoint))
+    load_into(model, state)
     return Detector(model, detector.checkpoint, precision=precision, device="cpu", compile="off")
 
 
@@ -348,7 +355,7 @@ def measure_speed(weights: str, dataset: Dataset, pictures: int, compiled: bool)
     detectors = {f"{precision} eager": open_detector(weights, precision) for precision in PRECISIONS}
     canvas, limits = FIRST
     name = f"fp32 eager as the first checkpoint was served ({canvas} pixels, {limits[1]} proposals)"
-    detectors[name] = open_detector(weights, "fp32", canvas, limits)
+    detectors[name] = open_detector(weights, "fp32", canvas, limits, whole=True)
     for precision in PRECISIONS if compiled else ():
         detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="wait")
         detectors[f"{precision} {detector.info.engine}"] = detector

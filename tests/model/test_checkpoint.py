@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from model import checkpoint
 from model.checkpoint import CheckpointError
-from model.config import PRESETS
+from model.config import LITE, PRESETS
+from model.detector import Detector
+from model.faster_rcnn import FasterRCNN
 
 CLASSES = ("__background__", "cat", "dog")
 PRESET = "LITE"
@@ -401,3 +403,39 @@ class TestLoadInto:
         with pytest.raises(TypeError):
             entry.metrics["ap"] = 1.0  # type: ignore[index]
         assert replace(entry, name="x").name == "x"
+
+
+def _of_rank(rank: int | None) -> FasterRCNN:
+    config = LITE.with_classes(len(CLASSES))
+    return FasterRCNN(replace(config, roi_head=replace(config.roi_head, fc6_rank=rank))).eval()
+
+
+@pytest.mark.parametrize("rank", [None, 5], ids=["one layer", "rank 5"])
+def test_a_file_says_in_which_form_its_fc6_is(rank: int | None, tmp_path: Path) -> None:
+    checkpoint.save(
+        tmp_path / "mine.safetensors", _of_rank(rank).state_dict(), preset=PRESET, classes=CLASSES, metrics={}
+    )
+    detector = Detector.from_checkpoint(tmp_path / "mine.safetensors", precision="fp32")
+    assert detector.config.roi_head.fc6_rank == rank
+    checkpoint.import_file(tmp_path / "mine.safetensors", tmp_path / "again.safetensors")
+    assert Detector.from_checkpoint(tmp_path / "again.safetensors").config.roi_head.fc6_rank == rank
+
+
+def test_fc6_in_two_layers_is_the_nearest_of_its_rank() -> None:
+    whole = _of_rank(None).state_dict()
+    weight = whole["roi_heads.box_head.fc6.weight"]
+    two = checkpoint.factored(whole, rank=20)
+    _of_rank(20).load_state_dict(two)
+    product = two["roi_heads.box_head.fc6.1.weight"] @ two["roi_heads.box_head.fc6.0.weight"]
+    left_over = torch.linalg.svdvals(weight.double())[20:].square().sum().sqrt()
+    assert float((weight - product).norm()) == pytest.approx(float(left_over), rel=1e-3)
+    assert torch.equal(two["roi_heads.box_head.fc6.1.bias"], whole["roi_heads.box_head.fc6.bias"])
+
+
+def test_multiplied_out_again_they_answer_the_same() -> None:
+    two, pooled = _of_rank(20), torch.randn(3, LITE.fpn_channels, 7, 7)
+    one = _of_rank(None)
+    one.load_state_dict(checkpoint.merged(two.state_dict()))
+    with torch.inference_mode():
+        expected, found = two.roi_heads.box_head(pooled), one.roi_heads.box_head(pooled)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

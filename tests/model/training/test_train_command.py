@@ -1,13 +1,19 @@
 """docs/train-your-own.md, end to end: pictures in, a checkpoint that serves out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from model.checkpoint import save
+from model.config import LITE
 from model.detector import Detector
+from model.faster_rcnn import FasterRCNN
 from model.training.data import load_dataset
+from model.training.run import begin
 from service.cli import app
 
 run = CliRunner().invoke
@@ -38,3 +44,15 @@ def test_the_guides_commands_make_a_checkpoint_that_detects(shapes_folder: Path,
     other = run(app, [*train, "--lr", "0.1"])
     assert other.exit_code == 1
     assert "another lr" in other.output
+
+
+def test_starting_from_a_detector_whose_fc6_is_one_layer_parts_it(tmp_path: Path) -> None:
+    config = LITE.with_classes(3)
+    whole = FasterRCNN(replace(config, roi_head=replace(config.roi_head, fc6_rank=None)))
+    file = tmp_path / "whole.safetensors"
+    save(file, whole.state_dict(), preset="LITE", classes=("__background__", "circle", "square"), metrics={})
+    model = FasterRCNN(config)
+    assert begin(model, str(file)) == "Starting from whole; 0 tensors start fresh."
+    assert model.state_dict()["roi_heads.box_head.fc6.0.weight"].shape == (128, 128 * 7 * 7)
+    bias = whole.state_dict()["roi_heads.box_head.fc6.bias"]
+    torch.testing.assert_close(model.state_dict()["roi_heads.box_head.fc6.1.bias"], bias)
