@@ -289,7 +289,6 @@ LITE = DetectorConfig(
         canonical_size=128,
         canonical_level=4,
         fc_channels=(512, 512),
-        fc6_rank=128,
     ),
     train=TrainConfig(rpn_batch=128, roi_batch=128),
     fpn_channels=128,

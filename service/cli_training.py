@@ -124,6 +124,39 @@ def evaluate(
         _compare(differences, against)
 
 
+def factor(
+    data: Annotated[Path, typer.Option(help="the pictures that it was trained on, as for train")],
+    weights: Annotated[str, typer.Option(help="a name of the manifest, or a file")],
+    out: Annotated[Path, typer.Option(help="the new file, .safetensors")],
+    rank: Annotated[int, typer.Option(min=1, help="channels between the two layers")] = 128,
+    pictures: Annotated[int, typer.Option(min=1, help="to see what fc6 answers on real pictures")] = 200,
+    validation: Annotated[
+        float, typer.Option(min=0, max=0.5, help="the share set aside, which is not looked at")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
+) -> None:
+    """Part a detector's fc6 into two thinner layers (Fast R-CNN 3.1): faster, and hardly less exact."""
+    from model.checkpoint import save
+    from model.detector import CheckpointError, Detector
+    from model.training.data import DataError, load_dataset, split
+    from model.training.factoring import factor as factor_fc6
+
+    try:
+        detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32", compile="off")
+        dataset = load_dataset(data, "train", on_bad_box="skip")
+        if validation > 0:
+            dataset, _ = split(dataset, validation, seed)
+        state = factor_fc6(detector, dataset, rank, pictures=pictures, seed=seed)
+        digest = save(out, state, preset=detector.config.name, classes=detector.checkpoint.classes, metrics={})
+    except (DataError, CheckpointError, ValueError, OSError) as error:
+        _fail(error)
+    parameters = sum(value.numel() for value in state.values())
+    console.print(
+        f"{out}: {parameters / 1e6:.2f} M parameters instead of {detector.info.parameters / 1e6:.2f}, {digest}"
+    )
+    console.print(f"Measure it: frcnn evaluate --data {data} --split validation --weights {out}")
+
+
 def _compare(differences: list[tuple[str, float, float]], against: Path) -> None:
     """Say how far the figures are from those written before, and fail where a headline is off by over 0.1 points."""
     from model.training.figures import HEADLINES

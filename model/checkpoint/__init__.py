@@ -16,7 +16,7 @@ from model.checkpoint.files import ResolvedCheckpoint, read_state, resolve, save
 from model.checkpoint.imagenet import from_imagenet
 from model.checkpoint.importing import import_file
 from model.checkpoint.loading import canonical, load_into, preset_of
-from model.checkpoint.low_rank import factored, merged, with_rank_of
+from model.checkpoint.low_rank import factored, merged, rank_of, with_rank_of
 from model.checkpoint.manifest import CheckpointError, ManifestEntry, cache_dir, load_manifest, weights_dir
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "load_manifest",
     "merged",
     "preset_of",
+    "rank_of",
     "read_state",
     "resolve",
     "save",

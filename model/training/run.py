@@ -27,14 +27,14 @@ from model.backbones.efficientnet_lite import EfficientNetLite
 from model.backbones.efficientnet_lite import from_imagenet as lite_from_imagenet
 from model.checkpoint import (
     canonical,
-    factored,
     from_imagenet,
     load_into,
+    merged,
     preset_of,
+    rank_of,
     read_state,
     resolve,
     save,
-    with_rank_of,
 )
 from model.detector import Detector, find_preset
 from model.faster_rcnn import FasterRCNN
@@ -147,9 +147,8 @@ def begin(model: FasterRCNN, start: str) -> str:
         return f"Starting from the classifier {start}; {len(missing)} tensors start fresh."
     checkpoint = resolve(start)
     state = canonical(read_state(checkpoint))
-    rank = model.config.roi_head.fc6_rank
-    if rank is not None and with_rank_of(model.config, state).roi_head.fc6_rank is None:
-        state = factored(state, rank)
+    if rank_of(state) is not None and model.config.roi_head.fc6_rank is None:
+        state = merged(state)
     if len(checkpoint.classes) != model.config.num_classes:
         state = {key: value for key, value in state.items() if not key.startswith(_PREDICTOR)}
     missing = load_into(model, state, partial=True)

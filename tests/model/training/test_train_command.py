@@ -13,6 +13,7 @@ from model.config import LITE
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
 from model.training.data import load_dataset
+from model.training.evaluate import WHOLE_CURVE
 from model.training.run import begin
 from service.cli import app
 
@@ -46,13 +47,31 @@ def test_the_guides_commands_make_a_checkpoint_that_detects(shapes_folder: Path,
     assert "another lr" in other.output
 
 
-def test_starting_from_a_detector_whose_fc6_is_one_layer_parts_it(tmp_path: Path) -> None:
+def test_starting_from_a_detector_whose_fc6_is_in_two_layers_puts_them_together(tmp_path: Path) -> None:
     config = LITE.with_classes(3)
-    whole = FasterRCNN(replace(config, roi_head=replace(config.roi_head, fc6_rank=None)))
-    file = tmp_path / "whole.safetensors"
-    save(file, whole.state_dict(), preset="LITE", classes=("__background__", "circle", "square"), metrics={})
+    parted = FasterRCNN(replace(config, roi_head=replace(config.roi_head, fc6_rank=8)))
+    file = tmp_path / "parted.safetensors"
+    save(file, parted.state_dict(), preset="LITE", classes=("__background__", "disc", "square"), metrics={})
     model = FasterRCNN(config)
-    assert begin(model, str(file)) == "Starting from whole; 0 tensors start fresh."
-    assert model.state_dict()["roi_heads.box_head.fc6.0.weight"].shape == (128, 128 * 7 * 7)
-    bias = whole.state_dict()["roi_heads.box_head.fc6.bias"]
-    torch.testing.assert_close(model.state_dict()["roi_heads.box_head.fc6.1.bias"], bias)
+    assert begin(model, str(file)) == "Starting from parted; 0 tensors start fresh."
+    pooled = torch.randn(2, 128, 7, 7)
+    with torch.inference_mode():
+        expected, found = (one.eval().roi_heads.box_head(pooled) for one in (parted, model))
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # the file holds float16
+
+
+def test_fc6_of_a_trained_detector_is_parted_by_a_command(shapes_folder: Path, tmp_path: Path) -> None:
+    whole = FasterRCNN(LITE.with_classes(3))
+    file, out = tmp_path / "whole.safetensors", tmp_path / "parted.safetensors"
+    save(file, whole.state_dict(), preset="LITE", classes=("__background__", "disc", "square"), metrics={})
+    command = ["factor", "--data", str(shapes_folder), "--weights", str(file), "--out", str(out), "--pictures", "4"]
+    done = run(app, [*command, "--rank", "300"])
+    assert done.exit_code == 0, done.output
+    dataset = load_dataset(shapes_folder, "test")
+    before, after = (Detector.from_checkpoint(one, precision="fp32") for one in (file, out))
+    assert after.info.parameters < before.info.parameters
+    (expected,), (found,) = (one.detect([dataset.load(0)], WHOLE_CURVE) for one in (before, after))
+    torch.testing.assert_close(found.scores[:5], expected.scores[:5], atol=1e-2, rtol=0)
+    again = run(app, [*command[:4], str(out), *command[5:]])
+    assert again.exit_code == 1
+    assert "has no fc6 of full rank" in again.output
