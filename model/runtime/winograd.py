@@ -102,12 +102,14 @@ def use_winograd(model: nn.Module) -> int:
         for name, conv in list(parent.named_children()):
             if not (isinstance(conv, nn.Conv2d) and _fits(conv)) or min(conv.in_channels, conv.out_channels) < _WIDE:
                 continue
-            other = WinogradConv2d(conv)
             width = conv.in_channels, conv.out_channels
+            if not verdicts.get(width, True):
+                continue
+            other = WinogradConv2d(conv).eval()
             if width not in verdicts:
                 verdicts[width] = _seconds(other) < _WORTH * _seconds(conv)
             if verdicts[width]:
-                parent.register_module(name, other.eval())
+                parent.register_module(name, other)
                 replaced += 1
     return replaced
 
