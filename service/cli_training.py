@@ -136,7 +136,6 @@ def factor(
     seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
 ) -> None:
     """Part a detector's fc6 into two thinner layers (Fast R-CNN 3.1): faster, and hardly less exact."""
-    from model.checkpoint import save
     from model.detector import CheckpointError, Detector
     from model.training.data import DataError, load_dataset, split
     from model.training.factoring import factor as factor_fc6
@@ -146,11 +145,9 @@ def factor(
         dataset = load_dataset(data, "train", on_bad_box="skip")
         if validation > 0:
             dataset, _ = split(dataset, validation, seed)
-        state = factor_fc6(detector, dataset, rank, pictures=pictures, seed=seed)
-        digest = save(out, state, preset=detector.config.name, classes=detector.checkpoint.classes, metrics={})
+        digest, parameters = factor_fc6(detector, dataset, rank, out, pictures=pictures, seed=seed)
     except (DataError, CheckpointError, ValueError, OSError) as error:
         _fail(error)
-    parameters = sum(value.numel() for value in state.values())
     console.print(
         f"{out}: {parameters / 1e6:.2f} M parameters instead of {detector.info.parameters / 1e6:.2f}, {digest}"
     )

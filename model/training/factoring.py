@@ -6,22 +6,26 @@ layer, for the regions that the detector itself proposes on its training picture
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import canonical, factored, read_state
+from model.checkpoint import canonical, factored, read_state, save
 from model.detector import Detector
 from model.roi_head import BoxHead
 from model.training.samples import Dataset
 
 
-def factor(detector: Detector, dataset: Dataset, rank: int, *, pictures: int = 200, seed: int = 0) -> dict[str, Tensor]:
-    """The state dict of ``detector`` with fc6 of that ``rank``, from its answers on so many pictures of ``dataset``.
+def factor(
+    detector: Detector, dataset: Dataset, rank: int, target: Path, *, pictures: int = 200, seed: int = 0
+) -> tuple[str, int]:
+    """Write ``detector`` with fc6 of that ``rank`` to ``target``; returns the file's SHA-256 and parameters.
 
-    detector: in fp32, and eager. Raises ``ValueError`` where it has no fc6 of full rank, and for a rank out of range.
+    detector: in fp32, and eager; what its fc6 answers is seen on so many pictures of ``dataset``. Raises ``ValueError``
+    where it has no fc6 of full rank, and for a rank out of range.
     """
     head = detector.model.roi_heads.box_head
     if not isinstance(head, BoxHead) or not isinstance(head.fc6, torch.nn.Linear):
@@ -52,4 +56,6 @@ def factor(detector: Detector, dataset: Dataset, rank: int, *, pictures: int = 2
     if isinstance(fc7 := getattr(head, "fc7", None), torch.nn.Linear):
         weights *= fc7.weight.double().norm(dim=0)
     state = canonical(read_state(detector.checkpoint))
-    return factored(state, rank, mean, squares / count - torch.outer(mean, mean), weights)
+    state = factored(state, rank, mean, squares / count - torch.outer(mean, mean), weights)
+    digest = save(target, state, preset=detector.config.name, classes=detector.checkpoint.classes, metrics={})
+    return digest, sum(value.numel() for value in state.values())
