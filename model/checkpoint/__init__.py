@@ -1,6 +1,6 @@
 """Checkpoints: what weights exist, where they lie, how they get into a model and out of one.
 
-A folder of five rooms, and the one place in ``model/`` that touches files:
+A folder of six rooms, and the one place in ``model/`` that touches files:
 
     manifest.py   weights/manifest.toml as frozen dataclasses, and the folders where weights lie
     files.py      a name or a path -> a file with its classes -> a state dict; saving; hashes

@@ -58,8 +58,10 @@ def test_only_wide_convolutions_are_replaced_and_only_where_it_is_quicker(monkey
     assert use_winograd(model()) == 0
 
 
-def test_the_race_is_run_for_real() -> None:
-    assert use_winograd(nn.Sequential(_conv(256, 256))) in (0, 1)
+@pytest.mark.parametrize(("worth", "replaced"), [(float("inf"), 1), (0.0, 0)])
+def test_the_race_is_run_for_real(worth: float, replaced: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_WORTH", worth)
+    assert use_winograd(nn.Sequential(_conv(256, 256))) == replaced
 
 
 def test_the_weights_stay_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
