@@ -36,8 +36,11 @@ from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
 from model.runtime.compilation import Compilation
 from model.runtime.engine import EagerEngine, Engine
+from model.runtime.flatten import flatten_channels_last
 from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory
+from model.runtime.packing import can_pack, pack_convolutions
+from model.runtime.padding import pad_in_convolutions
 from model.runtime.pooling import choose, device_seconds
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision, multiplies_bf16
 from model.runtime.probe import probe
@@ -94,6 +97,8 @@ class Detector:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         # Folded before it is cast, so that each weight is rounded once.
         fold_norms(model.eval().requires_grad_(False))
+        pad_in_convolutions(model)
+        flatten_channels_last(model.roi_heads.box_head, model.config.roi_head.resolution)
         self.dtype = PRECISIONS[self.precision]
         self._rounds = self.precision == "bf16" and self.device.type == "cpu" and not multiplies_bf16(self.device)
         if self._rounds:
@@ -103,6 +108,8 @@ class Detector:
         # Not where canvases are exact: those are for comparing, to the last digits too.
         alike = canvas == "exact" or self._rounds or self.dtype != torch.float32 or self.device.type != "cpu"
         self._quick = 0 if alike else use_winograd(self.model)
+        if not self._rounds and can_pack(self.device, self.dtype):
+            pack_convolutions(self.model)
         self._eager = EagerEngine(self.model, self.dtype)
         self.engine: Engine = self._eager  # taken once a batch, so that another can take its place at any time
         head = model.config.roi_head

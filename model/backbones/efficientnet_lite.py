@@ -9,11 +9,11 @@ There are no norms here: a detector freezes ImageNet's, and a frozen norm is a s
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 # (expansion, kernel, stride, channels, repeats) of the seven stages.
 _STAGES = (
@@ -32,26 +32,27 @@ _OUTPUTS = (2, 4, 6)
 _NORM_EPS = 1e-3
 
 
-class Conv(nn.Module):
-    """Convolution with TensorFlow's "same" padding for even sizes, and ReLU6 where asked."""
+class Conv(nn.Sequential):
+    """Convolution with TensorFlow's "same" padding for even sizes, and ReLU6 where asked.
+
+    [B, inputs, H, W] to [B, outputs, H / stride, W / stride]; H and W multiples of the stride.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, relu: bool = True
     ) -> None:
-        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if stride > 1:
+            # kernel - stride rows in all, the smaller half first.
+            before = (kernel - stride) // 2
+            after = kernel - stride - before
+            layers["pad"] = nn.ZeroPad2d((before, after, before, after))
         symmetric = kernel // 2 if stride == 1 else 0
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, symmetric, groups=groups)
-        self.relu = relu
-        # kernel - stride rows in all, the smaller half first.
-        before = (kernel - stride) // 2
-        after = kernel - stride - before
-        self.same = (before, after, before, after) if stride > 1 else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] to [B, outputs, H / stride, W / stride]; H and W multiples of the stride."""
-        x = self.conv(x if self.same is None else F.pad(x, self.same))
-        # In place: a fresh map of its own would be written and read once more, and nobody needs what went in.
-        return F.relu6(x, inplace=True) if self.relu else x
+        layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, symmetric, groups=groups)
+        if relu:
+            # In place: a fresh map of its own would be written and read once more, and nobody needs what went in.
+            layers["relu"] = nn.ReLU6(inplace=True)
+        super().__init__(layers)
 
 
 class InvertedResidual(nn.Module):

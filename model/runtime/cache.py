@@ -7,6 +7,7 @@ was noted when it was made: what was damaged is made again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from model.checkpoint import cache_dir
 from model.config import DetectorConfig
 
 _ABOUT = "about.json"
+_NOTE = "note.json"
 _KEYS = 8  # so many are kept, the latest; each new version of weights, code or torch makes one
 _ABANDONED = 86_400.0  # seconds after which a folder to make files in belongs to nobody any more
 
@@ -70,6 +72,22 @@ class CompiledCache:
             pass
         self.drop(key)
         return None
+
+    def note(self, key: str, note: Mapping[str, float]) -> None:
+        """Write down what was found out about the files under ``key``; nothing happens where they are gone."""
+        with self.making() as place:
+            file = place / _NOTE
+            file.write_text(json.dumps(note))
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(file, self.folder / key / _NOTE)
+
+    def noted(self, key: str) -> dict[str, float] | None:
+        """What ``note`` wrote last; None where there is nothing that can be read."""
+        try:
+            found = json.loads((self.folder / key / _NOTE).read_text())
+            return {str(name): float(value) for name, value in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
 
     def drop(self, key: str) -> None:
         """Remove what lies under ``key``."""

@@ -2,7 +2,7 @@
 
     1. look for the library in the cache; where it is missing, a child process of low priority makes it
     2. load it, and hold its answer on a probe against the eager one's
-    3. time both on the probe; only what agrees and is faster takes over
+    3. time both on the probe, at the first start with this library; only what agrees and is faster takes over
 
 Whatever fails, the eager engine stays, and ``note`` says why.
 """
@@ -18,20 +18,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.config import DetectorConfig
 from model.faster_rcnn import Dense, FasterRCNN
-from model.ops import table_layout
+from model.ops import map_shapes, table_layout
 from model.runtime.build import LIBRARY, Job, send
 from model.runtime.cache import CacheRefused, CompiledCache, compiled_dir, key_of
 from model.runtime.engine import EagerEngine, Engine, Features
 from model.runtime.library import Library, LibraryError
-from model.runtime.parts import HeadsPart, level_shapes
+from model.runtime.parts import level_shapes
 from model.runtime.probe import probe
 
 log = logging.getLogger("frcnn.engine")
@@ -53,7 +54,6 @@ class CompiledEngine:
         self.model = model
         self.library = library
         self.eager = eager
-        self.head = HeadsPart(model).eval()
 
     def dense(self, pixels: Tensor, asking: Sequence[int]) -> tuple[Features, Dense | None]:
         """See ``Engine``. The RPN's head runs on every row."""
@@ -76,13 +76,12 @@ class CompiledEngine:
 
     def heads(self, features: Features, regions: Tensor) -> tuple[Tensor, Tensor]:
         """See ``Engine``."""
-        table, config = features.table, self.model.config.roi_head
-        if table is None or config.pool == "max":
+        table, heads = features.table, self.model.roi_heads
+        if table is None or heads.config.pool == "max":
             return self.eager.heads(features, regions)
-        shapes = tuple((int(level.shape[2]), int(level.shape[3])) for level in features.maps)
-        layout = table_layout(shapes, len(features.maps[0]), table.device)
-        logits, offsets = self.head(table, layout, regions)
-        return logits, offsets
+        layout = table_layout(map_shapes(features.maps), len(features.maps[0]), table.device)
+        logits, offsets = heads.classify(heads.pool_table(table, layout, regions).permute(0, 3, 1, 2))
+        return logits.float(), offsets.float()
 
 
 class Compilation:
@@ -147,12 +146,22 @@ class Compilation:
                 began = time.monotonic()
                 file = self._make(cache, key)
                 origin = f"made in {time.monotonic() - began:.0f} s"
+            times = _Times.read(cache.noted(key))
+            if times is not None and not times.worth_it:
+                raise _Failed(f"the compiled form is no faster here ({self._words(times)}, timed at an earlier start).")
             try:
                 engine = CompiledEngine(self.model, Library(file, self.device), self.eager)
             except LibraryError:
                 cache.drop(key)
                 raise
-            self._judge(engine, origin)
+            fresh = self._judge(engine, times)
+            if times is None:
+                cache.note(key, fresh._asdict())
+            if not fresh.worth_it:
+                raise _Failed(f"the compiled form is no faster here ({self._words(fresh)}).")
+            self._adopt(engine)
+            self.note = f"Compiled: {self._words(fresh)}; {origin}."
+            log.info("the engine is compiled", extra={"reason": self.note})
         except (CacheRefused, LibraryError, _Failed) as error:
             self._stay(str(error))
         except Exception as error:
@@ -212,22 +221,19 @@ class Compilation:
             raise _Failed(f"compiling failed with code {code} ({lines[-1].strip()[:300] if lines else 'no word'}).")
 
     @torch.inference_mode()
-    def _judge(self, engine: CompiledEngine, origin: str) -> None:
-        """Adopt ``engine`` where it agrees with the eager one, and is faster."""
+    def _judge(self, engine: CompiledEngine, times: _Times | None) -> _Times:
+        """The times of both engines, unless an earlier start took them. Raises ``_Failed`` where they do not agree."""
         pixels, regions = probe(self.canvas, self.config.rpn.post_nms, self.device)
         expected, found = _answers(self.eager, pixels, regions), _answers(engine, pixels, regions)
         off = max(_distance(a, b) for a, b in zip(expected, found, strict=True))
         limit = TOLERANCES[self.eager.dtype]
         if not off <= limit:
             raise _Failed(f"the compiled form's answer differs by {off:.2g} of its size, and may by {limit:g}.")
-        eager, compiled = self._race(pixels, regions, engine)
-        height, width = self.canvas
-        times = f"{compiled * 1e3:.1f} ms against {eager * 1e3:.1f} ms eager for the network on {height}x{width}"
-        if compiled >= eager:
-            raise _Failed(f"the compiled form is no faster here ({times}).")
-        self._adopt(engine)
-        self.note = f"Compiled: {times}; {origin}."
-        log.info("the engine is compiled", extra={"reason": self.note})
+        return times or _Times(*self._race(pixels, regions, engine))
+
+    def _words(self, times: _Times) -> str:
+        canvas = "x".join(map(str, self.canvas))
+        return f"{times.compiled * 1e3:.1f} ms against {times.eager * 1e3:.1f} ms eager for the network on {canvas}"
 
     def _race(self, pixels: Tensor, regions: Tensor, engine: CompiledEngine) -> tuple[float, float]:
         """Seconds of the eager and of the compiled engine: in turns, the best of several: others' work only adds."""
@@ -254,6 +260,25 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     """End a child, which leads a session of its own, with the C++ compiler that it may have called."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
+
+
+class _Times(NamedTuple):
+    """Seconds that the network took on the probe."""
+
+    eager: float
+    compiled: float
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether the compiled form is the faster one."""
+        return self.compiled < self.eager
+
+    @staticmethod
+    def read(noted: Mapping[str, float] | None) -> _Times | None:
+        """From the cache's note; None where it has none, or another."""
+        if noted is None or noted.keys() != {"eager", "compiled"}:
+            return None
+        return _Times(noted["eager"], noted["compiled"])
 
 
 class _Failed(Exception):

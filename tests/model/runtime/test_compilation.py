@@ -101,6 +101,39 @@ def test_what_is_slower_does_not(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "no faster here" in detector.info.engine_note
 
 
+@pytest.mark.parametrize(("compiled", "engine"), [(0.01, "compiled"), (0.03, "eager")])
+def test_the_race_is_run_once_for_a_library(
+    compiled: float, engine: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stand_in(monkeypatch)
+    _race(monkeypatch, 0.02, compiled)
+    first = _detector(compile="wait")
+    monkeypatch.setattr(compilation.Compilation, "_race", lambda *_: pytest.fail("a second race"))
+    second = _detector(compile="wait")
+    assert [one.info.engine for one in (first, second)] == [engine, engine]
+    assert "20.0 ms eager for the network on 96x128" in second.info.engine_note
+    assert ("timed at an earlier start" in second.info.engine_note) == (engine == "eager")
+
+
+def test_a_note_that_cannot_be_read_means_another_race(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(monkeypatch)
+    _race(monkeypatch, 0.02, 0.01)
+    _detector(compile="wait")
+    (note,) = place.glob("*/note.json")
+    for words in ("", "[1, 2]", '{"eager": 0.02}', '{"eager": "?", "compiled": 1}'):
+        note.write_text(words)
+        _race(monkeypatch, 0.02, 0.04)
+        assert "40.0 ms against 20.0 ms" in _detector(compile="wait").info.engine_note
+
+
+def test_what_was_faster_once_still_has_to_agree(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(monkeypatch)
+    _race(monkeypatch, 0.02, 0.01)
+    assert _detector(compile="wait").info.engine == "compiled"
+    monkeypatch.setattr(compilation, "_distance", lambda *_: 0.5)
+    assert "differs by 0.5" in _detector(compile="wait").info.engine_note
+
+
 def test_what_answers_otherwise_does_not(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

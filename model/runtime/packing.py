@@ -1,0 +1,99 @@
+"""Convolutions on a CPU through oneDNN's own operator: weights laid out once, and the activation in the same pass.
+
+``nn.Conv2d`` keeps its weights in torch's order, and oneDNN lays them out anew on every call, in the order that suits
+the size of the map; then an activation goes over the whole map once more. For a small detector both are a tenth of its
+time. The operator is the one that torch's compiler calls. (The compiler packs weights too, but not where shapes are
+symbolic.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# By the activation: its name and numbers for the operator.
+_FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.Hardswish: ("hardswish", []),
+}
+_SHAPES = 1024  # of inputs whose layout is remembered, by layer; canvases that are exact know no end of them
+
+
+class PackedConv2d(nn.Conv2d):
+    """Answers as the convolution that it is made of, and shares its weights; for inference on a CPU."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """The weights must not change afterwards. Raises ``ValueError`` where ``conv`` pads with other than zeros."""
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(f"Only for convolutions that pad with so many zeros, not {conv}.")
+        shape = (conv.in_channels, conv.out_channels, conv.kernel_size)
+        super().__init__(*shape, groups=conv.groups, bias=False, device="meta")  # type: ignore[arg-type]
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self._how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self._activation: tuple[str, list[float]] = ("none", [])
+        self._by_shape: dict[torch.Size, Tensor] = {}
+        self._by_layout: dict[tuple[int, ...], Tensor] = {}
+        self.eval()
+
+    def then(self, activation: nn.Module) -> bool:
+        """Let ``activation`` be part of it from now on; False for one that cannot be."""
+        fused = _FUSED.get(type(activation))
+        if fused is None or self._activation[0] != "none":
+            return False
+        self._activation = fused
+        return True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps [B, inputs, H, W] to [B, outputs, H', W'], in the type of the weights, channels last in memory."""
+        packed = self._by_shape.get(input.shape)
+        if packed is None:
+            packed = self._pack(input.shape)
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            input, packed, self.bias, *self._how, *self._activation, ""
+        )
+        return made
+
+    def _pack(self, shape: torch.Size) -> Tensor:
+        """The weights as oneDNN wants them for maps of this shape: many shapes, a few layouts."""
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *self._how, list(shape))
+        layout = tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+        packed = self._by_layout.setdefault(layout, packed)
+        if len(self._by_shape) >= _SHAPES:
+            self._by_shape.clear()
+        self._by_shape[shape] = packed
+        return packed
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether ``pack_convolutions`` is for such a model here."""
+    operators = ("_convolution_pointwise", "_reorder_convolution_weight", "_get_mkldnn_serialized_md")
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not all(hasattr(torch.ops.mkldnn, name) for name in operators):  # not a part of torch that it promises to keep
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+def pack_convolutions(model: nn.Module) -> int:
+    """Replace the convolutions of ``model``, with what follows them in an ``nn.Sequential``; how many they are.
+
+    In place, for inference; keys and weights of the state dict stay as they are. Convolutions of other classes than
+    ``nn.Conv2d`` itself stay, and those that pad with other than so many zeros.
+    """
+    packed = 0
+    for parent in list(model.modules()):
+        before: PackedConv2d | None = None
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Conv2d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
+                before = PackedConv2d(child)
+                parent.register_module(name, before)
+                packed += 1
+            elif isinstance(parent, nn.Sequential) and before is not None:
+                if isinstance(child, nn.Identity):
+                    continue  # a norm that has been folded
+                if before.then(child):
+                    parent.register_module(name, nn.Identity())
+                before = None
+    return packed
