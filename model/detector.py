@@ -38,7 +38,7 @@ from model.runtime.compilation import Compilation
 from model.runtime.engine import EagerEngine, Engine
 from model.runtime.flatten import flatten_channels_last
 from model.runtime.fold import fold_norms
-from model.runtime.memory import keep_freed_memory
+from model.runtime.memory import keep_freed_memory, keep_primitives
 from model.runtime.packing import can_pack, pack_convolutions
 from model.runtime.padding import pad_in_convolutions
 from model.runtime.pooling import choose, device_seconds
@@ -88,6 +88,7 @@ class Detector:
         if compile not in ("auto", "off", "wait"):
             raise ValueError(f"compile must be 'auto', 'off' or 'wait', not {compile!r}.")
         keep_freed_memory()
+        keep_primitives()
         self.config: DetectorConfig = model.config
         self.checkpoint = checkpoint
         self.device = choose_device(device)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.runtime.packing import PackedConv2d, can_pack
+
 # B^T, G and A^T of the paper's section 4.3, for the points 0, 1, -1, 2, -2 and infinity.
 _INPUT = (
     (4, 0, -5, 0, 1, 0),
@@ -107,7 +109,8 @@ def use_winograd(model: nn.Module) -> int:
                 continue
             other = WinogradConv2d(conv).eval()
             if width not in verdicts:
-                verdicts[width] = _seconds(other) < _WORTH * _seconds(conv)
+                packable = can_pack(conv.weight.device, conv.weight.dtype)
+                verdicts[width] = _seconds(other) < _WORTH * _seconds(PackedConv2d(conv) if packable else conv)
             if verdicts[width]:
                 parent.register_module(name, other)
                 replaced += 1
