@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -172,10 +173,16 @@ def see_project(venv: Path) -> None:
 
 
 def free_port() -> int:
-    """The first of three in a row that are likely free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """The first of three in a row that are free, below those that systems hand out to whoever asks for any.
+
+    Ray's own parts ask for any, at every start, and one that has been free just now may be theirs a moment later.
+    """
+    for port in random.sample(range(20_000, 30_000, 3), 100):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as probes:
+            for number in range(3):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
+            return port
+    raise Broken("there are no three free ports in a row")
 
 
 @contextlib.contextmanager
