@@ -27,7 +27,6 @@ from model.checkpoint import cache_dir
 from model.config import DetectorConfig
 
 _ABOUT = "about.json"
-_NOTE = "note.json"
 _KEYS = 8  # so many are kept, the latest; each new version of weights, code or torch makes one
 _ABANDONED = 86_400.0  # seconds after which a folder to make files in belongs to nobody any more
 
@@ -73,19 +72,19 @@ class CompiledCache:
         self.drop(key)
         return None
 
-    def note(self, key: str, note: Mapping[str, float]) -> None:
+    def note(self, key: str, name: str, values: Mapping[str, float]) -> None:
         """Write down what was found out about the files under ``key``; nothing happens where they are gone."""
         with self.making() as place:
-            file = place / _NOTE
-            file.write_text(json.dumps(note))
+            file = place / f"{name}.json"
+            file.write_text(json.dumps(values))
             with contextlib.suppress(FileNotFoundError):
-                os.replace(file, self.folder / key / _NOTE)
+                os.replace(file, self.folder / key / file.name)
 
-    def noted(self, key: str) -> dict[str, float] | None:
-        """What ``note`` wrote last; None where there is nothing that can be read."""
+    def noted(self, key: str, name: str) -> dict[str, float] | None:
+        """What ``note`` wrote last under that name; None where there is nothing that can be read."""
         try:
-            found = json.loads((self.folder / key / _NOTE).read_text())
-            return {str(name): float(value) for name, value in found.items()}
+            found = json.loads((self.folder / key / f"{name}.json").read_text())
+            return {str(what): float(value) for what, value in found.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return None
 

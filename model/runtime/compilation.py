@@ -34,6 +34,7 @@ from model.runtime.engine import EagerEngine, Engine, Features
 from model.runtime.library import Library, LibraryError
 from model.runtime.parts import level_shapes
 from model.runtime.probe import probe
+from model.runtime.winograd import WinogradConv2d
 
 log = logging.getLogger("frcnn.engine")
 
@@ -146,7 +147,7 @@ class Compilation:
                 began = time.monotonic()
                 file = self._make(cache, key)
                 origin = f"made in {time.monotonic() - began:.0f} s"
-            times = _Times.read(cache.noted(key))
+            times = _Times.read(cache.noted(key, self._race_name()))
             if times is not None and not times.worth_it:
                 raise _Failed(f"the compiled form is no faster here ({self._words(times)}, timed at an earlier start).")
             try:
@@ -156,7 +157,7 @@ class Compilation:
                 raise
             fresh = self._judge(engine, times)
             if times is None:
-                cache.note(key, fresh._asdict())
+                cache.note(key, self._race_name(), fresh._asdict())
             if not fresh.worth_it:
                 raise _Failed(f"the compiled form is no faster here ({self._words(fresh)}).")
             self._adopt(engine)
@@ -234,6 +235,11 @@ class Compilation:
     def _words(self, times: _Times) -> str:
         canvas = "x".join(map(str, self.canvas))
         return f"{times.compiled * 1e3:.1f} ms against {times.eager * 1e3:.1f} ms eager for the network on {canvas}"
+
+    def _race_name(self) -> str:
+        """What, beside the library's key, decides who wins: the probe's size, and how the eager engine convolves."""
+        winograd = sum(isinstance(layer, WinogradConv2d) for layer in self.model.modules())
+        return f"race-{'x'.join(map(str, self.canvas))}-winograd-{winograd}"
 
     def _race(self, pixels: Tensor, regions: Tensor, engine: CompiledEngine) -> tuple[float, float]:
         """Seconds of the eager and of the compiled engine: in turns, the best of several: others' work only adds."""

@@ -17,7 +17,7 @@ from model.config import LITE, PRESETS, DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
 from model.ops import map_shapes
-from model.runtime import compilation
+from model.runtime import compilation, winograd
 from model.runtime.compilation import CompiledEngine
 from model.runtime.engine import EagerEngine
 from model.runtime.parts import DensePart, level_shapes
@@ -119,11 +119,23 @@ def test_a_note_that_cannot_be_read_means_another_race(place: Path, monkeypatch:
     _stand_in(monkeypatch)
     _race(monkeypatch, 0.02, 0.01)
     _detector(compile="wait")
-    (note,) = place.glob("*/note.json")
+    (note,) = place.glob("*/race-96x128-winograd-0.json")
     for words in ("", "[1, 2]", '{"eager": 0.02}', '{"eager": "?", "compiled": 1}'):
         note.write_text(words)
         _race(monkeypatch, 0.02, 0.04)
         assert "40.0 ms against 20.0 ms" in _detector(compile="wait").info.engine_note
+
+
+def test_it_is_run_again_where_the_eager_engine_convolves_otherwise(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stand_in(monkeypatch)
+    _race(monkeypatch, 0.02, 0.01)
+    assert _detector(compile="wait").info.engine == "compiled"
+    monkeypatch.setattr(winograd, "_WIDE", 128)
+    monkeypatch.setattr(winograd, "_seconds", lambda conv: float(not isinstance(conv, winograd.WinogradConv2d)))
+    _race(monkeypatch, 0.005, 0.01)
+    assert "10.0 ms against 5.0 ms eager" in _detector(compile="wait").info.engine_note
 
 
 def test_what_was_faster_once_still_has_to_agree(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
