@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
-from service.batching import BatchBound, Pace
+from service.batch_bound import BatchBound
+from service.pace import Pace
 from tests.service.conftest import FaultyDetector
 
 
