@@ -25,8 +25,7 @@ import torch
 
 from model.config import DetectorConfig
 from model.faster_rcnn import FasterRCNN
-from model.runtime.fold import fold_norms
-from model.runtime.padding import pad_in_convolutions
+from model.runtime.inference import for_inference
 from model.runtime.parts import DensePart
 
 LIBRARY = "dense.so"
@@ -98,8 +97,7 @@ def _model(job: Job, dtype: torch.dtype) -> FasterRCNN:
     model = model.to_empty(device="cpu").eval().requires_grad_(False)
     for parameter in [*model.parameters(), *model.buffers()]:
         parameter.fill_(1)  # norms that can be folded: what matters is that they go
-    fold_norms(model)
-    pad_in_convolutions(model)
+    for_inference(model, torch.device(job.device))
     model = model.to(dtype)
     shapes = model.state_dict()
     state = {}
