@@ -5,8 +5,8 @@
 Each peer serves (a) torchvision's detector and (b) ours, in batches of at most 1 and of at most 8, and counts with the
 better of the two. wrk posts the same JPEG of 640 x 480 over and over from so many connections; all have the same
 weights and the same number of torch's threads. A server must first give the right boxes. One server runs at a time, in
-rounds, forwards and backwards. A point lasts --seconds, or as long as six pictures for each client would take alone, but
-at most --most. `--threads-table` tries our own service with other numbers of threads instead. How to install the
+rounds, forwards and backwards. A point lasts --seconds, or as long as six pictures for each client would take alone,
+but at most --most. `--threads-table` tries our own service with other numbers of threads instead. How to install the
 peers: benchmarks/peers/README.md.
 """
 
