@@ -36,7 +36,7 @@ class Looks(Protocol):
 class Tolerance:
     """How far an answer may be off: IoU of a box with its stored one at least, score and objectness at most.
 
-    flips: proposals that may be missing, where NMS kept a neighbour by a hair; objects may not.
+    flips: proposals that may have given way to a neighbour, which NMS kept by a hair; objects may not.
     """
 
     iou: float
@@ -44,9 +44,12 @@ class Tolerance:
     flips: int
 
 
-# Same weights, another machine: fp32 moves by millionths. bf16, on a CPU with the bundled weights, was seen to move
-# boxes to an IoU of 0.993 and scores by 0.01, and to lose one proposal of ten to a neighbour.
-TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "bf16": Tolerance(0.90, 0.05, 2), "fp16": Tolerance(0.90, 0.05, 2)}
+# Same weights, another machine: fp32 moves by millionths. bf16, on CPUs with the bundled weights, was seen to move
+# boxes to an IoU of 0.992 and scores by 0.01; and one box that NMS kept by a hair took the place of three proposals of
+# ten.
+TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "bf16": Tolerance(0.90, 0.05, 5), "fp16": Tolerance(0.90, 0.05, 5)}
+# A neighbour that took a proposal's place overlaps it by more than the RPN's NMS allows, 0.7, but for the rounding.
+NEIGHBOUR = 0.65
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,23 @@ class Canary:
             same = [j for j, other in enumerate(seen.class_ids) if other == class_id]
             rivals = [seen.boxes[j] for j in same], [seen.scores[j] for j in same]
             self._find(box, score, *rivals, what=f"the object of class {class_id}")
-        missing = []
+        flips = []
         for box, score in zip(self.right.proposals, self.right.objectness, strict=True):
             try:
                 self._find(box, score, seen.proposals, seen.objectness, what="the proposal")
             except CanaryError as error:
-                missing.append(error)
-        if len(missing) > self.tolerance.flips:
-            raise missing[0]
+                if not self._gave_way(box, score, seen):
+                    raise
+                flips.append(error)
+        if len(flips) > self.tolerance.flips:
+            raise flips[0]
+
+    def _gave_way(self, box: list[float], score: float, seen: Sight) -> bool:
+        """Whether NMS would drop this proposal for one that was seen."""
+        return any(
+            objectness >= score - self.tolerance.score and _iou(np.array(box), np.array(other)) >= NEIGHBOUR
+            for other, objectness in zip(seen.proposals, seen.objectness, strict=True)
+        )
 
     def _find(
         self, box: list[float], score: float, boxes: list[list[float]], scores: list[float], *, what: str

@@ -17,7 +17,7 @@ import torch
 from model.detector import Detector
 from service.app import create_app
 from service.budget import Budget
-from service.canary import Canary, CanaryError, picture, stored_sight
+from service.canary import TOLERANCES, Canary, CanaryError, Sight, picture, stored_sight
 from service.connection import BoundedHead
 from service.errors import QueueFull
 from service.server import Server
@@ -166,6 +166,38 @@ def test_the_canary_passes_a_sound_detector_and_not_one_whose_weights_have_moved
     canary.check(detector)
     with pytest.raises(CanaryError, match="not found again"):
         canary.check(Detector.random("LITE", seed=1))
+
+
+BOX, NEIGHBOUR, ELSEWHERE = [0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 100.0, 80.0], [0.0, 0.0, 100.0, 40.0]
+
+
+@pytest.mark.parametrize(
+    ("seen", "sound"),
+    [
+        ([(BOX, 0.72)], True),
+        ([(NEIGHBOUR, 0.9), (BOX, 0.1)], True),
+        ([(NEIGHBOUR, 0.3)], False),
+        ([(ELSEWHERE, 0.9)], False),
+    ],
+    ids=["there", "gave way to a better neighbour", "its neighbour is worse", "nothing is near"],
+)
+def test_a_proposal_may_give_way_to_a_neighbour_and_not_vanish(seen, sound, monkeypatch):
+    boxes, objectness = [box for box, _ in seen], [score for _, score in seen]
+    monkeypatch.setattr("service.canary.look", lambda *_: Sight([], [], [], objectness, boxes))
+    canary = Canary(picture(), Sight([], [], [], [0.7], [BOX]), TOLERANCES["bf16"])
+    if sound:
+        canary.check(None)
+    else:
+        with pytest.raises(CanaryError, match=r"the proposal at .* is not found again"):
+            canary.check(None)
+
+
+def test_not_all_proposals_may_give_way(monkeypatch):
+    monkeypatch.setattr("service.canary.look", lambda *_: Sight([], [], [], [0.9], [NEIGHBOUR]))
+    for flips, sound in ((5, True), (6, False)):
+        canary = Canary(picture(), Sight([], [], [], [0.7] * flips, [BOX] * flips), TOLERANCES["bf16"])
+        with contextlib.nullcontext() if sound else pytest.raises(CanaryError):
+            canary.check(None)
 
 
 def test_the_canary_does_not_pass_numbers_that_are_none(detector, monkeypatch):
