@@ -553,7 +553,7 @@ def main() -> None:
                 run = compare(preset, arguments, folder)
                 whole = set(arguments.peers) == set(PEERS) and set(arguments.engines) == set(ENGINES)
                 part = "" if whole else f"/{'+'.join(arguments.peers)}/{'+'.join(arguments.engines)}"
-                result.setdefault("runs", {})[f"{preset}{part}"] = run
+                result.setdefault("runs", {})[f"{preset}{part}/{report.vectors(run['machine'])}"] = run
                 report.save("serve", result)
     for table in tables(result):
         table.print()
