@@ -36,7 +36,8 @@ from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
 from model.runtime.compilation import Compilation
 from model.runtime.engine import EagerEngine, Engine
-from model.runtime.inference import for_inference
+from model.runtime.flatten import flatten_channels_last
+from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory, keep_primitives
 from model.runtime.packing import can_pack, pack_convolutions
 from model.runtime.pooling import choose, device_seconds
@@ -94,7 +95,9 @@ class Detector:
         self.canvases = Canvases(model.config.transform, canvas)
         self.transform = Transform(model.config.transform)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        for_inference(model, self.device)
+        # Folded before it is cast, so that each weight is rounded once.
+        fold_norms(model.eval().requires_grad_(False))
+        flatten_channels_last(model.roi_heads.box_head, model.config.roi_head.resolution)
         self.dtype = PRECISIONS[self.precision]
         self._rounds = self.precision == "bf16" and self.device.type == "cpu" and not multiplies_bf16(self.device)
         if self._rounds:

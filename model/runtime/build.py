@@ -25,7 +25,7 @@ import torch
 
 from model.config import DetectorConfig
 from model.faster_rcnn import FasterRCNN
-from model.runtime.inference import for_inference
+from model.runtime.fold import fold_norms
 from model.runtime.parts import DensePart
 
 LIBRARY = "dense.so"
@@ -97,7 +97,7 @@ def _model(job: Job, dtype: torch.dtype) -> FasterRCNN:
     model = model.to_empty(device="cpu").eval().requires_grad_(False)
     for parameter in [*model.parameters(), *model.buffers()]:
         parameter.fill_(1)  # norms that can be folded: what matters is that they go
-    for_inference(model, torch.device(job.device))
+    fold_norms(model)
     model = model.to(dtype)
     shapes = model.state_dict()
     state = {}

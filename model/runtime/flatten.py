@@ -6,8 +6,8 @@ it in any order, as long as its weights are in the same.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.roi_head import BoxHead
 
@@ -20,17 +20,32 @@ class FlattenChannelsLast(nn.Module):
         return pooled.permute(0, 2, 3, 1).flatten(1)
 
 
-@torch.no_grad()
-def flatten_channels_last(head: nn.Module, resolution: int) -> bool:
-    """Let ``head`` flatten so, and put the columns of its fc6 into that order; True where it is a ``BoxHead``.
+class ChannelsLastLinear(nn.Linear):
+    """A linear layer of flat regions that come channels last; its parameters and its state dict stay as they were."""
 
-    In place, and for inference: its state dict is another detector's from now on.
-    """
+    columns: Tensor  # the weight [outputs, r * r * C]
+
+    def __init__(self, linear: nn.Linear, resolution: int) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        by_place = linear.weight.detach().unflatten(1, (-1, resolution, resolution)).permute(0, 2, 3, 1)
+        self.register_buffer("columns", by_place.flatten(1).contiguous(), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[R, r * r * C] to [R, outputs]."""
+        return F.linear(input, self.columns, self.bias)
+
+
+def flatten_channels_last(head: nn.Module, resolution: int) -> bool:
+    """Let ``head`` flatten so, and its fc6 take it; True where it is a ``BoxHead``. In place, for inference."""
     if not isinstance(head, BoxHead):
         return False
-    fc6 = head.fc6[0] if isinstance(head.fc6, nn.Sequential) else head.fc6  # which may be two layers
-    assert isinstance(fc6, nn.Linear)
-    weight = fc6.weight.unflatten(1, (-1, resolution, resolution)).permute(0, 2, 3, 1).flatten(1)
-    fc6.weight = nn.Parameter(weight.contiguous(), requires_grad=fc6.weight.requires_grad)
+    first = head.fc6[0] if isinstance(head.fc6, nn.Sequential) else head.fc6  # which may be two layers
+    assert isinstance(first, nn.Linear)
+    quick = ChannelsLastLinear(first, resolution)
+    if isinstance(head.fc6, nn.Sequential):
+        head.fc6[0] = quick
+    else:
+        head.fc6 = quick
     head.flatten = FlattenChannelsLast()
     return True

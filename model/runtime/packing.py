@@ -4,12 +4,18 @@
 the size of the map; then an activation goes over the whole map once more. For a small detector both are a tenth of its
 time. The operator is the one that torch's compiler calls. (The compiler packs weights too, but not where shapes are
 symbolic.)
+
+TensorFlow's "same" padding at stride 2 puts a row less before than after, which a convolution of torch cannot: so the
+map is copied into a larger one, which takes a wide map longer than a depthwise convolution of it. A kernel with a row
+and a column of zeros before its own sees the same numbers under a padding that is the same on both sides. A convolution
+that is not depthwise would pay more for the longer sums than it saves.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # By the activation: its name and numbers for the operator.
 _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -33,9 +39,21 @@ class PackedConv2d(nn.Conv2d):
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self._how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self._activation: tuple[str, list[float]] = ("none", [])
+        self._widened = False
         self._by_shape: dict[torch.Size, Tensor] = {}
         self._by_layout: dict[tuple[int, ...], Tensor] = {}
         self.eval()
+
+    def after(self, pad: nn.Module) -> bool:
+        """Let ``pad`` be part of it from now on, before it has seen a map; False for one that cannot be."""
+        if not isinstance(pad, nn.ZeroPad2d) or not self.groups == self.in_channels > 1:
+            return False
+        left, right, top, bottom = pad.padding
+        alone = self.padding == (0, 0) and self.dilation == (1, 1)
+        if not (alone and left == top and right == bottom == left + 1):
+            return False
+        self._widened, self._how = True, ([bottom, right], *self._how[1:])
+        return True
 
     def then(self, activation: nn.Module) -> bool:
         """Let ``activation`` be part of it from now on; False for one that cannot be."""
@@ -57,7 +75,10 @@ class PackedConv2d(nn.Conv2d):
 
     def _pack(self, shape: torch.Size) -> Tensor:
         """The weights as oneDNN wants them for maps of this shape: many shapes, a few layouts."""
-        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *self._how, list(shape))
+        weight = self.weight.detach()
+        if self._widened:
+            weight = F.pad(weight, (1, 0, 1, 0))
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._how, list(shape))
         layout = tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
         packed = self._by_layout.setdefault(layout, packed)
         if len(self._by_shape) >= _SHAPES:
@@ -77,7 +98,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack_convolutions(model: nn.Module) -> int:
-    """Replace the convolutions of ``model``, with what follows them in an ``nn.Sequential``; how many they are.
+    """Replace the convolutions of ``model``, with what is around them in an ``nn.Sequential``; how many they are.
 
     In place, for inference; keys and weights of the state dict stay as they are. Convolutions of other classes than
     ``nn.Conv2d`` itself stay, and those that pad with other than so many zeros.
@@ -85,11 +106,14 @@ def pack_convolutions(model: nn.Module) -> int:
     packed = 0
     for parent in list(model.modules()):
         before: PackedConv2d | None = None
-        for name, child in list(parent.named_children()):
+        children = list(parent.named_children())
+        for place, (name, child) in enumerate(children):
             if type(child) is nn.Conv2d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
                 before = PackedConv2d(child)
                 parent.register_module(name, before)
                 packed += 1
+                if isinstance(parent, nn.Sequential) and place and before.after(children[place - 1][1]):
+                    parent.register_module(children[place - 1][0], nn.Identity())
             elif isinstance(parent, nn.Sequential) and before is not None:
                 if isinstance(child, nn.Identity):
                     continue  # a norm that has been folded

@@ -23,6 +23,8 @@ def test_the_box_head_answers_as_before(rank: int | None) -> None:
         torch.testing.assert_close(head(pooled.contiguous()), plain(pooled))
         assert head.flatten(pooled).data_ptr() == pooled.data_ptr()
         assert plain.flatten(pooled).data_ptr() != pooled.data_ptr()
+    assert head.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in head.state_dict().items())
 
 
 def test_a_head_of_convolutions_stays() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.backbones.efficientnet_lite import Conv
 from model.config import PRESETS, DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
@@ -101,6 +102,35 @@ def test_convolutions_that_pad_otherwise_stay() -> None:
             PackedConv2d(conv)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_an_uneven_padding_before_a_depthwise_one_is_part_of_it(kernel: int) -> None:
+    torch.manual_seed(0)
+    layers = _ready(Conv(8, 8, kernel, stride=2, groups=8))
+    plain, maps = copy.deepcopy(layers), _maps(2, 8, 12, 18)
+    assert pack_convolutions(layers) == 1
+    assert [type(layer) for layer in layers] == [nn.Identity, PackedConv2d, nn.Identity]  # type: ignore[attr-defined]
+    torch.testing.assert_close(layers(maps), plain(maps))
+    assert layers.conv.weight.shape == (8, 1, kernel, kernel)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        Conv(3, 8, 3, stride=2),
+        nn.Sequential(nn.ZeroPad2d((1, 1, 1, 1)), nn.Conv2d(8, 8, 3, groups=8)),
+        nn.Sequential(nn.ZeroPad2d((1, 2, 0, 1)), nn.Conv2d(8, 8, 3, groups=8)),
+        nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3, padding=1, groups=8)),
+        nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8)),
+    ],
+    ids=["not depthwise", "even", "uneven in two ways", "padded twice", "something between"],
+)
+def test_other_padding_stays(layers: nn.Sequential) -> None:
+    plain, maps = copy.deepcopy(_ready(layers)), _maps(1, 3 if isinstance(layers, Conv) else 8, 8, 8)
+    assert pack_convolutions(layers) == 1
+    assert isinstance(layers[0], nn.ZeroPad2d)
+    torch.testing.assert_close(layers(maps), plain(maps))
+
+
 @pytest.mark.parametrize("config", PRESETS, ids=lambda config: config.name)
 def test_every_preset_answers_as_before_and_keeps_its_state_dict(config: DetectorConfig) -> None:
     torch.manual_seed(0)
@@ -117,8 +147,13 @@ def test_every_preset_answers_as_before_and_keeps_its_state_dict(config: Detecto
         torch.testing.assert_close(one, other, atol=1e-4 * float(one.abs().max()), rtol=0)
 
 
-def test_a_detector_on_a_cpu_is_packed() -> None:
+def test_a_detector_on_a_cpu_is_packed_and_its_state_dict_is_still_the_models() -> None:
     detector = Detector.random("LITE", device="cpu", precision="fp32", compile="off")
+    fresh = FasterRCNN(detector.config)
+    torch.manual_seed(0)
+    expected = FasterRCNN(detector.config).state_dict()
+    fresh.load_state_dict(detector.model.state_dict())
+    assert all(torch.equal(value, expected[name]) for name, value in fresh.state_dict().items())
     kinds = {type(layer) for layer in detector.model.modules() if isinstance(layer, nn.Conv2d)}
     assert kinds == {PackedConv2d}
 
