@@ -28,16 +28,8 @@ from rich.table import Table as RichTable
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/performance.md"
-PAGES = (
-    "engine",
-    "shapes",
-    "profile",
-    "int8",
-    "serve",
-    "startup",
-    "memory",
-    "decode",
-)  # those with a place in the page
+# Those with a place in the page.
+PAGES = ("engine", "shapes", "profile", "int8", "serve", "startup", "memory", "decode")
 _HOLE = r"(<!-- made: {} -->\n).*?(<!-- end -->)"
 _PACKAGES = ("torch", "torchvision", "pillow", "numpy", "uvicorn", "fastapi")
 

@@ -27,9 +27,10 @@ import torch
 
 from benchmarks import pairs, report
 from model.detector import Detector
+from model.runtime.memory import PRIMITIVES
 
-PIECES = (128, 1024, 8192)
-DEFAULT, OURS = 1024, 8192
+DEFAULT, OURS = 1024, PRIMITIVES
+PIECES = (128, DEFAULT, OURS)
 MOST = 8
 
 

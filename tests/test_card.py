@@ -201,8 +201,8 @@ def _slice(voc20: Path, folder: Path, count: int) -> Path:
 @pytest.mark.data
 @pytest.mark.slow
 def test_evaluate_agrees_with_itself_and_nearly_in_bf16(voc20: Path, tmp_path: Path) -> None:
-    # Of some classes sixty pictures show one object: found or not, it moves the mean over twenty classes by 0.05.
-    data, run = _slice(voc20, tmp_path / "few", 60), CliRunner().invoke
+    # Fewer pictures, and the rank of a single detection moves an average precision by more than the bound.
+    data, run = _slice(voc20, tmp_path / "few", 150), CliRunner().invoke
     exact, half = tmp_path / "fp32.json", tmp_path / "bf16.json"
     command = ["evaluate", "--data", str(data), "--device", "cpu"]
     done = run(app, [*command, "--precision", "fp32", "--json", str(exact)])
@@ -215,7 +215,7 @@ def test_evaluate_agrees_with_itself_and_nearly_in_bf16(voc20: Path, tmp_path: P
     one, other = json.loads(exact.read_text()), json.loads(half.read_text())
     assert (one["precision"], other["precision"]) == ("fp32", "bf16")
     for name in ("ap50", "ap", "ap75", "ar100"):
-        assert other[name] == pytest.approx(one[name], abs=0.1)
+        assert other[name] == pytest.approx(one[name], abs=0.05)
     exact.write_text(json.dumps(one | {"ap50": one["ap50"] - 0.002}))
     off = run(app, [*command, "--precision", "fp32", "--against", str(exact)])
     assert off.exit_code == 1

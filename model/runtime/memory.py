@@ -11,7 +11,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MOST = 2**31 - 1  # mallopt takes an int
 # All that a detector of a hundred layers, nine canvases and batches of up to eight pictures needs, and more.
-_PRIMITIVES = 8192
+PRIMITIVES = 8192
 
 
 def keep_freed_memory() -> bool:
@@ -39,4 +39,4 @@ def keep_primitives() -> None:
     already stays.
     """
     if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # its other name
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PRIMITIVES))
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
