@@ -45,7 +45,7 @@ class BadImage(ServiceError):
 
 
 class BadRequest(ServiceError):
-    """The body's envelope (JSON, multipart) is broken or holds no picture."""
+    """The request, or its body's envelope (JSON, multipart), is broken, or holds no picture."""
 
     status, code = 400, "bad_request"
 

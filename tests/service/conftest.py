@@ -18,6 +18,7 @@ from PIL import Image
 from model.detector import Detector
 from model.structures import Detections, DetectOptions, DetectorInfo
 from service.app import create_app
+from service.connection import BoundedHead
 from service.imaging import prepare_pillow
 from service.settings import Settings, load_settings
 
@@ -120,7 +121,10 @@ def serving(
     factory: Callable[[Settings], object], devices: Callable[[str], Sequence[str]] | None = None, **settings: object
 ) -> Iterator[Live]:
     app = create_app(load_settings(**({"port": 0} | settings)), detector_factory=factory, devices=devices)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=5))
+    # Not our Server: a test that kills the worker would end the tests with it.
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, http=BoundedHead, ws="none", timeout_graceful_shutdown=5)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

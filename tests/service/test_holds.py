@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import http.client
+import json
 import socket
 import ssl
 import subprocess
 import threading
+import time
 from shutil import which
 
 import httpx
@@ -258,6 +260,43 @@ def test_a_head_without_bounds_is_cut_off(doors):
         endless = b"".join(b"X-%d: %s\r\n" % (i, b"x" * 1000) for i in range(10_000))
         with pytest.raises(OSError, match=r"reset|pipe"):  # cut off while there is more to read
             connection.sendall(endless)
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "why"),
+    [
+        (b"nonsense\r\n\r\n", "not HTTP"),
+        (b"POST /detect?regions=" + b"1" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "too long"),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nX-A: " + b"1" * 500_000, "64 KiB"),
+        (b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n", "not HTTP"),
+    ],
+    ids=["no HTTP", "long address", "long head", "broken chunk"],
+)
+def test_a_request_that_cannot_be_read_is_a_problem_of_400(doors, request_bytes, why):
+    with socket.create_connection(("127.0.0.1", doors), timeout=10) as connection:
+        connection.sendall(request_bytes)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        problem = json.loads(answer.read())
+        assert (answer.status, problem["status"], problem["code"]) == (400, 400, "bad_request")
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.headers["X-Request-ID"] == problem["request_id"]
+        assert why in problem["detail"]
+        assert connection.recv(100) == b"", "the connection ends"
+
+
+def test_nonsense_behind_a_request_does_not_take_its_answer(doors, faulty, small):
+    faulty.delay = 0.5
+    head = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(small)
+    with socket.create_connection(("127.0.0.1", doors), timeout=10) as connection:
+        connection.sendall(head + small)
+        time.sleep(0.2)
+        connection.sendall(b"nonsense\r\n\r\n")
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 200
+        assert len(json.loads(answer.read())["boxes"]) == 1
+        assert connection.recv(100) == b"", "the connection ends"
 
 
 def test_a_slow_answer_on_a_connection_kept_open_is_not_cut_off(doors, faulty, small):

@@ -31,6 +31,8 @@ CHECKS = [
     response_headers_conformance,
     negative_data_rejection,
 ]
+# In a form, a list of nothing is nothing, and a list of one is the one.
+CHECKS_OF_FORMS_WITH_SHORT_LISTS = [check for check in CHECKS if check is not negative_data_rejection]
 PATIENCE = "X-Request-Timeout-Ms"
 
 schemathesis.openapi.media_type("image/*", st.sampled_from(PICTURES) | st.binary(max_size=60))
@@ -42,6 +44,13 @@ def everything() -> Iterator[Live]:
     dialects = {"deepstack": True, "huggingface": True, "open_inference": True}
     with serving(lambda _: Detector.random("LITE", seed=0, classes=CLASSES), **dialects) as live:
         yield live
+
+
+def checks_of(case: schemathesis.Case) -> list[schemathesis.checks.CheckFunction]:
+    """What can be asked of the answer to ``case``."""
+    fields = case.body.values() if case.media_type == "multipart/form-data" and isinstance(case.body, dict) else ()
+    short = any(isinstance(value, list) and len(value) < 2 for value in fields)
+    return CHECKS_OF_FORMS_WITH_SHORT_LISTS if short else CHECKS
 
 
 def make_real(case: schemathesis.Case) -> None:
@@ -97,7 +106,7 @@ def _exchange(
             make_real(case)
         answer = case.call(base_url=url, timeout=60)
         statuses[answer.status_code] += 1
-        case.validate_response(answer, checks=CHECKS)
+        case.validate_response(answer, checks=checks_of(case))
         in_time = answer.status_code == 504 and PATIENCE.lower() in {name.lower() for name in case.headers or {}}
         assert answer.status_code < 500 or in_time, answer.text  # who allows a millisecond gets 504, as documented
 
