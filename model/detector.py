@@ -19,10 +19,12 @@ from torch import Tensor
 from model.anchors import level_strides
 from model.checkpoint import (
     CheckpointError,
+    Ranges,
     ResolvedCheckpoint,
     canonical,
     load_into,
     preset_of,
+    read_ranges,
     read_state,
     resolve,
     with_rank_of,
@@ -43,6 +45,7 @@ from model.runtime.packing import can_pack, pack_convolutions
 from model.runtime.pooling import choose, device_seconds
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision, multiplies_bf16
 from model.runtime.probe import probe
+from model.runtime.quantization import quantize
 from model.runtime.rounding import round_weights_and_maps
 from model.runtime.winograd import use_winograd
 from model.structures import Detections, DetectOptions, DetectorInfo, Proposals
@@ -81,7 +84,9 @@ class Detector:
         precision: str = "auto",
         compile: str = "auto",
         canvas: CanvasMode = "buckets",
+        ranges: Ranges | None = None,
     ) -> None:
+        """ranges: of each layer's input, as ``training.calibration`` sees them; precision int8 needs them."""
         if len(checkpoint.classes) != model.config.num_classes:
             raise ValueError(f"{len(checkpoint.classes)} class names for {model.config.num_classes} classes.")
         if compile not in ("auto", "off", "wait"):
@@ -99,6 +104,7 @@ class Detector:
         fold_norms(model.eval().requires_grad_(False))
         flatten_channels_last(model.roi_heads.box_head, model.config.roi_head.resolution)
         self.dtype = PRECISIONS[self.precision]
+        self._quantized = quantize(model, ranges or {}) if self.precision == "int8" else 0
         self._rounds = self.precision == "bf16" and self.device.type == "cpu" and not multiplies_bf16(self.device)
         if self._rounds:
             round_weights_and_maps(model, self.dtype)
@@ -120,7 +126,7 @@ class Detector:
         self._pooling: str | None = None  # which form serves the eager heads, once that is settled
         self._compilation: Compilation | None = None
         wanted = compile == "wait" or (compile == "auto" and os.environ.get("FRCNN_COMPILE") != "off")
-        if wanted and not self._rounds:
+        if wanted and not self._rounds and not self._quantized:
             probe = self.canvas_for(480, 640)
             self._compilation = Compilation(self.model, self.config, self._eager, self.device, probe, self._adopt)
             if compile == "wait":
@@ -142,6 +148,7 @@ class Detector:
 
         compile: ``off``; ``auto``, from the warm-up on, beside the serving, and taken only where it is faster and
         agrees; ``wait``, the same before this returns. The environment's ``FRCNN_COMPILE=off`` turns ``auto`` off.
+        precision: ``int8`` also reads FILE.ranges.json, and runs eager.
         preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError``
         for a file that is missing, damaged or of another detector, ``ValueError`` for an argument out of range.
         """
@@ -159,7 +166,8 @@ class Detector:
         model = model.to_empty(device="cpu")
         load_into(model, state)
         checkpoint = replace(checkpoint, preset=config.name)
-        return cls(model, checkpoint, device=device, precision=precision, compile=compile, canvas=canvas)
+        ranges = read_ranges(checkpoint) if precision == "int8" else None
+        return cls(model, checkpoint, device=device, precision=precision, compile=compile, canvas=canvas, ranges=ranges)
 
     @classmethod
     def random(
@@ -175,6 +183,8 @@ class Detector:
     def info(self) -> DetectorInfo:
         """What this detector is, and how it runs just now."""
         note = "Eager: compiling is off." if self._compilation is None else self._compilation.note
+        if self._quantized:
+            note = f"Eager: oneDNN's own code for {self._quantized} layers in int8; there is nothing to compile."
         if self._rounds:
             note = "Eager: this processor has no products of bf16; fp32 with rounding gives its answers, but no speed."
         if self._pooling and isinstance(self.engine, EagerEngine):  # a compiled one pools from its own table

@@ -1,6 +1,6 @@
 """Checkpoints: what weights exist, where they lie, how they get into a model and out of one.
 
-A folder of six rooms, and the one place in ``model/`` that touches files:
+A folder of seven rooms, and the one place in ``model/`` that touches files:
 
     manifest.py   weights/manifest.toml as frozen dataclasses, and the folders where weights lie
     files.py      a name or a path -> a file with its classes -> a state dict; saving; hashes
@@ -8,6 +8,7 @@ A folder of six rooms, and the one place in ``model/`` that touches files:
     imagenet.py   a classifier's ImageNet weights -> the keys of a detector
     low_rank.py   fc6 in one layer <-> in two
     importing.py  a stranger's file -> a file of ours
+    ranges.py     what the layers take in, for int8, beside the weights
 
 Loading is safe: safetensors, or ``torch.load(weights_only=True)``. Nothing here ever runs code that a file brings.
 """
@@ -18,10 +19,12 @@ from model.checkpoint.importing import import_file
 from model.checkpoint.loading import canonical, load_into, preset_of
 from model.checkpoint.low_rank import factored, merged, rank_of, with_rank_of
 from model.checkpoint.manifest import CheckpointError, ManifestEntry, cache_dir, load_manifest, weights_dir
+from model.checkpoint.ranges import Ranges, ranges_file, read_ranges, write_ranges
 
 __all__ = [
     "CheckpointError",
     "ManifestEntry",
+    "Ranges",
     "ResolvedCheckpoint",
     "cache_dir",
     "canonical",
@@ -32,7 +35,9 @@ __all__ = [
     "load_manifest",
     "merged",
     "preset_of",
+    "ranges_file",
     "rank_of",
+    "read_ranges",
     "read_state",
     "resolve",
     "save",
@@ -40,4 +45,5 @@ __all__ = [
     "verify",
     "weights_dir",
     "with_rank_of",
+    "write_ranges",
 ]

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # By the activation: its name and numbers for the operator.
-_FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
+FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.Hardswish: ("hardswish", []),
 }
-_SHAPES = 1024  # of inputs whose layout is remembered, by layer; canvases that are exact know no end of them
+SHAPES = 1024  # of inputs whose layout is remembered, by layer; canvases that are exact know no end of them
 
 
 class PackedConv2d(nn.Conv2d):
@@ -46,18 +46,15 @@ class PackedConv2d(nn.Conv2d):
 
     def after(self, pad: nn.Module) -> bool:
         """Let ``pad`` be part of it from now on, before it has seen a map; False for one that cannot be."""
-        if not isinstance(pad, nn.ZeroPad2d) or not self.groups == self.in_channels > 1:
+        padding = widens(self, pad) if isinstance(pad, nn.ZeroPad2d) else None
+        if padding is None:
             return False
-        left, right, top, bottom = pad.padding
-        alone = self.padding == (0, 0) and self.dilation == (1, 1)
-        if not (alone and left == top and right == bottom == left + 1):
-            return False
-        self._widened, self._how = True, ([bottom, right], *self._how[1:])
+        self._widened, self._how = True, (padding, *self._how[1:])
         return True
 
     def then(self, activation: nn.Module) -> bool:
         """Let ``activation`` be part of it from now on; False for one that cannot be."""
-        fused = _FUSED.get(type(activation))
+        fused = FUSED.get(type(activation))
         if fused is None or self._activation[0] != "none":
             return False
         self._activation = fused
@@ -81,10 +78,19 @@ class PackedConv2d(nn.Conv2d):
         packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._how, list(shape))
         layout = tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
         packed = self._by_layout.setdefault(layout, packed)
-        if len(self._by_shape) >= _SHAPES:
+        if len(self._by_shape) >= SHAPES:
             self._by_shape.clear()
         self._by_shape[shape] = packed
         return packed
+
+
+def widens(conv: nn.Conv2d, pad: nn.ZeroPad2d) -> list[int] | None:
+    """The padding with which a depthwise ``conv`` needs no ``pad``, given a row and a column of zeros more before."""
+    left, right, top, bottom = pad.padding
+    depthwise = conv.groups == conv.in_channels > 1
+    alone = conv.padding == (0, 0) and conv.dilation == (1, 1)
+    uneven = left == top and right == bottom == left + 1
+    return [bottom, right] if depthwise and alone and uneven else None
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from model.runtime.int8 import can_quantize
+
+# By name, the type of what is computed in floating point.
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
 
 
 def choose_device(asked: str) -> torch.device:
@@ -43,5 +46,7 @@ def choose_precision(asked: str, device: torch.device) -> str:
     if asked not in PRECISIONS:
         raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, not {asked!r}.")
     if asked == "fp16" and device.type == "cpu":
-        raise ValueError("precision fp16 is for GPUs; on a CPU use bf16 or fp32.")
+        raise ValueError("precision fp16 is for GPUs; on a CPU use bf16, int8 or fp32.")
+    if asked == "int8" and not can_quantize(device):
+        raise ValueError("precision int8 is for CPUs, by oneDNN's operators in torch; use bf16 or fp32.")
     return asked
