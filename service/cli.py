@@ -25,6 +25,7 @@ app.add_typer(weights, name="weights")
 app.command()(cli_training.train)
 app.command()(cli_training.evaluate)
 app.command()(cli_training.factor)
+app.command()(cli_training.calibrate)
 
 out = Console()
 

@@ -1,14 +1,19 @@
-"""``frcnn train`` and ``frcnn evaluate``. What they need beyond the service is imported when they run."""
+"""``frcnn train``, ``evaluate`` and what else makes or judges weights; what they need is imported when they run."""
 
 from __future__ import annotations
 
 import json
+import random
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+
+from service.errors import ServiceError
+from service.settings import load_settings
 
 console = Console()
 
@@ -86,7 +91,7 @@ def evaluate(
     validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="the share that was set aside")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
     device: Annotated[str, typer.Option()] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures there too")] = None,
     against: Annotated[
@@ -122,6 +127,37 @@ def evaluate(
         json_file.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
     if against is not None:
         _compare(differences, against)
+
+
+def calibrate(
+    pictures: Annotated[list[Path], typer.Argument(help="pictures, or folders of them, like those to come; no labels")],
+    weights: Annotated[str, typer.Option(help="a name of the manifest, or a file")] = "lite-voc20",
+    count: Annotated[int, typer.Option(min=1, help="so many of them are looked at")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="which ones")] = 0,
+) -> None:
+    """See what a detector's layers take in, which ``--precision int8`` needs: FILE.ranges.json beside its weights."""
+    from model.detector import CheckpointError, Detector
+    from model.training.calibration import calibrate as observe_and_write
+    from service.cli_client import expand
+    from service.imaging import Picture, decode, prepare_pillow
+
+    def look(path: Path) -> Picture:
+        try:
+            return decode(path.read_bytes(), max_pixels=limit)
+        except ServiceError as error:
+            raise ValueError(f"{path}: {error.detail}") from error
+
+    prepare_pillow()
+    limit = load_settings().max_pixels
+    chosen = list(expand(pictures))
+    if len(chosen) > count:
+        chosen = sorted(random.Random(seed).sample(chosen, count))
+    try:
+        detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32", compile="off")
+        path, layers = observe_and_write(detector, [partial(look, path) for path in chosen])
+    except (CheckpointError, ValueError, OSError) as error:
+        _fail(error)
+    console.print(f"{path}: {layers} layers, seen on {len(chosen)} pictures", soft_wrap=True)
 
 
 def factor(

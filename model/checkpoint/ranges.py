@@ -43,7 +43,7 @@ def read_ranges(checkpoint: ResolvedCheckpoint) -> dict[str, tuple[float, float]
 def write_ranges(checkpoint: ResolvedCheckpoint, ranges: Ranges, pictures: int) -> Path:
     """Write what was seen on so many pictures; returns the file."""
     path = ranges_file(checkpoint)
-    rounded = {name: [float(f"{low:.4g}"), float(f"{high:.4g}")] for name, (low, high) in ranges.items()}
-    content = {"sha256": sha256(checkpoint.path), "pictures": pictures, "ranges": rounded}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    lines = [f"  {json.dumps(name)}: [{low:.4g}, {high:.4g}]" for name, (low, high) in ranges.items()]
+    head = f'{{\n "sha256": "{sha256(checkpoint.path)}",\n "pictures": {pictures},\n "ranges": {{\n'
+    path.write_text(head + ",\n".join(lines) + "\n }\n}\n")
     return path

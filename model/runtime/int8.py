@@ -7,6 +7,7 @@ ones that torch's own compiler calls).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 from model.runtime.packing import FUSED, SHAPES, widens
 
 Range = tuple[float, float]
+
+_WHOLE = 3.0 * 2**22  # its lowest byte is nought
 
 
 class Grid(NamedTuple):
@@ -33,17 +36,22 @@ class Grid(NamedTuple):
 
 
 class Quantize(nn.Module):
-    """Float32 values of any shape as bytes of a grid, in the same order in memory."""
+    """Float32 values of any shape as bytes of a grid, in the same order in memory.
+
+    A float32 between 2^23 and 2^24 is a whole number, and its lowest byte that number's: so the sum of a value's steps
+    with such a one rounds it, and one conversion of integers takes the bytes out. torch has an operator for it, a
+    little faster, that is about to be removed, and converts floats to bytes one by one.
+    """
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.grid = grid
+        self.step = 1 / grid.scale
+        self.origin = torch.tensor(_WHOLE + grid.zero)
 
     def forward(self, values: Tensor) -> Tensor:
         """uint8; what lies off the grid becomes its first or last byte."""
-        made = torch.quantize_per_tensor(values, *self.grid, torch.quint8)
-        # The same bytes by their plain name; int_repr would copy them.
-        return torch.empty(0, dtype=torch.uint8).set_(made.untyped_storage(), 0, made.shape, made.stride())
+        steps = torch.add(self.origin, values, alpha=self.step).clamp_(_WHOLE, _WHOLE + 255)
+        return steps.view(torch.int32).to(torch.uint8)
 
 
 class Quantized(nn.Module):
@@ -54,7 +62,7 @@ class Quantized(nn.Module):
         self.given = given
         self.made: Grid | None = None  # of the output; None for float32
         self.activation: tuple[str, list[float]] = ("none", [])
-        most = _most()
+        most = largest_weight()
         rows = weight.detach().float()
         self.scales = rows.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / most
         self.zeros = torch.zeros(len(rows), dtype=torch.int32)
@@ -64,9 +72,12 @@ class Quantized(nn.Module):
     def then(self, activation: nn.Module) -> bool:
         """Let ``activation`` be part of it from now on; False for one that cannot be."""
         fused = FUSED.get(type(activation))
-        if fused is None or self.activation[0] != "none":
+        if fused is None or self.activation[0] != "none" or not self._may_end_with(fused[0]):
             return False
         self.activation = fused
+        return True
+
+    def _may_end_with(self, activation: str) -> bool:
         return True
 
     @property
@@ -81,8 +92,12 @@ class QuantizedConv2d(Quantized):
         """given: of the input."""
         super().__init__(conv, conv.weight, given)
         self.how = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups)
+        self.summed = False  # whether another map is added
         self._by_shape: dict[torch.Size, Tensor] = {}
         self._by_layout: dict[tuple[int, ...], Tensor] = {}
+
+    def _may_end_with(self, activation: str) -> bool:
+        return activation == "relu" or not self.summed  # which is all that the operator has
 
     def after(self, conv: nn.Conv2d, pad: nn.ZeroPad2d) -> bool:
         """Let ``pad`` be part of it from now on, as ``PackedConv2d`` does; False for one that cannot be."""
@@ -95,7 +110,7 @@ class QuantizedConv2d(Quantized):
     def forward(self, given: Tensor, added: Tensor | None = None) -> Tensor:
         """Bytes [B, inputs, H, W], channels last, to [B, outputs, H', W'].
 
-        added: float32 of the output's shape, summed before the activation; the answer takes its place in memory.
+        added: float32 of the output's shape, summed before the activation, and written over.
         """
         packed = self._by_shape.get(given.shape)
         if packed is None:
@@ -148,6 +163,17 @@ def can_quantize(device: torch.device) -> bool:
     return here and all(hasattr(torch.ops.onednn, name) for name in operators)
 
 
-def _most() -> int:
-    """The largest byte of a weight: without VNNI two products are summed in int16, which 63 cannot overflow."""
-    return 127 if torch.cpu._is_vnni_supported() else 63
+@cache
+def largest_weight() -> int:
+    """The largest byte of a weight, 127 or 63.
+
+    A processor without VNNI sums two products in 16 bits, which overflow from 127 on, and keeps the largest number
+    there is in silence. What it does is seen on a sum that is known: oneDNN can be told to do without, too.
+    """
+    given, weight = torch.full((8, 64), 255, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    scales, zeros = torch.ones(16), torch.zeros(16, dtype=torch.int32)
+    sums = torch.ops.onednn.qlinear_pointwise(
+        given, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return 127 if bool((sums == 64 * 255 * 127).all()) else 63

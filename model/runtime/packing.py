@@ -13,6 +13,8 @@ that is not depthwise would pay more for the longer sums than it saves.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,18 +105,20 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
-def pack_convolutions(model: nn.Module) -> int:
+def pack_convolutions(model: nn.Module, leave: Container[nn.Module] = ()) -> int:
     """Replace the convolutions of ``model``, with what is around them in an ``nn.Sequential``; how many they are.
 
-    In place, for inference; keys and weights of the state dict stay as they are. Convolutions of other classes than
-    ``nn.Conv2d`` itself stay, and those that pad with other than so many zeros.
+    In place, for inference; keys and weights of the state dict stay as they are. Those in ``leave`` stay, convolutions
+    of other classes than ``nn.Conv2d`` itself, and those that pad with other than so many zeros.
     """
     packed = 0
     for parent in list(model.modules()):
         before: PackedConv2d | None = None
         children = list(parent.named_children())
         for place, (name, child) in enumerate(children):
-            if type(child) is nn.Conv2d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
+            if child in leave:
+                before = None
+            elif type(child) is nn.Conv2d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
                 before = PackedConv2d(child)
                 parent.register_module(name, before)
                 packed += 1

@@ -7,7 +7,7 @@ go, so it is read off the network's graph, as torch.fx traces it:
     convolution, activation                     one call
     convolution, + a map, activation            one call, which writes over that map where nobody needs it any more
     float32 -> Quantize -> the layers after it
-    the first convolution                       as it is: three channels are little work, and most of what would be lost
+    the first convolution, depthwise after it   as they are: little work, and most of what would be lost
     squeeze and excite, class logits, offsets   as they are
 
 The grids are of the ranges that ``model.training.calibration`` sees.
@@ -27,6 +27,7 @@ from model.backbones.mobilenet import SqueezeExcite
 from model.faster_rcnn import FasterRCNN
 from model.runtime.flatten import ChannelsLastLinear, FlattenChannelsLast
 from model.runtime.int8 import Grid, Quantize, Quantized, QuantizedConv2d, QuantizedLinear, Range
+from model.runtime.packing import can_pack, pack_convolutions
 
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RECTIFIERS = (F.relu, torch.relu, "relu", "relu_")
@@ -43,6 +44,8 @@ def quantize(model: FasterRCNN, ranges: Mapping[str, Range]) -> int:
     if missing:
         raise ValueError(f"No range is known for {len(missing)} layers, {missing[0]} among them.")
     wanted = {name: Grid.of(ranges[name]) for name in names}
+    if can_pack(torch.device("cpu"), torch.float32):  # while what is around them is to be seen
+        pack_convolutions(model, leave={layer for name, layer in model.named_modules() if name in wanted})
     levels = _Levels(model.rpn.head, len(model.config.anchors.sizes))
     model.register_module("backbone", _Rewriting(model.backbone, "backbone.", wanted).module)
     model.rpn.register_module("head", _Rewriting(levels, "rpn.", wanted).module)
@@ -54,11 +57,14 @@ def quantize(model: FasterRCNN, ranges: Mapping[str, Range]) -> int:
 def quantizable(model: nn.Module) -> list[str]:
     """The names of the layers that ``quantize`` is for."""
     excitement = {part for module in model.modules() if isinstance(module, SqueezeExcite) for part in module.modules()}
-    names = []
+    names, entered = [], False
     for name, layer in model.named_modules():
-        first = isinstance(layer, nn.Conv2d) and layer.in_channels == 3
-        last = name.startswith("roi_heads.box_predictor.")
-        if isinstance(layer, nn.Conv2d | nn.Linear) and not (first or last or layer in excitement):
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or layer in excitement:
+            continue
+        depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
+        if not entered and name.startswith("backbone."):
+            entered = not (depthwise or layer.weight.shape[1] == 3)
+        if (entered or not name.startswith("backbone.")) and not name.startswith("roi_heads.box_predictor."):
             names.append(name)
     return names
 
@@ -125,15 +131,15 @@ class _Rewriting:
 
     def _take_sum(self, name: str, site: fx.Node) -> None:
         """The sum with another layer's map that is there by then, and that nobody reads afterwards."""
-        total = _only_user(site)
-        if not isinstance(self._layers[name], QuantizedConv2d) or total is None or total.target not in _SUMS:
+        layer, total = self._layers[name], _only_user(site)
+        if not isinstance(layer, QuantizedConv2d) or total is None or total.target not in _SUMS:
             return
         others = [node for node in total.all_input_nodes if node is not site]
         if len(others) != 1 or len(total.args) != 2 or total.kwargs or _called(others[0]) not in self._layers:
             return
         place = {node: number for number, node in enumerate(self._graph.nodes)}
         if all(place[node] < place[site] for node in (others[0], *others[0].users) if node is not total):
-            site.args = (*site.args, others[0])
+            site.args, layer.summed = (*site.args, others[0]), True
             self._replace(total, site)
 
     def _take_activation(self, name: str, sites: Sequence[fx.Node]) -> None:

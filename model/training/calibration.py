@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from model.checkpoint import write_ranges
 from model.detector import Detector
 from model.runtime.quantization import quantizable
 from model.transform import Image
+
+
+def calibrate(detector: Detector, pictures: Sequence[Callable[[], Image]]) -> tuple[Path, int]:
+    """Write what ``observe`` sees beside the detector's weights; returns the file and the number of layers.
+
+    pictures: each is decoded when its turn comes. Raises as ``observe`` does, and ``OSError``.
+    """
+    ranges = observe(detector, (picture() for picture in pictures))
+    return write_ranges(detector.checkpoint, ranges, len(pictures)), len(ranges)
 
 
 def observe(detector: Detector, pictures: Iterable[Image]) -> dict[str, tuple[float, float]]:

@@ -215,7 +215,7 @@ def test_the_canary_does_not_pass_numbers_that_are_none(detector, monkeypatch):
         canary.check(detector)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_bundled_weights_give_their_stored_answer(precision):
     """Where this fails after a training: `python -m service.canary lite-voc20`."""
     detector = Detector.from_checkpoint("lite-voc20", precision=precision)

@@ -56,7 +56,7 @@ def test_weights_are_laid_out_once_for_a_size_and_once_for_a_layout() -> None:
 
 
 def test_sizes_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.runtime.packing._SHAPES", 4)
+    monkeypatch.setattr("model.runtime.packing.SHAPES", 4)
     packed = PackedConv2d(_ready(nn.Conv2d(1, 1, 1)))  # type: ignore[arg-type]
     for width in range(1, 12):
         packed(_maps(1, 1, 1, width))

@@ -1,0 +1,206 @@
+"""A quantised detector: every preset's, near the one in float32, and refused where its ranges are not known."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.boxes import iou
+from model.checkpoint import CheckpointError, read_ranges, resolve, write_ranges
+from model.config import PRESETS, DetectorConfig
+from model.detector import Detector
+from model.faster_rcnn import FasterRCNN
+from model.runtime.engine import EagerEngine
+from model.runtime.fold import fold_norms
+from model.runtime.int8 import Quantize, Quantized, QuantizedConv2d, can_quantize, largest_weight
+from model.runtime.precision import choose_precision
+from model.runtime.quantization import quantizable, quantize
+from model.training.calibration import calibrate, observe
+
+pytestmark = pytest.mark.skipif(
+    not can_quantize(torch.device("cpu")), reason="this torch has no oneDNN, or other operators"
+)
+
+
+def _model(config: DetectorConfig) -> FasterRCNN:
+    """Folded, with random weights, and norms that leave its maps in a sane range."""
+    torch.manual_seed(0)
+    model = FasterRCNN(config.with_classes(4)).eval().requires_grad_(False)
+    fold_norms(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _pixels(batch: int = 2) -> Tensor:
+    torch.manual_seed(1)
+    return torch.rand(batch, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+
+
+def _ranges(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> dict[str, tuple[float, float]]:
+    seen: dict[str, tuple[float, float]] = {}
+
+    def look(name: str, given: Tensor) -> None:
+        low, high = (float(value) for value in given.aminmax())
+        before = seen.get(name, (low, high))
+        seen[name] = min(low, before[0]), max(high, before[1])
+
+    layers = dict(model.named_modules())
+    hooks = [
+        layers[name].register_forward_pre_hook(lambda _, given, name=name: look(name, given[0]))
+        for name in quantizable(model)
+    ]
+    _answers(model, pixels, regions)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def _answers(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> list[Tensor]:
+    dense = model.dense(pixels)
+    logits, offsets = model.roi_heads(dense.maps, regions)
+    return [*dense.maps, dense.logits, dense.deltas, logits, offsets]
+
+
+REGIONS = torch.tensor([[0, 3.0, 4.0, 50.0, 40.0], [1, 10.0, 10.0, 90.0, 60.0], [1, 0.0, 0.0, 20.0, 30.0]])
+
+
+@pytest.mark.parametrize("config", PRESETS, ids=lambda config: config.name)
+def test_every_preset_answers_nearly_as_in_float32(config: DetectorConfig) -> None:
+    exact = _model(config)
+    short = copy.deepcopy(exact)
+    with torch.inference_mode():
+        right = _answers(exact, _pixels(), REGIONS)
+        assert quantize(short, _ranges(short, _pixels(), REGIONS)) == len(quantizable(exact))
+        for _ in range(2):  # what is written over is never needed again
+            for mine, theirs in zip(_answers(short, _pixels(), REGIONS), right, strict=True):
+                spread = (theirs - theirs.mean()).square().mean().sqrt()
+                assert mine.shape == theirs.shape
+                assert mine.dtype == torch.float32
+                error = (mine - theirs).square().mean().sqrt()
+                assert error <= 0.1 * spread * 127 / largest_weight() + 1e-6
+
+
+@pytest.mark.parametrize("config", PRESETS, ids=lambda config: config.name)
+def test_all_but_the_first_and_the_last_layers_multiply_bytes(config: DetectorConfig) -> None:
+    model = _model(config)
+    names = quantizable(model)
+    with torch.inference_mode():
+        quantize(model, _ranges(model, _pixels(), REGIONS))
+    floats = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    work = {True: 0, False: 0}
+    for layer in model.modules():
+        if isinstance(layer, QuantizedConv2d):
+            work[True] += layer.bytes.numel()
+    work[False] = sum(layer.weight.numel() for layer in floats if isinstance(layer, nn.Conv2d))
+    assert len({id(m) for m in model.modules() if isinstance(m, Quantized)}) == len(names)
+    assert work[False] < 0.05 * work[True] or config.name.startswith("MOBILENET")  # which has squeeze and excite
+
+
+def test_a_chain_of_layers_stays_in_bytes_and_a_shortcut_is_added_in_the_same_call() -> None:
+    (config,) = (config for config in PRESETS if config.name == "RESNET50_FPN")
+    model = _model(config)
+    with torch.inference_mode():
+        quantize(model, _ranges(model, _pixels(), REGIONS))
+    graph = model.backbone.graph  # type: ignore[union-attr]
+    layers = dict(model.backbone.named_modules())
+    calls = [node for node in graph.nodes if node.op == "call_module"]  # type: ignore[union-attr, operator]
+    for block in ("layer1.0", "layer2.1", "layer4.2"):
+        first, second, third = (layers[f"body.{block}.conv{number}"] for number in (1, 2, 3))
+        assert isinstance(first, QuantizedConv2d)
+        assert isinstance(second, QuantizedConv2d)
+        assert first.made == second.given
+        assert first.activation[0] == "relu"
+        (call,) = (node for node in calls if node.target == f"body.{block}.conv3")
+        assert len(call.args) == 2, "the shortcut"
+        assert isinstance(third, QuantizedConv2d)
+        assert third.made is None
+    grids = [node for node in calls if isinstance(layers[node.target], Quantize)]
+    assert len(grids) == 21  # one a block, one after the pooling, four for the pyramid
+
+
+def test_rows_that_do_not_ask_for_proposals_get_their_maps_all_the_same() -> None:
+    (config,) = (config for config in PRESETS if config.name == "LITE")
+    model = _model(config)
+    with torch.inference_mode():
+        quantize(model, _ranges(model, _pixels(3), REGIONS))
+        engine = EagerEngine(model, torch.float32)
+        whole, dense = engine.dense(_pixels(3), [0, 1, 2])
+        some, theirs = engine.dense(_pixels(3), [1])
+        none, nothing = engine.dense(_pixels(3), [])
+    assert dense is not None
+    assert theirs is not None
+    assert nothing is None
+    torch.testing.assert_close(theirs.logits[0], dense.logits[1])
+    for maps in (some.maps, none.maps):
+        for mine, right in zip(maps, whole.maps, strict=True):
+            torch.testing.assert_close(mine, right)
+
+
+# ------------------------------------------------------------------------------------- from the pictures to the answer
+def test_the_bundled_weights_find_the_same_cat(chelsea: np.ndarray) -> None:
+    exact = Detector.from_checkpoint("lite-voc20", precision="fp32", compile="off")
+    short = Detector.from_checkpoint("lite-voc20", precision="int8")
+    (right,), (found,) = exact.detect([chelsea]), short.detect([chelsea])
+    assert short.info.precision == "int8"
+    assert short.info.engine == "eager"
+    assert "int8" in short.info.engine_note
+    assert found.labels[0] == right.labels[0] == "cat"
+    assert float(iou(found.boxes[:1], right.boxes[:1])) > 0.95
+    assert abs(float(found.scores[0] - right.scores[0])) < 0.03
+
+
+def _saved(folder: Path) -> Path:
+    from model.checkpoint import save
+
+    detector = Detector.random("LITE", classes=("__background__", "thing"), precision="fp32", compile="off")
+    path = folder / "mine.safetensors"
+    save(path, detector.model.state_dict(), preset="LITE", classes=("__background__", "thing"), metrics={})
+    return path
+
+
+def test_ranges_lie_beside_the_weights_and_say_of_which_they_are(tmp_path: Path) -> None:
+    path = _saved(tmp_path)
+    with pytest.raises(CheckpointError, match="frcnn calibrate PICTURES"):
+        Detector.from_checkpoint(path, precision="int8")
+    detector = Detector.from_checkpoint(path, precision="fp32", compile="off")
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    file, layers = calibrate(detector, [lambda: picture])
+    assert file == tmp_path / "mine.ranges.json"
+    assert layers == len(quantizable(detector.model))
+    seen = observe(detector, [picture])
+    for name, (low, high) in read_ranges(resolve(path)).items():
+        assert (low, high) == pytest.approx(seen[name], rel=1e-3)
+    assert Detector.from_checkpoint(path, precision="int8").detect([picture])
+
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"sha256": "0" * 64}))
+    with pytest.raises(CheckpointError, match="of other weights"):
+        Detector.from_checkpoint(path, precision="int8")
+    name = next(iter(content["ranges"]))
+    for broken in ({"ranges": {name: [2, 1]}}, {"ranges": {name: [1]}}, {"ranges": 3}):
+        file.write_text(json.dumps(content | broken))
+        with pytest.raises(CheckpointError, match="calibrate"):
+            Detector.from_checkpoint(path, precision="int8")
+    file.write_text("{")
+    with pytest.raises(CheckpointError, match="holds no ranges"):
+        Detector.from_checkpoint(path, precision="int8")
+    write_ranges(resolve(path), {name: (0.0, 1.0)}, 1)
+    with pytest.raises(ValueError, match="No range is known"):
+        Detector.from_checkpoint(path, precision="int8")
+
+
+def test_ranges_are_seen_in_float32_and_on_pictures() -> None:
+    detector = Detector.random("LITE", precision="bf16", compile="off")
+    with pytest.raises(ValueError, match="in fp32"):
+        observe(detector, [])
+    with pytest.raises(ValueError, match="no pictures"):
+        observe(Detector.random("LITE", precision="fp32", compile="off"), [])
+
+
+def test_int8_is_for_cpus() -> None:
+    with pytest.raises(ValueError, match="int8 is for CPUs"):
+        choose_precision("int8", torch.device("cuda", 0))
+    assert choose_precision("auto", torch.device("cpu")) != "int8"
