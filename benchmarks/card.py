@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.card --data ../shared/data/voc20 --cache /somewhere/else
 
-measures what ``--weights`` holds on validation and on test, in fp32 and bf16, and on pictures without the classes;
-writes weights/lite-voc20.md between its markers, docs/images/lite-scores.svg, and into benchmarks/results/ a
+measures what ``--weights`` holds on validation and on test, in fp32, bf16 and int8, and on pictures without its
+classes; writes weights/lite-voc20.md between its markers, docs/images/lite-scores.svg, and into benchmarks/results/ a
 lite-voc20-PART-PRECISION.json for each (test in fp32 is lite-voc20-test.json), as ``frcnn evaluate --json`` does, and
 lite-voc20-card.json with the rest. Before that, on validation alone:
 
@@ -64,7 +64,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "lite-voc20"
 CANVASES = (384, 416, 448, 480, 512)
 NMS = (0.4, 0.45, 0.5, 0.55, 0.6)
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 FIRST = (384, (300, 150))  # the first checkpoint's canvas, candidates a level, and proposals
 PREDICTOR = "roi_heads.box_predictor.cls_score"
 PARTS = ("about", "figures", "precisions", "classes", "sizes", "scores", "unknown", "failures", "speed")
@@ -356,7 +356,7 @@ def measure_speed(weights: str, dataset: Dataset, pictures: int, compiled: bool)
     canvas, limits = FIRST
     name = f"fp32 eager as the first checkpoint was served ({canvas} pixels, {limits[1]} proposals)"
     detectors[name] = open_detector(weights, "fp32", canvas, limits, whole=True)
-    for precision in PRECISIONS if compiled else ():
+    for precision in ("fp32", "bf16") if compiled else ():  # int8 is never compiled
         detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="wait")
         detectors[f"{precision} {detector.info.engine}"] = detector
     load = os.getloadavg()[0]

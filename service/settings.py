@@ -34,7 +34,9 @@ class Settings(BaseSettings):
         "lite-voc20", min_length=1, description="a name in weights/manifest.toml, or a checkpoint's path"
     )
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field("auto", description="arithmetic of the network")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="arithmetic of the network; int8 needs what frcnn calibrate writes"
+    )
     compile: Literal["auto", "off", "wait"] = Field(
         "auto", description="compile the network where that helps, beside the serving or before it"
     )

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from model.checkpoint import save
 from model.detector import Detector
 from service import app as service_app
 from service.cli import app
@@ -92,3 +93,41 @@ def test_weights_that_are_not_in_the_manifest_are_named():
     done = run(app, ["weights", "verify", "no-such-weights"])
     assert done.exit_code == 1
     assert "No checkpoint is named no-such-weights" in done.stderr
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Weights outside the manifest."""
+    path, classes = tmp_path / "mine.safetensors", ("__background__", "thing")
+    detector = Detector.random("LITE", classes=classes, precision="fp32", compile="off")
+    save(path, detector.model.state_dict(), preset="LITE", classes=classes, metrics={})
+    return path
+
+
+def test_calibrate_makes_what_int8_needs(cat, saved):
+    assert run(app, ["calibrate", str(cat.parent), "--weights", str(saved)]).exit_code == 0
+    assert json.loads(saved.with_suffix(".ranges.json").read_text())["pictures"] == 1
+    detector = Detector.from_checkpoint(saved, precision="int8")
+    assert detector.info.precision == "int8"
+
+
+def test_calibrate_looks_at_so_many_pictures_and_no_more(cat, saved):
+    for number in range(5):
+        cat.with_name(f"{number}.jpg").write_bytes(cat.read_bytes())
+    assert run(app, ["calibrate", str(cat.parent), "--weights", str(saved), "--count", "3"]).exit_code == 0
+    assert json.loads(saved.with_suffix(".ranges.json").read_text())["pictures"] == 3
+
+
+def test_calibrate_says_what_is_wrong_with_its_pictures(cat, saved, tmp_path):
+    command = ["calibrate", "--weights", str(saved)]
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(cat.read_bytes()[:500])
+    done = run(app, [*command, str(broken)])
+    assert done.exit_code == 1
+    assert "broken.jpg" in done.output.replace("\n", "")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run(app, [*command, str(empty)])
+    assert done.exit_code == 1
+    assert "no pictures" in done.output
+    assert not saved.with_suffix(".ranges.json").exists()
