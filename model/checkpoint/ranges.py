@@ -24,7 +24,8 @@ def ranges_file(checkpoint: ResolvedCheckpoint) -> Path:
 def read_ranges(checkpoint: ResolvedCheckpoint) -> dict[str, tuple[float, float]]:
     """Lowest and highest value by the layer's name. Raises ``CheckpointError`` where none are there, or of others."""
     path = ranges_file(checkpoint)
-    how = f"`frcnn calibrate PICTURES --weights {checkpoint.name}` makes it of a folder of pictures"
+    weights = checkpoint.path if checkpoint.sha256 is None else checkpoint.name  # what the manifest has, has a hash
+    how = f"`frcnn calibrate PICTURES --weights {weights}` makes it of a folder of pictures"
     if not path.is_file():
         raise CheckpointError(f"precision int8 needs {path}, and it is not there: {how}.")
     try:

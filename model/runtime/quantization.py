@@ -42,7 +42,9 @@ def quantize(model: FasterRCNN, ranges: Mapping[str, Range]) -> int:
     names = quantizable(model)
     missing = [name for name in names if name not in ranges]
     if missing:
-        raise ValueError(f"No range is known for {len(missing)} layers, {missing[0]} among them.")
+        raise ValueError(
+            f"No range is known for {len(missing)} layers, {missing[0]} among them: `frcnn calibrate` anew."
+        )
     wanted = {name: Grid.of(ranges[name]) for name in names}
     if can_pack(torch.device("cpu"), torch.float32):  # while what is around them is to be seen
         pack_convolutions(model, leave={layer for name, layer in model.named_modules() if name in wanted})
