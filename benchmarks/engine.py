@@ -21,7 +21,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +100,7 @@ def _calibrate(preset: str) -> None:
     """Ranges for weights that come without: of the pictures that they are timed on."""
     if not ranges_file(resolve(pairs.checkpoint(preset))).is_file():
         detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32", compile="off")
-        calibrate(detector, [partial(_itself, picture) for picture in pictures(8)])
-
-
-def _itself(picture: Picture) -> Picture:
-    return picture
+        calibrate(detector, pictures(8))
 
 
 class _Stages:

@@ -86,7 +86,11 @@ class Detector:
         canvas: CanvasMode = "buckets",
         ranges: Ranges | None = None,
     ) -> None:
-        """ranges: of each layer's input, as ``training.calibration`` sees them; precision int8 needs them."""
+        """As ``from_checkpoint``, which makes what is needed; ``model`` is changed, and then is this detector's.
+
+        ranges: lowest and highest value of each layer's input, by its name, for int8 (``training.calibration``).
+        Raises ``ValueError`` for an argument out of range, and for a layer whose range is missing.
+        """
         if len(checkpoint.classes) != model.config.num_classes:
             raise ValueError(f"{len(checkpoint.classes)} class names for {model.config.num_classes} classes.")
         if compile not in ("auto", "off", "wait"):

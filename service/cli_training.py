@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -137,7 +136,7 @@ def calibrate(
 ) -> None:
     """See what a detector's layers take in, which ``--precision int8`` needs: FILE.ranges.json beside its weights."""
     from model.detector import CheckpointError, Detector
-    from model.training.calibration import calibrate as observe_and_write
+    from model.training.calibration import calibrate as run
     from service.cli_client import expand
     from service.imaging import Picture, decode, prepare_pillow
 
@@ -154,7 +153,7 @@ def calibrate(
         chosen = sorted(random.Random(seed).sample(chosen, count))
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32", compile="off")
-        path, layers = observe_and_write(detector, [partial(look, path) for path in chosen])
+        path, layers = run(detector, map(look, chosen))
     except (CheckpointError, ValueError, OSError) as error:
         _fail(error)
     console.print(f"{path}: {layers} layers, seen on {len(chosen)} pictures", soft_wrap=True)

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.checkpoint import save
+from model.detector import Detector
+
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 NO_DATA = f"needs the data sets, and there is no {DATA.relative_to(DATA.parents[1])} beside the repository"
 NO_GPU = "needs a CUDA device, and torch sees none"
@@ -67,3 +70,12 @@ def chelsea() -> np.ndarray:
     from skimage import data
 
     return np.asarray(data.chelsea())
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Random weights in a file of ours, outside the manifest."""
+    path, classes = tmp_path / "mine.safetensors", ("__background__", "thing")
+    detector = Detector.random("LITE", classes=classes, precision="fp32", compile="off")
+    save(path, detector.model.state_dict(), preset="LITE", classes=classes, metrics={})
+    return path

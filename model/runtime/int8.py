@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.runtime.packing import FUSED, SHAPES, widens
+from model.runtime.packing import FUSED, Layouts, widens
 
 Range = tuple[float, float]
 
@@ -72,12 +72,9 @@ class Quantized(nn.Module):
     def then(self, activation: nn.Module) -> bool:
         """Let ``activation`` be part of it from now on; False for one that cannot be."""
         fused = FUSED.get(type(activation))
-        if fused is None or self.activation[0] != "none" or not self._may_end_with(fused[0]):
+        if fused is None or self.activation[0] != "none":
             return False
         self.activation = fused
-        return True
-
-    def _may_end_with(self, activation: str) -> bool:
         return True
 
     @property
@@ -93,11 +90,11 @@ class QuantizedConv2d(Quantized):
         super().__init__(conv, conv.weight, given)
         self.how = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups)
         self.summed = False  # whether another map is added
-        self._by_shape: dict[torch.Size, Tensor] = {}
-        self._by_layout: dict[tuple[int, ...], Tensor] = {}
+        self._layouts = Layouts()
 
-    def _may_end_with(self, activation: str) -> bool:
-        return activation == "relu" or not self.summed  # which is all that the operator has
+    def then(self, activation: nn.Module) -> bool:
+        """As of all; after a sum the operator has nothing but ReLU."""
+        return (isinstance(activation, nn.ReLU) or not self.summed) and super().then(activation)
 
     def after(self, conv: nn.Conv2d, pad: nn.ZeroPad2d) -> bool:
         """Let ``pad`` be part of it from now on, as ``PackedConv2d`` does; False for one that cannot be."""
@@ -112,7 +109,7 @@ class QuantizedConv2d(Quantized):
 
         added: float32 of the output's shape, summed before the activation, and written over.
         """
-        packed = self._by_shape.get(given.shape)
+        packed = self._layouts.by_shape.get(given.shape)
         if packed is None:
             packed = self._pack(given.shape)
         padding, stride, dilation, groups = self.how
@@ -132,12 +129,7 @@ class QuantizedConv2d(Quantized):
         packed: Tensor = torch.ops.onednn.qconv_prepack(
             self.bytes, self.scales, *self.given, stride, padding, dilation, groups, list(shape)
         )
-        layout = tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
-        packed = self._by_layout.setdefault(layout, packed)
-        if len(self._by_shape) >= SHAPES:
-            self._by_shape.clear()
-        self._by_shape[shape] = packed
-        return packed
+        return self._layouts.put(shape, packed)
 
 
 class QuantizedLinear(Quantized):

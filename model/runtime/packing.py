@@ -25,7 +25,24 @@ FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.Hardswish: ("hardswish", []),
 }
-SHAPES = 1024  # of inputs whose layout is remembered, by layer; canvases that are exact know no end of them
+_SHAPES = 1024  # of inputs whose layout is remembered, by layer; canvases that are exact know no end of them
+
+
+class Layouts:
+    """A layer's weights as oneDNN lays them out: for many shapes of its input, a few layouts."""
+
+    def __init__(self) -> None:
+        self.by_shape: dict[torch.Size, Tensor] = {}
+        self.by_layout: dict[tuple[int, ...], Tensor] = {}
+
+    def put(self, shape: torch.Size, packed: Tensor) -> Tensor:
+        """What serves inputs of this shape from now on: ``packed``, or its like that is there already."""
+        layout = tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+        packed = self.by_layout.setdefault(layout, packed)
+        if len(self.by_shape) >= _SHAPES:
+            self.by_shape.clear()
+        self.by_shape[shape] = packed
+        return packed
 
 
 class PackedConv2d(nn.Conv2d):
@@ -42,8 +59,7 @@ class PackedConv2d(nn.Conv2d):
         self._how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self._activation: tuple[str, list[float]] = ("none", [])
         self._widened = False
-        self._by_shape: dict[torch.Size, Tensor] = {}
-        self._by_layout: dict[tuple[int, ...], Tensor] = {}
+        self._layouts = Layouts()
         self.eval()
 
     def after(self, pad: nn.Module) -> bool:
@@ -64,7 +80,7 @@ class PackedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps [B, inputs, H, W] to [B, outputs, H', W'], in the type of the weights, channels last in memory."""
-        packed = self._by_shape.get(input.shape)
+        packed = self._layouts.by_shape.get(input.shape)
         if packed is None:
             packed = self._pack(input.shape)
         made: Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -73,17 +89,12 @@ class PackedConv2d(nn.Conv2d):
         return made
 
     def _pack(self, shape: torch.Size) -> Tensor:
-        """The weights as oneDNN wants them for maps of this shape: many shapes, a few layouts."""
+        """The weights as oneDNN wants them for maps of this shape."""
         weight = self.weight.detach()
         if self._widened:
             weight = F.pad(weight, (1, 0, 1, 0))
         packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._how, list(shape))
-        layout = tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
-        packed = self._by_layout.setdefault(layout, packed)
-        if len(self._by_shape) >= SHAPES:
-            self._by_shape.clear()
-        self._by_shape[shape] = packed
-        return packed
+        return self._layouts.put(shape, packed)
 
 
 def widens(conv: nn.Conv2d, pad: nn.ZeroPad2d) -> list[int] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,24 +15,29 @@ from model.runtime.quantization import quantizable
 from model.transform import Image
 
 
-def calibrate(detector: Detector, pictures: Sequence[Callable[[], Image]]) -> tuple[Path, int]:
-    """Write what ``observe`` sees beside the detector's weights; returns the file and the number of layers.
+def calibrate(detector: Detector, pictures: Iterable[Image]) -> tuple[Path, int]:
+    """Write the range of each layer's input over all pictures, uint8 RGB [H, W, 3], beside the detector's weights.
 
-    pictures: each is decoded when its turn comes. Raises as ``observe`` does, and ``OSError``.
-    """
-    ranges = observe(detector, (picture() for picture in pictures))
-    return write_ranges(detector.checkpoint, ranges, len(pictures)), len(ranges)
-
-
-def observe(detector: Detector, pictures: Iterable[Image]) -> dict[str, tuple[float, float]]:
-    """The lowest and the highest value that each layer was given, by its name, over all pictures uint8 [H, W, 3].
-
-    detector: in fp32, eager. Labels are not needed, but pictures that are like those to come. Raises ``ValueError``
-    where there are no pictures, or the detector is in another precision.
+    detector: in fp32, eager. Labels are not needed, but pictures that are like those to come. Returns the file and
+    the number of layers. Raises ``ValueError`` where there are no pictures, or the detector is in another precision,
+    and ``OSError``.
     """
     if detector.precision != "fp32":
         raise ValueError(f"Ranges are seen in fp32, not in {detector.precision}.")
-    layers = dict(detector.model.named_modules())
+    count = 0
+    with watched(detector.model) as ranges:
+        for picture in pictures:
+            detector.detect([picture])
+            count += 1
+    if not ranges:
+        raise ValueError("There are no pictures to see ranges on.")
+    return write_ranges(detector.checkpoint, ranges, count), len(ranges)
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[dict[str, tuple[float, float]]]:
+    """The lowest and the highest value that each quantizable layer of ``model`` is given meanwhile, by its name."""
+    layers = dict(model.named_modules())
     seen: dict[str, tuple[float, float]] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -43,13 +49,9 @@ def observe(detector: Detector, pictures: Iterable[Image]) -> dict[str, tuple[fl
 
         return note
 
-    hooks = [layers[name].register_forward_pre_hook(watch(name)) for name in quantizable(detector.model)]
+    hooks = [layers[name].register_forward_pre_hook(watch(name)) for name in quantizable(model)]
     try:
-        for picture in pictures:
-            detector.detect([picture])
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen:
-        raise ValueError("There are no pictures to see ranges on.")
-    return seen

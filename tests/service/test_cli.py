@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from model.checkpoint import save
 from model.detector import Detector
 from service import app as service_app
 from service.cli import app
@@ -93,15 +92,6 @@ def test_weights_that_are_not_in_the_manifest_are_named():
     done = run(app, ["weights", "verify", "no-such-weights"])
     assert done.exit_code == 1
     assert "No checkpoint is named no-such-weights" in done.stderr
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    """Weights outside the manifest."""
-    path, classes = tmp_path / "mine.safetensors", ("__background__", "thing")
-    detector = Detector.random("LITE", classes=classes, precision="fp32", compile="off")
-    save(path, detector.model.state_dict(), preset="LITE", classes=classes, metrics={})
-    return path
 
 
 def test_calibrate_makes_what_int8_needs(cat, saved):

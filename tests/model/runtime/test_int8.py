@@ -124,9 +124,9 @@ def test_a_linear_layer_is_the_float_one_of_what_the_bytes_stand_for() -> None:
 def test_weights_are_laid_out_once_for_a_size_and_sizes_without_end_do_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model.runtime.int8.SHAPES", 4)
+    monkeypatch.setattr("model.runtime.packing._SHAPES", 4)
     layer = QuantizedConv2d(_still(nn.Conv2d(8, 8, 3)), GIVEN)  # type: ignore[arg-type]
     for height in range(3, 13):
         layer(_bytes(1, 8, height, 5))
-    assert len(layer._by_shape) <= 4
-    assert len(layer._by_layout) < 4
+    assert len(layer._layouts.by_shape) <= 4
+    assert len(layer._layouts.by_layout) < 4

@@ -51,16 +51,16 @@ def test_it_answers_as_the_convolution_at_every_size(conv: nn.Conv2d, dtype: tor
 def test_weights_are_laid_out_once_for_a_size_and_once_for_a_layout() -> None:
     packed = PackedConv2d(_ready(nn.Conv2d(8, 8, 3)))  # type: ignore[arg-type]
     laid_out = [packed._pack(torch.Size((batch, 8, 16, 16))) for batch in (1, 2, 3)]
-    assert len({id(weights) for weights in laid_out}) == len(packed._by_layout) < 3
-    assert len(packed._by_shape) == 3
+    assert len({id(weights) for weights in laid_out}) == len(packed._layouts.by_layout) < 3
+    assert len(packed._layouts.by_shape) == 3
 
 
 def test_sizes_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.runtime.packing.SHAPES", 4)
+    monkeypatch.setattr("model.runtime.packing._SHAPES", 4)
     packed = PackedConv2d(_ready(nn.Conv2d(1, 1, 1)))  # type: ignore[arg-type]
     for width in range(1, 12):
         packed(_maps(1, 1, 1, width))
-        assert len(packed._by_shape) <= 4
+        assert len(packed._layouts.by_shape) <= 4
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(inplace=True), nn.Hardswish()], ids=str)

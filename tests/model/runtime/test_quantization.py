@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.backbones.mobilenet import ROWS
 from model.boxes import iou
 from model.checkpoint import CheckpointError, read_ranges, resolve, write_ranges
 from model.config import PRESETS, DetectorConfig
@@ -19,7 +20,7 @@ from model.runtime.fold import fold_norms
 from model.runtime.int8 import Quantize, Quantized, QuantizedConv2d, can_quantize, largest_weight
 from model.runtime.precision import choose_precision
 from model.runtime.quantization import quantizable, quantize
-from model.training.calibration import calibrate, observe
+from model.training.calibration import calibrate, watched
 
 pytestmark = pytest.mark.skipif(
     not can_quantize(torch.device("cpu")), reason="this torch has no oneDNN, or other operators"
@@ -40,22 +41,9 @@ def _pixels(batch: int = 2) -> Tensor:
 
 
 def _ranges(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> dict[str, tuple[float, float]]:
-    seen: dict[str, tuple[float, float]] = {}
-
-    def look(name: str, given: Tensor) -> None:
-        low, high = (float(value) for value in given.aminmax())
-        before = seen.get(name, (low, high))
-        seen[name] = min(low, before[0]), max(high, before[1])
-
-    layers = dict(model.named_modules())
-    hooks = [
-        layers[name].register_forward_pre_hook(lambda _, given, name=name: look(name, given[0]))
-        for name in quantizable(model)
-    ]
-    _answers(model, pixels, regions)
-    for hook in hooks:
-        hook.remove()
-    return seen
+    with watched(model) as ranges:
+        _answers(model, pixels, regions)
+    return ranges
 
 
 def _answers(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> list[Tensor]:
@@ -89,14 +77,12 @@ def test_all_but_the_first_and_the_last_layers_multiply_bytes(config: DetectorCo
     names = quantizable(model)
     with torch.inference_mode():
         quantize(model, _ranges(model, _pixels(), REGIONS))
-    floats = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    work = {True: 0, False: 0}
-    for layer in model.modules():
-        if isinstance(layer, QuantizedConv2d):
-            work[True] += layer.bytes.numel()
-    work[False] = sum(layer.weight.numel() for layer in floats if isinstance(layer, nn.Conv2d))
-    assert len({id(m) for m in model.modules() if isinstance(m, Quantized)}) == len(names)
-    assert work[False] < 0.05 * work[True] or config.name.startswith("MOBILENET")  # which has squeeze and excite
+    layers = [layer for layer in model.modules() if isinstance(layer, Quantized)]
+    assert len(layers) == len(names)
+    left = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    excitements = 2 * sum(row.excite for row in ROWS) if config.name.startswith("MOBILENET") else 0
+    depthwise = config.name in ("LITE", "MOBILENET_V3_FPN", "MOBILENET_V3_320")  # follows the first convolution
+    assert len(left) == 1 + depthwise + excitements + 2  # logits and offsets
 
 
 def test_a_chain_of_layers_stays_in_bytes_and_a_shortcut_is_added_in_the_same_call() -> None:
@@ -152,52 +138,43 @@ def test_the_bundled_weights_find_the_same_cat(chelsea: np.ndarray) -> None:
     assert abs(float(found.scores[0] - right.scores[0])) < 0.03
 
 
-def _saved(folder: Path) -> Path:
-    from model.checkpoint import save
-
-    detector = Detector.random("LITE", classes=("__background__", "thing"), precision="fp32", compile="off")
-    path = folder / "mine.safetensors"
-    save(path, detector.model.state_dict(), preset="LITE", classes=("__background__", "thing"), metrics={})
-    return path
-
-
-def test_ranges_lie_beside_the_weights_and_say_of_which_they_are(tmp_path: Path) -> None:
-    path = _saved(tmp_path)
-    with pytest.raises(CheckpointError, match=f"frcnn calibrate PICTURES --weights {path}"):
-        Detector.from_checkpoint(path, precision="int8")
-    detector = Detector.from_checkpoint(path, precision="fp32", compile="off")
+def test_ranges_lie_beside_the_weights_and_say_of_which_they_are(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"frcnn calibrate PICTURES --weights {saved}"):
+        Detector.from_checkpoint(saved, precision="int8")
+    detector = Detector.from_checkpoint(saved, precision="fp32", compile="off")
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    file, layers = calibrate(detector, [lambda: picture])
-    assert file == tmp_path / "mine.ranges.json"
+    file, layers = calibrate(detector, [picture])
+    assert file == saved.with_name("mine.ranges.json")
     assert layers == len(quantizable(detector.model))
-    seen = observe(detector, [picture])
-    for name, (low, high) in read_ranges(resolve(path)).items():
+    with watched(detector.model) as seen:
+        detector.detect([picture])
+    for name, (low, high) in read_ranges(resolve(saved)).items():
         assert (low, high) == pytest.approx(seen[name], rel=1e-3)
-    assert Detector.from_checkpoint(path, precision="int8").detect([picture])
+    assert Detector.from_checkpoint(saved, precision="int8").detect([picture])
 
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"sha256": "0" * 64}))
     with pytest.raises(CheckpointError, match="of other weights"):
-        Detector.from_checkpoint(path, precision="int8")
+        Detector.from_checkpoint(saved, precision="int8")
     name = next(iter(content["ranges"]))
     for broken in ({"ranges": {name: [2, 1]}}, {"ranges": {name: [1]}}, {"ranges": 3}):
         file.write_text(json.dumps(content | broken))
         with pytest.raises(CheckpointError, match="calibrate"):
-            Detector.from_checkpoint(path, precision="int8")
+            Detector.from_checkpoint(saved, precision="int8")
     file.write_text("{")
     with pytest.raises(CheckpointError, match="holds no ranges"):
-        Detector.from_checkpoint(path, precision="int8")
-    write_ranges(resolve(path), {name: (0.0, 1.0)}, 1)
+        Detector.from_checkpoint(saved, precision="int8")
+    write_ranges(resolve(saved), {name: (0.0, 1.0)}, 1)
     with pytest.raises(ValueError, match="No range is known"):
-        Detector.from_checkpoint(path, precision="int8")
+        Detector.from_checkpoint(saved, precision="int8")
 
 
 def test_ranges_are_seen_in_float32_and_on_pictures() -> None:
     detector = Detector.random("LITE", precision="bf16", compile="off")
     with pytest.raises(ValueError, match="in fp32"):
-        observe(detector, [])
+        calibrate(detector, [])
     with pytest.raises(ValueError, match="no pictures"):
-        observe(Detector.random("LITE", precision="fp32", compile="off"), [])
+        calibrate(Detector.random("LITE", precision="fp32", compile="off"), [])
 
 
 def test_int8_is_for_cpus() -> None:
