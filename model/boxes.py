@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import MAX_LOG_SCALE
+from model.transfer import constant
 
 Weights = tuple[float, float, float, float]
 _ALIKE: Weights = (1.0, 1.0, 1.0, 1.0)
@@ -59,21 +60,18 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Weights = _ALIKE) -> Tensor:
     )
 
 
-def decode(
-    deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-) -> Tensor:
+def decode(deltas: Tensor, anchors: Tensor, weights: Weights = _ALIKE) -> Tensor:
     """Boxes [..., 4] from offsets [..., 4] and the anchors or proposals [..., 4] that they move; not clipped.
 
     tw and th are clamped from above at log(1000/16), and only from above (TV _utils.py; trap 8).
     """
-    widths, heights = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
-    centre_x, centre_y = anchors[..., 0] + 0.5 * widths, anchors[..., 1] + 0.5 * heights
-    wx, wy, ww, wh = weights
-    x = deltas[..., 0] / wx * widths + centre_x
-    y = deltas[..., 1] / wy * heights + centre_y
-    half_width = 0.5 * (torch.exp((deltas[..., 2] / ww).clamp(max=MAX_LOG_SCALE)) * widths)
-    half_height = 0.5 * (torch.exp((deltas[..., 3] / wh).clamp(max=MAX_LOG_SCALE)) * heights)
-    return torch.stack((x - half_width, y - half_height, x + half_width, y + half_height), dim=-1)
+    if weights != _ALIKE:
+        deltas = deltas / constant(weights, deltas.device)
+    sides = anchors[..., 2:] - anchors[..., :2]
+    centres = anchors[..., :2] + 0.5 * sides
+    centres = deltas[..., :2] * sides + centres
+    half = 0.5 * (torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * sides)
+    return torch.cat((centres - half, centres + half), dim=-1)
 
 
 def rescale(boxes: Tensor, from_size: Tensor, to_size: Tensor) -> Tensor:

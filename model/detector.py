@@ -33,7 +33,7 @@ from model.config import PRESETS, DetectorConfig
 from model.explain import explain
 from model.explanation import STAGES, Explanation, Stage
 from model.faster_rcnn import FasterRCNN
-from model.runtime.batch import run
+from model.runtime.batch import NotFiniteError, run
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
 from model.runtime.compilation import Compilation
@@ -59,6 +59,7 @@ __all__ = [
     "Detector",
     "DetectorInfo",
     "Explanation",
+    "NotFiniteError",
     "Proposals",
     "Stage",
     "explain",
@@ -249,6 +250,7 @@ class Detector:
         options: one for all, or one a picture. regions: for each picture boxes [R, 4] in its pixels, a shorter way to
         write ``DetectOptions.regions``, or None. Pictures that share a canvas go through the network together. Raises
         ``ValueError`` for an array that is no picture and for an option out of range; then nothing has been computed.
+        Raises ``NotFiniteError``, which has the other pictures' detections, where the network's values overflowed.
         """
         wanted = [options or DetectOptions()] * len(images) if not isinstance(options, Sequence) else list(options)
         if len(wanted) != len(images):
@@ -265,21 +267,27 @@ class Detector:
         for index, (image, option) in enumerate(zip(images, resolved, strict=True)):
             check_image(image)
             groups[self.canvas_for(*(option.full_size or image.shape[:2]))].append(index)
-        results: dict[int, Detections] = {}
+        results: list[Detections | None] = [None] * len(images)
         for canvas, members in groups.items():
             found = self._detect([images[i] for i in members], [resolved[i] for i in members], canvas)
-            results.update(zip(members, found, strict=True))
-        return [results[index] for index in range(len(images))]
+            for index, result in zip(members, found, strict=True):
+                results[index] = result
+        sound = [result for result in results if result is not None]
+        if len(sound) < len(results):
+            raise NotFiniteError(results, self.precision)
+        return sound
 
     @torch.inference_mode()
-    def _detect(self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas) -> list[Detections]:
-        """One batch on one canvas."""
+    def _detect(
+        self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas
+    ) -> list[Detections | None]:
+        """One batch on one canvas; None for a picture for which the network's values are not finite."""
         clock = Clock(self.device)
         batch = self.transform(images, canvas, self.device, [wanted.full_size for wanted in options])
         clock.lap("transform")
         results = run(self.model, self.engine, batch, options, self.checkpoint.classes, clock)
         laps = clock.laps()
-        return [replace(result, timings=laps) for result in results]
+        return [None if result is None else replace(result, timings=laps) for result in results]
 
     def close(self) -> None:
         """Give up what is still being compiled."""

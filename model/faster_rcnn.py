@@ -13,6 +13,7 @@ from model.config import DetectorConfig
 from model.roi_head import RoIHead, stack_regions
 from model.rpn import RPN, Candidates
 from model.structures import ImageBatch, Proposals
+from model.transfer import upload
 
 
 class Dense(NamedTuple):
@@ -48,9 +49,11 @@ class FasterRCNN(nn.Module):
 
     def candidates(self, dense: Dense, batch: ImageBatch) -> Candidates:
         """The RPN's best anchors of each level, decoded, before NMS."""
-        anchors, counts = self.rpn.grid(batch.canvas, dense.shapes, batch.sizes.device)
-        scales = batch.sizes[:, 0].float() / batch.original_sizes[:, 0].float()
-        return self.rpn.candidates(dense.logits, dense.deltas, anchors, counts, batch.sizes, scales)
+        anchors, counts = self.rpn.grid(batch.canvas, dense.shapes, dense.logits.device)
+        scales = None
+        if self.config.rpn.scale_min_size:
+            scales = upload(batch.sizes[:, 0] / batch.original_sizes[:, 0], torch.float32, dense.logits.device)
+        return self.rpn.candidates(dense.logits, dense.deltas, anchors, counts, batch.device_sizes, scales)
 
     @torch.no_grad()
     def forward(self, batch: ImageBatch) -> tuple[list[Proposals], list[tuple[Tensor, Tensor]]]:

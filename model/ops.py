@@ -11,68 +11,19 @@ from torch.nn import functional as F
 from torchvision import ops as tv_ops
 from torchvision.ops import FrozenBatchNorm2d
 
+from model.transfer import constant, upload
+
 __all__ = [
     "FrozenBatchNorm2d",
     "flatten_maps",
-    "grouped_nms",
     "map_shapes",
-    "nms",
     "pool_table",
     "roi_align",
     "roi_pool",
-    "sorted_nms",
     "table_layout",
 ]
 
 Shapes = tuple[tuple[int, int], ...]
-
-# Comparisons of two boxes that take as long as a call of NMS with its sorting (docs/engine.md).
-_PAIRS_A_CALL = 40_000
-# On a GPU comparisons are cheap and calls wait for the device, but all pairs of this many boxes take 50 MB.
-_TOGETHER_CUDA = 20_000
-
-
-def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Kept indices int64 [K] by falling score; drops a box whose IoU with a kept one is > threshold (trap 10).
-
-    boxes: float [M, 4]; scores: float32 [M]. Equal scores keep their order (trap 11): the sort is stable on every
-    device because we sort here, and the operator's own sort of a sorted list has nothing to do.
-    """
-    order = torch.sort(scores, descending=True, stable=True).indices
-    return order[sorted_nms(boxes[order], threshold)]
-
-
-def sorted_nms(boxes: Tensor, threshold: float) -> Tensor:
-    """``nms`` of boxes [M, 4] that lie by falling score already."""
-    ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
-    kept: Tensor = tv_ops.nms(boxes, ranks, threshold)
-    return kept
-
-
-def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """NMS within each group (a level, or a class): kept indices int64 [K] by falling score over all groups.
-
-    boxes: float32 [M, 4]; scores: float32 [M]; groups: int64 [M].
-    """
-    # NMS looks at pairs, a call of it costs time too: which is less, one call for all or one a group?
-    if boxes.is_cuda:
-        together, names = len(boxes) <= _TOGETHER_CUDA, groups
-    else:
-        names = torch.unique(groups)
-        together = len(boxes) ** 2 <= _PAIRS_A_CALL * len(names)
-    if together:
-        # Groups shifted apart, so that they cannot overlap. In float32 that rounds coordinates by enough to flip an IoU
-        # near the threshold (trap 12); in float64 there are 29 more bits, which the shift does not use up.
-        high = boxes.double()
-        beyond = high.amax() - high.amin() + 1 if len(boxes) else 1
-        return nms(high + (groups * beyond)[:, None], scores, threshold)
-    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    for group in torch.unique(names):
-        members = torch.nonzero(groups == group).squeeze(1)
-        keep[members[nms(boxes[members], scores[members], threshold)]] = True
-    kept = torch.nonzero(keep).squeeze(1)
-    return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
-
 
 def roi_align(
     maps: Sequence[Tensor],
@@ -130,7 +81,7 @@ def table_layout(shapes: Shapes, batch: int, device: torch.device) -> Tensor:
         rows.append((height, width, start))
         start += batch * height * width
     with torch.inference_mode(False):  # training may meet it in the cache
-        return torch.tensor(rows, dtype=torch.int64, device=device)
+        return upload(rows, torch.int64, device)
 
 
 def pool_table(
@@ -152,29 +103,27 @@ def pool_table(
     the level to pool each from. Returns [R, resolution, resolution, C] in the table's dtype; gradients flow to the
     table alone.
     """
-    device = regions.device
-    heights, widths, start = layout[levels].unbind(dim=1)
-    start = start + regions[:, 0].long() * heights * widths
-    scale = torch.tensor(scales, dtype=torch.float32, device=device)[levels]
-
-    def axis(low: Tensor, high: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Two cells and their weights for each sample: int64 and float32 [R, resolution * sampling, 2]."""
-        size = (high - low).clamp(min=1.0)
-        steps = (torch.arange(resolution * sampling, device=device, dtype=torch.float32) + 0.5) / sampling
-        points = low[:, None] + steps[None] * (size / resolution)[:, None]
-        inside = (points >= -1.0) & (points <= limit[:, None])
-        points = points.clamp(min=0.0)
-        first = torch.minimum(points.floor().long(), (limit - 1)[:, None])
-        second = torch.minimum(first + 1, (limit - 1)[:, None])
-        # Past the last cell's centre the sample is that cell.
-        fraction = torch.where(first == second, torch.zeros_like(points), points - first)
-        weights = torch.stack((1 - fraction, fraction), dim=-1) * inside[..., None]
-        return torch.stack((first, second), dim=-1), weights
-
-    columns, column_weights = axis(regions[:, 1] * scale, regions[:, 3] * scale, widths)
-    rows, row_weights = axis(regions[:, 2] * scale, regions[:, 4] * scale, heights)
-    count, bins, taps = regions.shape[0], resolution, sampling * 2
-    rows = (start[:, None, None] + rows * widths[:, None, None]).reshape(count, bins, 1, taps, 1)
+    device, count = regions.device, regions.shape[0]
+    height, width, start = layout[levels].unbind(dim=1)
+    start = start + regions[:, 0].long() * height * width
+    scale = constant(scales, device)[levels][:, None]
+    # Columns and rows alike: two cells and their weights for each sample, [R, 2, resolution * sampling, 2].
+    low, high = regions[:, 1:3] * scale, regions[:, 3:5] * scale
+    limit = torch.stack((width, height), dim=1)[..., None]
+    size = (high - low).clamp(min=1.0)
+    steps = (torch.arange(resolution * sampling, device=device, dtype=torch.float32) + 0.5) / sampling
+    points = low[..., None] + steps * (size / resolution)[..., None]
+    inside = (points >= -1.0) & (points <= limit)
+    points = points.clamp(min=0.0)
+    last = limit - 1
+    first = torch.minimum(points.floor().long(), last)
+    second = torch.minimum(first + 1, last)
+    # Past the last cell's centre the sample is that cell.
+    fraction = torch.where(first == second, 0.0, points - first)
+    column_weights, row_weights = (torch.stack((1 - fraction, fraction), dim=-1) * inside[..., None]).unbind(dim=1)
+    columns, rows = torch.stack((first, second), dim=-1).unbind(dim=1)
+    bins, taps = resolution, sampling * 2
+    rows = (start[:, None, None] + rows * width[:, None, None]).reshape(count, bins, 1, taps, 1)
     columns = columns.reshape(count, 1, bins, 1, taps)
     indices = (rows + columns).reshape(-1, taps * taps)
     weights = row_weights.reshape(count, bins, 1, taps, 1) * column_weights.reshape(count, 1, bins, 1, taps)

@@ -13,12 +13,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model import boxes as box_ops
 from model.config import RoIHeadConfig
-from model.ops import flatten_maps, grouped_nms, map_shapes, pool_table, roi_align, roi_pool, table_layout
+from model.nms import grouped_nms, nms_per_class
+from model.ops import flatten_maps, map_shapes, pool_table, roi_align, roi_pool, table_layout
+from model.transfer import download, upload
 
 
 class BoxHead(nn.Sequential):
@@ -174,7 +177,7 @@ class RoIHead(nn.Module):
         """Steps 3 and 4 for a batch at once.
 
         logits [R, classes], offsets [R, classes, 4] of the batch's regions float32 [R, 5], canvas pixels. For each
-        picture: sizes int64 [B, 2], height and width on the canvas; score_thresholds float32 [B]; nms_thresholds;
+        picture: sizes [B, 2], height and width on the canvas; score_thresholds float32 [B]; nms_thresholds;
         class_masks: bool [B, classes], the classes wanted, or None for all.
         """
         scores = logits.float().softmax(dim=1)
@@ -183,33 +186,56 @@ class RoIHead(nn.Module):
         wanted[:, 0] = False  # background is index 0 (trap 20)
         if class_masks is not None:
             wanted &= class_masks[picture]
-        rows, classes = torch.nonzero(wanted, as_tuple=True)
-        boxes = box_ops.decode(offsets[rows, classes].float(), regions[rows, 1:], self.config.box_weights)
+        counts: list[int] = []
+        if wanted.is_cuda:
+            # How many candidates each class of each picture has: one wait, and every size after it is known.
+            table = wanted.new_zeros((sizes.shape[0], self.num_classes), dtype=torch.int32)
+            (table,) = download(table.index_add_(0, picture, wanted.int()))
+            counts = table.flatten().tolist()
+            rows, classes = torch.nonzero_static(wanted, size=sum(counts)).unbind(dim=1)
+        else:
+            rows, classes = torch.nonzero(wanted, as_tuple=True)
         picture = picture[rows]
+        boxes = box_ops.decode(offsets[rows, classes].float(), regions[rows, 1:], self.config.box_weights)
         heights, widths = sizes.to(boxes.dtype)[picture].unbind(dim=1)
         boxes = box_ops.clip(boxes, heights, widths)
-        large = ((boxes[:, 2:] - boxes[:, :2]) >= self.config.min_size).all(dim=1).nonzero().squeeze(1)
-        boxes, picture, rows, classes = boxes[large], picture[large], rows[large], classes[large]
-        scores = scores[rows, classes]
-        groups = picture * self.num_classes + classes
-        kept = self._kept(boxes, scores, groups, picture, nms_thresholds)
-        return Found(boxes[kept], scores[kept], classes[kept], rows[kept], picture[kept])
+        large = ((boxes[:, 2:] - boxes[:, :2]) >= self.config.min_size).all(dim=1)
+        candidates = Found(boxes, scores[rows, classes], classes, rows, picture)
+        if wanted.is_cuda:
+            return self._suppress_on_device(candidates, large, counts, nms_thresholds)
+        return self._suppress(candidates.at(large.nonzero().squeeze(1)), nms_thresholds)
 
-    @staticmethod
-    def _kept(boxes: Tensor, scores: Tensor, groups: Tensor, picture: Tensor, thresholds: Sequence[float]) -> Tensor:
-        """NMS within groups, each picture's at its own threshold: indices int64 [D] by falling score."""
+    def _suppress(self, candidates: Found, thresholds: Sequence[float]) -> Found:
+        """NMS within each class of each picture, at the picture's threshold."""
+        boxes, scores, classes, _, picture = candidates
+        groups = picture * self.num_classes + classes
         if len(set(thresholds)) == 1:
-            return grouped_nms(boxes, scores, groups, thresholds[0])
+            return candidates.at(grouped_nms(boxes, scores, groups, thresholds[0]))
         kept = []
         for i, threshold in enumerate(thresholds):
             members = torch.nonzero(picture == i).squeeze(1)
             kept.append(members[grouped_nms(boxes[members], scores[members], groups[members], threshold)])
         together = torch.cat(kept).sort().values
-        return together[scores[together].sort(descending=True, stable=True).indices]
+        return candidates.at(together[scores[together].sort(descending=True, stable=True).indices])
+
+    def _suppress_on_device(
+        self, candidates: Found, large: Tensor, counts: Sequence[int], thresholds: Sequence[float]
+    ) -> Found:
+        """The same on a GPU: the host waits once, for the answer, unless NMS needs more than its usual rounds."""
+        boxes, scores, classes, rows, picture = candidates
+        groups = picture * self.num_classes + classes
+        limits = [threshold for threshold in thresholds for _ in range(self.num_classes)]
+        settled, settle = False, False
+        while not settled:
+            keep, done = nms_per_class(boxes, scores, groups, large, counts, limits, settle=settle)
+            *parts, keep, done = download(*candidates, keep, done)
+            settled, settle = bool(done), True
+        kept = keep.nonzero().squeeze(1)
+        return Found(*parts).at(kept[parts[1][kept].sort(descending=True, stable=True).indices])
 
 
 class Found(NamedTuple):
-    """What a batch's pictures show, by falling score over all of them.
+    """What a batch's pictures show, by falling score over all of them, on the host.
 
     boxes: float32 [D, 4] on the canvas. scores: float32 [D]. class_ids: int64 [D]. rows: int64 [D], the region that
     each comes from, counted over the batch. pictures: int64 [D].
@@ -221,9 +247,14 @@ class Found(NamedTuple):
     rows: Tensor
     pictures: Tensor
 
+    def at(self, index: Tensor) -> Found:
+        """The rows ``index`` (int64 [K])."""
+        return Found(*(part[index] for part in self))
+
 
 def stack_regions(boxes: Sequence[Tensor]) -> Tensor:
     """Each picture's boxes [Ri, 4] as regions float32 [R, 5] of (picture, x1, y1, x2, y2), in the pictures' order."""
-    return torch.cat(
-        [torch.cat((boxes_.new_full((len(boxes_), 1), float(i)), boxes_), dim=1) for i, boxes_ in enumerate(boxes)]
-    )
+    together = torch.cat(list(boxes))
+    counts = [len(rows) for rows in boxes]
+    pictures = upload(np.repeat(np.arange(len(boxes), dtype=np.float32), counts), torch.float32, together.device)
+    return torch.cat((pictures[:, None], together), dim=1)

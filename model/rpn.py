@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from model import anchors as anchor_grid
 from model import boxes as box_ops
 from model.config import AnchorConfig, RPNConfig
-from model.ops import grouped_nms, sorted_nms
+from model.nms import nms_per_level
 from model.structures import Proposals
 
 
@@ -32,6 +33,7 @@ class Candidates:
     boxes: float32 [B, M, 4], canvas pixels, clipped to each picture. logits: float32 [B, M].
     deltas: float32 [B, M, 4]. anchor_indices: int64 [B, M]. levels, ranks: int64 [M], the same for every picture.
     valid: bool [B, M], large and likely enough to enter NMS. anchors: float32 [N, 4], the whole grid.
+    counts: how many of the M each level has.
     """
 
     boxes: Tensor
@@ -42,6 +44,7 @@ class Candidates:
     ranks: Tensor
     valid: Tensor
     anchors: Tensor
+    counts: tuple[int, ...]
 
     def of_picture(self, picture: int, index: Tensor) -> Proposals:
         """The candidates ``index`` (int64 [K]) of one picture as proposals, in the order given."""
@@ -122,22 +125,21 @@ class RPN(nn.Module):
         """Steps 2 and 3, for the whole batch at once and without a value read back from the device.
 
         logits [B, N] and deltas [B, N, 4] as the head gives them, any float type; anchors float32 [N, 4]; counts:
-        anchors by level; sizes int64 [B, 2]: height and width of each picture on the canvas; scales float32 [B]: canvas
+        anchors by level; sizes [B, 2]: height and width of each picture on the canvas; scales float32 [B]: canvas
         pixels per original pixel, needed only where the smallest side is meant in original pixels (PFR).
         """
         limit = self.config.pre_nms_train if self.training else self.config.pre_nms
-        top, levels, ranks, start = [], [], [], 0
-        for level, count in enumerate(counts):
-            keep = min(limit, count)
-            best = logits[:, start : start + count].topk(keep, dim=1).indices
-            # topk leaves ties in any order: by index first, then stably by score (trap 11).
-            best = best.sort(dim=1).values + start
-            order = logits.gather(1, best).sort(dim=1, descending=True, stable=True).indices
-            top.append(best.gather(1, order))
-            levels.append(torch.full((keep,), level, device=logits.device))
-            ranks.append(torch.arange(keep, device=logits.device))
+        kept = tuple(min(limit, count) for count in counts)
+        levels, ranks = _levels_and_ranks(kept, logits.device)
+        top, start = [], 0
+        for count, keep in zip(counts, kept, strict=True):
+            top.append(logits[:, start : start + count].topk(keep, dim=1).indices + start)
             start += count
-        index = torch.cat(top, dim=1)
+        # topk leaves ties in any order: so first by index, then stably by score, then stably by level (trap 11).
+        index = torch.cat(top, dim=1).sort(dim=1).values
+        order = logits.gather(1, index).sort(dim=1, descending=True, stable=True).indices
+        order = order.gather(1, levels[order].sort(dim=1, stable=True).indices)
+        index = index.gather(1, order)
         chosen = logits.gather(1, index).float()
         offsets = deltas.gather(1, index[..., None].expand(-1, -1, 4)).float()
         height, width = sizes[:, :1].float(), sizes[:, 1:].float()
@@ -147,29 +149,32 @@ class RPN(nn.Module):
         if self.config.scale_min_size and scales is not None:
             smallest = (self.config.min_size * scales)[:, None, None]
         valid = (sides >= smallest).all(dim=-1) & (chosen.sigmoid() >= self.config.score_threshold)
-        return Candidates(boxes, chosen, offsets, index, torch.cat(levels), torch.cat(ranks), valid, anchors)
+        return Candidates(boxes, chosen, offsets, index, levels, ranks, valid, anchors, kept)
 
     @torch.no_grad()
-    def survivors(self, candidates: Candidates, picture: int) -> Tensor:
-        """The candidates of one picture that NMS leaves on each level: int64 [K], by falling objectness."""
-        alive = torch.nonzero(candidates.valid[picture]).squeeze(1)
-        boxes = candidates.boxes[picture, alive]
-        objectness = candidates.logits[picture, alive].sigmoid()
-        if boxes.is_cuda:
-            return alive[grouped_nms(boxes, objectness, candidates.levels[alive], self.config.nms_threshold)]
-        # A level's candidates lie together and fall: no sorting and no searching for members.
-        kept, start = [], 0
-        for count in torch.bincount(candidates.levels[alive], minlength=1).tolist():
-            kept.append(sorted_nms(boxes[start : start + count], self.config.nms_threshold) + start)
-            start += count
-        rows = torch.cat(kept)  # rising, since NMS keeps the order: ties go by index (trap 11)
-        return alive[rows[objectness[rows].sort(descending=True, stable=True).indices]]
+    def survivors(self, candidates: Candidates) -> list[Tensor]:
+        """Step 4 up to the cut: for each picture the candidates int64 [K] that NMS leaves, by falling objectness.
 
-    def keep(self, candidates: Candidates) -> list[Tensor]:
-        """Step 4: for each picture the candidates int64 [R] that are its final proposals, by falling objectness."""
+        Equal objectness is ordered by index (trap 11).
+        """
+        objectness = candidates.logits.sigmoid()
+        threshold = self.config.nms_threshold
+        return nms_per_level(candidates.boxes, candidates.valid, objectness, candidates.counts, threshold)
+
+    def cut(self, survivors: Sequence[Tensor]) -> list[Tensor]:
+        """Step 4's cut: the best of each picture's survivors, int64 [R], its final proposals."""
         limit = self.config.post_nms_train if self.training else self.config.post_nms
-        return [self.survivors(candidates, picture)[:limit] for picture in range(len(candidates.boxes))]
+        return [index[:limit] for index in survivors]
 
     def propose(self, candidates: Candidates) -> list[Proposals]:
         """The final proposals of each picture, canvas pixels."""
-        return [candidates.of_picture(picture, index) for picture, index in enumerate(self.keep(candidates))]
+        kept = self.cut(self.survivors(candidates))
+        return [candidates.of_picture(picture, index) for picture, index in enumerate(kept)]
+
+
+@lru_cache(maxsize=64)
+def _levels_and_ranks(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Level and rank, int64 [M] each, of candidates that lie level by level. Cached: a caller must not write to them."""
+    with torch.inference_mode(False):  # training may meet them in the cache
+        levels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
+        return levels, torch.cat([torch.arange(count) for count in counts]).to(device)

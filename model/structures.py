@@ -16,25 +16,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from model.config import DetectorConfig
+from model.transfer import upload
 
 
 @dataclass(frozen=True)
 class ImageBatch:
     """Pictures on one canvas, ready for the backbone.
 
-    pixels: float [B, 3, H, W], normalised, zero outside each picture.
-    sizes: int64 [B, 2], height and width of each picture on the canvas, after resizing.
-    original_sizes: int64 [B, 2], height and width as given.
+    pixels: float [B, 3, H, W], normalised, zero outside each picture, on the model's device.
+    sizes: int64 [B, 2] on the host, height and width of each picture on the canvas, after resizing.
+    original_sizes: int64 [B, 2] on the host, height and width as given.
     """
 
     pixels: Tensor
     sizes: Tensor
     original_sizes: Tensor
+
+    @cached_property
+    def device_sizes(self) -> Tensor:
+        """``sizes`` as float32 on the device of the pixels, copied once."""
+        return upload(self.sizes, torch.float32, self.pixels.device)
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -92,20 +99,25 @@ class Proposals:
     ranks: Tensor
     places: AnchorPlaces | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything but the places, in the order of the fields."""
+        return (
+            self.boxes,
+            self.objectness,
+            self.levels,
+            self.anchor_indices,
+            self.anchors,
+            self.deltas,
+            self.ranks,
+        )
+
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
 
     def __getitem__(self, index: slice | Tensor) -> Proposals:
-        return Proposals(
-            boxes=self.boxes[index],
-            objectness=self.objectness[index],
-            levels=self.levels[index],
-            anchor_indices=self.anchor_indices[index],
-            anchors=self.anchors[index],
-            deltas=self.deltas[index],
-            ranks=self.ranks[index],
-            places=None if self.places is None else self.places[index],
-        )
+        places = None if self.places is None else self.places[index]
+        return Proposals(*(tensor[index] for tensor in self.tensors), places=places)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
 """What a forward pass leaves behind for one picture, carried into the picture's frame and to the CPU.
 
-Nothing is computed twice but NMS of the traced picture's own candidates; the network has run already, for the whole
-batch, and does not know who is being traced.
+Nothing is computed twice; the network has run already, for the whole batch, and does not know who is being traced.
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+from typing import NamedTuple
+
 from torch import Tensor
 
 from model import anchors as anchor_grid
 from model import boxes as box_ops
-from model.config import AnchorConfig
-from model.faster_rcnn import Dense, FasterRCNN
+from model.config import AnchorConfig, DetectorConfig
+from model.faster_rcnn import Dense
 from model.rpn import Candidates
 from model.structures import DetectOptions, ImageBatch, Proposals, Trace
 
@@ -20,63 +21,106 @@ from model.structures import DetectOptions, ImageBatch, Proposals, Trace
 def in_picture(
     proposals: Proposals, batch: ImageBatch, picture: int, config: AnchorConfig, maps: tuple[tuple[int, int], ...]
 ) -> Proposals:
-    """Proposals of picture number ``picture`` from the canvas to its own pixels, on the CPU, with their places.
+    """Proposals of picture number ``picture`` from the canvas to its own pixels, with their places; all on the CPU.
 
     maps: (Hl, Wl) by level.
     """
     size, original = batch.sizes[picture], batch.original_sizes[picture]
-    indices = proposals.anchor_indices.cpu()
-    return Proposals(
-        boxes=box_ops.rescale(proposals.boxes, size, original).cpu(),
-        objectness=proposals.objectness.cpu(),
-        levels=proposals.levels.cpu(),
-        anchor_indices=indices,
-        anchors=box_ops.rescale(proposals.anchors, size, original).cpu(),
-        deltas=proposals.deltas.cpu(),
-        ranks=proposals.ranks.cpu(),
-        places=anchor_grid.places(config, maps, indices),
+    return replace(
+        proposals,
+        boxes=box_ops.rescale(proposals.boxes, size, original),
+        anchors=box_ops.rescale(proposals.anchors, size, original),
+        places=anchor_grid.places(config, maps, proposals.anchor_indices),
+    )
+
+
+class TraceTensors(NamedTuple):
+    """What a trace of one picture needs of the device, on either side of the copy; boxes in canvas pixels.
+
+    anchors float32 [N, 4]; logits [N] and deltas [N, 4] of the RPN; of its M candidates boxes float32 [M, 4], logits
+    float32 [M], deltas float32 [M, 4], anchor_indices int64 [M], levels and ranks int64 [M], valid bool [M]; survivors
+    int64 [K]; the detector's class_logits [R, classes] and offsets [R, classes, 4].
+    """
+
+    anchors: Tensor
+    logits: Tensor
+    deltas: Tensor
+    boxes: Tensor
+    candidate_logits: Tensor
+    candidate_deltas: Tensor
+    anchor_indices: Tensor
+    levels: Tensor
+    ranks: Tensor
+    valid: Tensor
+    survivors: Tensor
+    class_logits: Tensor
+    offsets: Tensor
+
+
+def gather(
+    picture: int, dense: Dense, candidates: Candidates, survivors: Tensor, rows: tuple[Tensor, Tensor]
+) -> TraceTensors:
+    """What belongs to picture number ``picture``, on the device. rows: the detector's logits and offsets for it."""
+    return TraceTensors(
+        candidates.anchors,
+        dense.logits[picture],
+        dense.deltas[picture],
+        candidates.boxes[picture],
+        candidates.logits[picture],
+        candidates.deltas[picture],
+        candidates.anchor_indices[picture],
+        candidates.levels,
+        candidates.ranks,
+        candidates.valid[picture],
+        survivors,
+        *rows,
     )
 
 
 def record(
-    model: FasterRCNN,
+    config: DetectorConfig,
     batch: ImageBatch,
     picture: int,
-    dense: Dense,
-    candidates: Candidates,
-    rows: tuple[Tensor, Tensor],
+    maps: tuple[tuple[int, int], ...],
+    tensors: TraceTensors,
     found: Tensor,
     classes: tuple[str, ...],
     options: DetectOptions,
 ) -> Trace:
-    """The trace of picture number ``picture`` of a batch that has been through ``model``.
+    """The trace of picture number ``picture`` of a batch that has been through the model.
 
-    dense, candidates: of the whole batch. rows: the detector's logits [R, classes] and offsets [R, classes, 4] for this
-    picture's proposals. found: int64 [F, 2], (proposal, class) of what class NMS left. options: without a None.
+    maps: (Hl, Wl) by level. tensors: on the CPU. found: int64 [F, 2], (proposal, class) of what class NMS left.
+    options: without a None.
     """
-    config = model.config
     size, original = batch.sizes[picture], batch.original_sizes[picture]
-    survivors = model.rpn.survivors(candidates, picture)
-    logits, offsets = rows
-    boxes = candidates.boxes[picture, survivors[: len(logits)], None].expand(-1, logits.shape[1], 4)
-    refined = box_ops.decode(offsets.float(), boxes, config.roi_head.box_weights)
+    logits = tensors.class_logits.float()
+    boxes = tensors.boxes[tensors.survivors[: len(logits)], None].expand(-1, logits.shape[1], 4)
+    refined = box_ops.decode(tensors.offsets.float(), boxes, config.roi_head.box_weights)
     refined = box_ops.clip(refined, float(size[0]), float(size[1]))
     vertical, horizontal = (original.float() / size.float()).tolist()
-    steps = anchor_grid.level_strides(config.anchors, batch.canvas, dense.shapes)
-    everything = candidates.of_picture(picture, torch.arange(candidates.boxes.shape[1], device=survivors.device))
+    steps = anchor_grid.level_strides(config.anchors, batch.canvas, maps)
+    candidates = Proposals(
+        boxes=tensors.boxes,
+        objectness=tensors.candidate_logits.sigmoid(),
+        levels=tensors.levels,
+        anchor_indices=tensors.anchor_indices,
+        anchors=tensors.anchors[tensors.anchor_indices],
+        deltas=tensors.candidate_deltas,
+        ranks=tensors.ranks,
+    )
     return Trace(
         size=(int(original[0]), int(original[1])),
-        maps=dense.shapes,
+        maps=maps,
         steps=tuple((x * horizontal, y * vertical) for y, x in steps),
-        anchors=box_ops.rescale(candidates.anchors, size, original).cpu(),
-        objectness=dense.logits[picture].float().sigmoid().cpu(),
-        deltas=dense.deltas[picture].float().cpu(),
-        candidates=in_picture(everything, batch, picture, config.anchors, dense.shapes),
-        valid=candidates.valid[picture].cpu(),
-        survivors=survivors.cpu(),
-        scores=logits.float().softmax(dim=1).cpu(),
-        refined=box_ops.rescale(refined, size, original).cpu(),
-        found=found.cpu(),
+        anchors=box_ops.rescale(tensors.anchors, size, original),
+        objectness=tensors.logits.float().sigmoid(),
+        deltas=tensors.deltas.float(),
+        candidates=in_picture(candidates, batch, picture, config.anchors, maps),
+        valid=tensors.valid,
+        survivors=tensors.survivors,
+        scores=logits.softmax(dim=1),
+        refined=box_ops.rescale(refined, size, original),
+        found=found,
         classes=classes,
         config=config,
         options=options,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from model.config import TransformConfig
 from model.structures import ImageBatch
+from model.transfer import upload
 
 Image = npt.NDArray[np.uint8]
 
@@ -59,13 +60,15 @@ class Transform:
     def resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Float pixels [3, h, w] in [0, 255] of a uint8 RGB image [h, w, 3] at ``size`` (height, width)."""
         planes = image.permute(2, 0, 1)[None]
-        if self.config.antialias:
-            if planes.shape[-2:] == size:
-                return planes[0].float()
+        if not self.config.antialias:
+            # TV passes a scale factor and recomputes it from the floored size, which is what ``size`` alone does.
+            return F.interpolate(planes.float(), size=size, mode="bilinear", align_corners=False)[0]
+        if planes.shape[-2:] == size:
+            return planes[0].float()
+        if planes.device.type == "cpu":
             # uint8 in channels-last memory takes the vectorised path, and rounds to whole values as Pillow does.
             return F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)[0].float()
-        # TV passes a scale factor and recomputes it from the floored size, which is what ``size`` alone does.
-        return F.interpolate(planes.float(), size=size, mode="bilinear", align_corners=False)[0]
+        return _antialias_on_gpu(planes.float(), size)[0]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Float [..., 3, h, w] in [0, 255] to what the backbone was trained on (and its channel order)."""
@@ -98,15 +101,42 @@ class Transform:
             if height > canvas[0] or width > canvas[1]:
                 raise ValueError(f"A picture of {height}x{width} after resizing does not fit the canvas {canvas}.")
             # A read-only array, as Pillow gives them, is copied: torch would warn of it.
-            writable = np.require(image, requirements=["C", "W"])
-            tensor = torch.from_numpy(writable)
-            if device.type == "cuda":  # as bytes, and from pinned memory: the copy then waits for nothing
-                tensor = tensor.pin_memory()
-            tensor = tensor.to(device, non_blocking=True)
-            pixels[row, :, :height, :width] = self.normalise(self.resize(tensor, (height, width)))
+            tensor = upload(np.require(image, requirements=["C", "W"]), torch.uint8, device)
+            pixels[row, :, :height, :width] = self.resize(tensor, (height, width))
             sizes.append((height, width))
+        pixels = self.normalise(pixels)
+        clear_padding(pixels, sizes)
         return ImageBatch(
             pixels=pixels,
-            sizes=torch.tensor(sizes, dtype=torch.int64, device=device).reshape(-1, 2),
-            original_sizes=torch.tensor(originals, dtype=torch.int64, device=device).reshape(-1, 2),
+            sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+            original_sizes=torch.tensor(originals, dtype=torch.int64).reshape(-1, 2),
         )
+
+
+def clear_padding(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
+    """Set normalised pixels [B, 3, H, W] to zero outside each picture, whose (height, width) begins in the corner."""
+    for row, (height, width) in enumerate(sizes):
+        if height < pixels.shape[2]:
+            pixels[row, :, height:] = 0
+        if width < pixels.shape[3]:
+            pixels[row, :, :, width:] = 0
+
+
+# The GPU's kernel keeps a filter's weights in shared memory, 48 KiB a block: one axis can shrink by about 184 times
+# (ATen/native/cuda/UpSampleBilinear2d.cu).
+_MOST_SHRINKING = 64
+
+
+def _antialias_on_gpu(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize float planes [1, 3, h, w] in [0, 255] to ``size`` as the CPU resizes uint8: rows, then columns, each rounded.
+
+    The triangle filter cannot leave [0, 255]. An axis that is over 64 times longer than wanted takes several steps.
+    """
+    for axis in (3, 2):
+        while planes.shape[axis] != size[axis - 2]:
+            length, wanted = planes.shape[axis], size[axis - 2]
+            if length > wanted * _MOST_SHRINKING:
+                wanted = max(wanted * _MOST_SHRINKING, -(-length // _MOST_SHRINKING))
+            step = (planes.shape[2], wanted) if axis == 3 else (wanted, planes.shape[3])
+            planes = F.interpolate(planes, size=step, mode="bilinear", antialias=True, align_corners=False).round_()
+    return planes

@@ -1,7 +1,8 @@
 """One batch through the detector: from a canvas of pixels to every picture's detections.
 
-Up to NMS nothing loops over pictures and nothing waits for the device; after it, everything that was found comes to the
-CPU in one copy and is parted by picture there.
+Nothing is done for one picture after the other on the device. The host waits for a GPU at four points, whatever the size
+of the batch: for the number of proposals, for the number of candidates, for the detections, and for all else that goes
+into the answers.
 """
 
 from __future__ import annotations
@@ -14,14 +15,30 @@ import torch
 from torch import Tensor
 
 from model import boxes as box_ops
-from model.faster_rcnn import FasterRCNN, split_rows
+from model.faster_rcnn import Dense, FasterRCNN, split_rows
 from model.roi_head import Found, stack_regions
 from model.runtime.clock import Clock
 from model.runtime.engine import Engine
-from model.structures import Detections, DetectOptions, ImageBatch
-from model.trace import in_picture, record
+from model.structures import Detections, DetectOptions, ImageBatch, Proposals
+from model.trace import TraceTensors, gather, in_picture, record
+from model.transfer import download, upload
 
 T = TypeVar("T")
+
+
+class NotFiniteError(ArithmeticError):
+    """Values of the network overflowed, or were not numbers, for some pictures of a batch.
+
+    results: by picture of the batch, its detections, or None where its values were not finite.
+    """
+
+    def __init__(self, results: Sequence[Detections | None], precision: str) -> None:
+        count = sum(result is None for result in results)
+        advice = "serve with FRCNN_PRECISION=bf16 or fp32" if precision == "fp16" else "check the checkpoint"
+        super().__init__(
+            f"The network's values in {precision} are not finite for {count} of {len(results)} image(s); {advice}."
+        )
+        self.results = list(results)
 
 
 def run(
@@ -31,23 +48,30 @@ def run(
     options: Sequence[DetectOptions],
     classes: tuple[str, ...],
     clock: Clock,
-) -> list[Detections]:
+) -> list[Detections | None]:
     """The detections of each picture of ``batch``, on the CPU, without timings.
 
+    None for a picture for which a map, a logit or an offset of the network was not finite.
     options: one a picture, without a None but in ``class_ids`` and ``regions``. classes: names by class id. ``clock``
     is told of the stages backbone, rpn, roi_head and postprocess.
     """
+    device = batch.pixels.device
     asking = [i for i, wanted in enumerate(options) if wanted.regions is None]
     features, dense = engine.dense(batch.pixels, asking)
+    finite = _finite_pictures(features.maps)
     clock.lap("backbone")
     boxes_in = [_on_canvas(wanted.regions, batch, i) for i, wanted in enumerate(options)]
-    candidates, kept, asked = None, {}, batch
+    candidates, asked, survivors = None, batch, []
     if dense is not None:
         asked = batch if len(asking) == len(batch) else batch[asking]
         candidates = model.candidates(dense, asked)
-        for row, index in enumerate(model.rpn.keep(candidates)):
-            kept[asking[row]] = index
+        survivors = model.rpn.survivors(candidates)
+        for row, index in enumerate(model.rpn.cut(survivors)):
             boxes_in[asking[row]] = candidates.boxes[row, index]
+        answered = _finite_pictures((dense.logits, dense.deltas))
+        if asked is not batch:
+            answered = torch.ones_like(finite).scatter_(0, upload(asking, torch.int64, device), answered)
+        finite = finite & answered
     clock.lap("rpn")
     regions = stack_regions(boxes_in)
     logits, offsets = engine.heads(features, regions)
@@ -56,51 +80,84 @@ def run(
         logits,
         offsets,
         regions,
-        batch.sizes,
-        torch.tensor([_known(wanted.score_threshold) for wanted in options], device=regions.device),
+        batch.device_sizes,
+        upload([_known(wanted.score_threshold) for wanted in options], torch.float32, device),
         [_known(wanted.nms_threshold) for wanted in options],
-        _class_masks(options, len(classes), regions.device),
+        _class_masks(options, len(classes), device),
     )
+    per_region = logits.sum(dim=1, dtype=torch.float32) + offsets.sum(dim=(1, 2), dtype=torch.float32)
+    broken = torch.zeros(len(batch), device=device)
+    broken.index_add_(0, regions[:, 0].long(), per_region * 0)  # NaN where it is not finite
+    finite &= broken == 0
+
     counts = [len(boxes) for boxes in boxes_in]
-    results = _part(found, batch, counts, classes)
-    for i, wanted in enumerate(options):
-        every = results[i]
-        if len(every) > (limit := _known(wanted.max_detections)):
-            results[i] = _first(every, limit)
-        if dense is None or candidates is None or wanted.regions is not None:
-            continue
-        row = asking.index(i)
-        if wanted.proposals:
-            proposals = candidates.of_picture(row, kept[i][: wanted.proposals])
-            proposals = in_picture(proposals, asked, row, model.rpn.anchors, dense.shapes)
-            results[i] = replace(results[i], proposals=proposals)
-        if wanted.trace:
+    proposals: dict[int, Proposals] = {}
+    traces: dict[int, TraceTensors] = {}
+    if dense is not None and candidates is not None:
+        for row, i in enumerate(asking):
+            if options[i].proposals:
+                proposals[i] = candidates.of_picture(row, survivors[row][: min(options[i].proposals, counts[i])])
+            if options[i].trace:
+                rows = split_rows(logits, offsets, counts)[i]
+                traces[i] = gather(row, dense, candidates, survivors[row], rows)
+    finite, proposals, traces = _to_host(finite, proposals, traces)
+
+    results: list[Detections | None] = []
+    for i, every in enumerate(_part(found, batch, counts, classes)):
+        wanted = options[i]
+        result = _first(every, _known(wanted.max_detections))
+        if dense is not None and i in proposals:
+            there = in_picture(proposals[i], batch, i, model.rpn.anchors, dense.shapes)
+            result = replace(result, proposals=there)
+        if dense is not None and i in traces:
             # A trace also wants what the limit cuts.
             pairs = torch.stack((every.proposal_indices, every.class_ids), dim=1)
-            rows = split_rows(logits, offsets, counts)[i]
-            trace = record(model, asked, row, dense, candidates, rows, pairs, classes, wanted)
-            results[i] = replace(results[i], trace=trace)
+            trace = record(model.config, batch, i, dense.shapes, traces[i], pairs, classes, wanted)
+            result = replace(result, trace=trace)
+        results.append(result if finite[i] else None)
     clock.lap("postprocess")
     return results
 
 
+def _finite_pictures(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all values of tensors [B, ...] are finite, bool [B]: a sum in float32 is, where no part is inf or NaN."""
+    sums = [tensor.sum(dim=tuple(range(1, tensor.dim())), dtype=torch.float32) for tensor in tensors]
+    return (torch.stack(sums).sum(dim=0) * 0) == 0
+
+
+def _to_host(
+    finite: Tensor, proposals: dict[int, Proposals], traces: dict[int, TraceTensors]
+) -> tuple[list[bool], dict[int, Proposals], dict[int, TraceTensors]]:
+    """All of it on the CPU, in one copy."""
+    tensors = [finite]
+    for those in proposals.values():
+        tensors += those.tensors
+    for trace in traces.values():
+        tensors += trace
+    flags, *rest = download(*tensors)
+    parts = iter(rest)
+    return (
+        flags.tolist(),
+        {i: Proposals(*(next(parts) for _ in those.tensors)) for i, those in proposals.items()},
+        {i: TraceTensors(*(next(parts) for _ in trace)) for i, trace in traces.items()},
+    )
+
+
 def _part(found: Found, batch: ImageBatch, counts: Sequence[int], classes: tuple[str, ...]) -> list[Detections]:
     """What was found, by picture and in its pixels; ``counts``: regions of each picture."""
-    boxes = box_ops.rescale(found.boxes, batch.sizes[found.pictures], batch.original_sizes[found.pictures])
-    numbers = (found.scores, found.class_ids, found.rows, found.pictures)
-    # One copy from the device: whole numbers this small are exact in float32.
-    table = torch.cat((boxes, torch.stack([part.float() for part in numbers], dim=1)), dim=1).cpu()
+    sizes, originals = batch.sizes[found.pictures], batch.original_sizes[found.pictures]
+    boxes = box_ops.rescale(found.boxes, sizes, originals)
     results, start = [], 0
     for picture, count in enumerate(counts):
-        mine = table if len(counts) == 1 else table[table[:, 7] == picture]
-        class_ids = mine[:, 5].long()
+        members = found.pictures == picture
+        class_ids = found.class_ids[members]
         results.append(
             Detections(
-                boxes=mine[:, :4].contiguous(),
-                scores=mine[:, 4].contiguous(),
+                boxes=boxes[members],
+                scores=found.scores[members],
                 class_ids=class_ids,
                 labels=tuple(classes[j] for j in class_ids.tolist()),
-                proposal_indices=mine[:, 6].long() - start,
+                proposal_indices=found.rows[members] - start,
                 batch_size=len(counts),
             )
         )
@@ -109,6 +166,8 @@ def _part(found: Found, batch: ImageBatch, counts: Sequence[int], classes: tuple
 
 
 def _first(found: Detections, limit: int) -> Detections:
+    if len(found) <= limit:
+        return found
     return replace(
         found,
         boxes=found.boxes[:limit],
@@ -121,11 +180,11 @@ def _first(found: Detections, limit: int) -> Detections:
 
 def _on_canvas(regions: tuple[tuple[float, ...], ...] | None, batch: ImageBatch, picture: int) -> Tensor:
     """A caller's regions as float32 [R, 4] on the canvas, cut to the picture; none for None."""
-    boxes = torch.tensor(regions or (), dtype=torch.float32, device=batch.sizes.device).reshape(-1, 4)
-    if not regions:
-        return boxes
-    size, original = batch.sizes[picture], batch.original_sizes[picture]
-    return box_ops.clip(box_ops.rescale(boxes, original, size), float(size[0]), float(size[1]))
+    boxes = torch.tensor(regions or (), dtype=torch.float32).reshape(-1, 4)
+    if regions:
+        size, original = batch.sizes[picture], batch.original_sizes[picture]
+        boxes = box_ops.clip(box_ops.rescale(boxes, original, size), float(size[0]), float(size[1]))
+    return upload(boxes, torch.float32, batch.pixels.device)
 
 
 def _class_masks(options: Sequence[DetectOptions], classes: int, device: torch.device) -> Tensor | None:
@@ -135,7 +194,7 @@ def _class_masks(options: Sequence[DetectOptions], classes: int, device: torch.d
     masks = torch.zeros(len(options), classes, dtype=torch.bool)
     for mask, wanted in zip(masks, options, strict=True):
         mask[slice(None) if wanted.class_ids is None else list(wanted.class_ids)] = True
-    return masks.to(device)
+    return upload(masks, torch.bool, device)
 
 
 def _known(value: T | None) -> T:

@@ -26,7 +26,7 @@ from model.training.data import Dataset
 from model.training.losses import Losses, Objective, joint_losses
 from model.training.processes import Processes
 from model.training.targets import Truth
-from model.transform import Transform
+from model.transform import Transform, clear_padding
 
 
 class TrainingError(RuntimeError):
@@ -124,11 +124,8 @@ def to_image_batch(batch: TrainBatch, transform: Transform, device: torch.device
     paper's smallest proposal, 16 pixels of the picture, is 16 of the canvas here.
     """
     pixels = transform.normalise(batch.pixels.to(device).float())
-    for row, (height, width) in enumerate(batch.sizes.tolist()):
-        pixels[row, :, height:] = 0
-        pixels[row, :, :, width:] = 0
-    sizes = batch.sizes.to(device)
-    return ImageBatch(pixels.contiguous(memory_format=torch.channels_last), sizes, sizes)
+    clear_padding(pixels, [(height, width) for height, width in batch.sizes.tolist()])
+    return ImageBatch(pixels.contiguous(memory_format=torch.channels_last), batch.sizes, batch.sizes)
 
 
 class Trainer:

@@ -1,0 +1,253 @@
+"""Non-maximum suppression (NMS): of boxes of one group that overlap too much, the one with the highest score stays.
+
+A group is a pyramid level of an image (P 3.1), or a class of an image. A box is dropped where its IoU with a kept box of
+its group is above the threshold (TV; not at it). Equal scores are ordered by index, on every device.
+
+On a CPU torchvision's operator does the work, group by group. On a GPU that operator makes the host wait at every call,
+since the number of kept boxes decides the size of its output. There ``PairwiseNMS`` computes all groups of a batch
+together, in shapes that the host knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import ops as tv_ops
+
+from model.transfer import download, upload
+
+# Comparisons of two boxes that take as long as a call of torchvision's operator with its sorting (docs/engine.md).
+_PAIRS_A_CALL = 40_000
+
+# Rounds of the iteration before its convergence is read for the first time, and then again each time. On photographs the
+# bundled weights' RPN needs 9 to 16, classes 1 to 8 (`python -m benchmarks.nms_rounds`); a chain of n boxes, each of
+# which overlaps its neighbours alone, needs n.
+LEVEL_ROUNDS = 20
+CLASS_ROUNDS = 8
+# Pairs whose overlaps lie in memory as float32 at one time, in four temporaries: at most 512 MiB.
+_PAIRS_AT_ONCE = 2**25
+# Pairs of one mask: 256 MiB in float16.
+MASK_PAIRS = 2**27
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Return the kept indices, int64 [K], by falling score, with torchvision's operator.
+
+    boxes: float32 [M, 4]. scores: float32 [M]. threshold: in [0, 1].
+    """
+    order = torch.sort(scores, descending=True, stable=True).indices
+    return order[sorted_nms(boxes[order], threshold)]
+
+
+def sorted_nms(boxes: Tensor, threshold: float) -> Tensor:
+    """Return the kept indices, int64 [K], rising, of boxes float32 [M, 4] that are sorted by falling score."""
+    ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
+    kept: Tensor = tv_ops.nms(boxes, ranks, threshold)
+    return kept
+
+
+def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Return the kept indices, int64 [K], by falling score over all groups, with torchvision's operator on the CPU.
+
+    boxes: float32 [M, 4]. scores: float32 [M]. groups: int64 [M]. threshold: in [0, 1], the same for all groups.
+    """
+    names = torch.unique(groups)
+    # NMS compares pairs, and each call of the operator costs time too: one call for all groups, or one for each?
+    if len(boxes) ** 2 <= _PAIRS_A_CALL * len(names):
+        # The groups are shifted apart, so that they cannot overlap. In float32 the shift would round coordinates by
+        # enough to move an IoU across the threshold. float64 has 29 more bits, which the shift does not use up.
+        high = boxes.double()
+        beyond = high.amax() - high.amin() + 1 if len(boxes) else 1
+        return nms(high + (groups * beyond)[:, None], scores, threshold)
+    keep = torch.zeros(len(boxes), dtype=torch.bool)
+    for group in names:
+        members = torch.nonzero(groups == group).squeeze(1)
+        keep[members[nms(boxes[members], scores[members], threshold)]] = True
+    kept = torch.nonzero(keep).squeeze(1)
+    return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
+
+
+class PairwiseNMS:
+    """NMS of many groups at once, as an iteration to its fixed point, without reading a value from the device.
+
+    A box is kept where it is valid and no kept box before it in its group overlaps it by more than the threshold. This
+    sentence has one solution, and repeating it from "all are kept" reaches it: after n rounds the first n boxes of each
+    group are right for good. Most are right much sooner. The overlaps are computed with the operations of torchvision's
+    CPU operator, in float32 and in its order, so that the same boxes are kept.
+
+    Memory: 2 bytes a pair for the mask, and at most 512 MiB more while it is made.
+    """
+
+    def __init__(self, boxes: Tensor, valid: Tensor, thresholds: Tensor) -> None:
+        """Compare all pairs of each group.
+
+        boxes: float32 [G, K, 4], by falling score within each group. valid: bool [G, K], False for padding and for what
+        may not suppress others. thresholds: float32 [G], from ``exact_threshold``.
+        """
+        groups, count = valid.shape
+        # Counts of overlaps need no more than "none" or "some": float16 holds both without error.
+        dtype = torch.float16 if boxes.is_cuda else torch.float32
+        self._valid = valid.to(dtype)[:, None]
+        self._overlaps = torch.empty((groups, count, count), dtype=dtype, device=boxes.device)
+        step = max(1, _PAIRS_AT_ONCE // max(1, count * count))
+        for start in range(0, groups, step):
+            part = slice(start, start + step)
+            above = _iou_within(boxes[part]) > thresholds[part, None, None]
+            self._overlaps[part] = above.triu_(1)  # row i, column j: i comes before j
+        self._keep = self._valid
+
+    def advance(self, rounds: int) -> tuple[Tensor, Tensor]:
+        """Iterate; return keep, bool [G, K], and whether the last round changed nothing, bool []."""
+        before = self._keep
+        for _ in range(rounds):
+            before = self._keep
+            # 1 where a valid box is overlapped by no kept one, else 0 or less.
+            self._keep = torch.baddbmm(self._valid, before, self._overlaps, alpha=-1).relu_()
+        return self._keep[:, 0] > 0, (self._keep == before).all()
+
+
+def _iou_within(boxes: Tensor) -> Tensor:
+    """Compute the IoU, float32 [G, K, K], of all pairs of boxes float32 [G, K, 4] of each group."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    area = (high - low).prod(dim=-1)
+    sides = torch.minimum(high[:, :, None], high[:, None])
+    sides = sides.sub_(torch.maximum(low[:, :, None], low[:, None])).clamp_(min=0)
+    shared = sides[..., 0] * sides[..., 1]
+    return shared / (area[:, :, None] + area[:, None]).sub_(shared)
+
+
+def exact_threshold(threshold: float) -> float:
+    """Return the largest float32 that is not above ``threshold``.
+
+    torchvision's CPU operator compares a float32 IoU with a threshold in double precision. A float32 is above the one
+    exactly where it is above the other, which rounding to the nearest would not ensure: 0.3 would become 0.30000001.
+    """
+    single = np.float32(threshold)
+    return float(single if single <= threshold else np.nextafter(single, np.float32(-np.inf)))
+
+
+# ---- levels of an image: groups of the same sizes in each image
+
+
+def nms_per_level(boxes: Tensor, valid: Tensor, scores: Tensor, counts: Sequence[int], threshold: float) -> list[Tensor]:
+    """Return for each image the kept indices, int64 [K], by falling score.
+
+    boxes: float32 [B, M, 4], level by level, by falling score within each. valid: bool [B, M]. scores: float32 [B, M].
+    counts: boxes of each level; they sum to M.
+    """
+    if boxes.is_cuda:
+        return _nms_per_level_together(boxes, valid, scores, tuple(counts), threshold)
+    kept = []
+    for image in range(len(boxes)):
+        alive = valid[image].nonzero().squeeze(1)
+        sizes = [int(level.sum()) for level in valid[image].split(list(counts))]
+        # A level's boxes lie together and fall: no sorting and no searching for members.
+        levels = boxes[image, alive].split(sizes)
+        starts = np.cumsum([0, *sizes])
+        rows = alive[torch.cat([sorted_nms(level, threshold) + int(start) for level, start in zip(levels, starts)])]
+        kept.append(rows[scores[image, rows].sort(descending=True, stable=True).indices])
+    return kept
+
+
+def _nms_per_level_together(
+    boxes: Tensor, valid: Tensor, scores: Tensor, counts: tuple[int, ...], threshold: float
+) -> list[Tensor]:
+    """Do as ``nms_per_level``, all images and levels at once; the host waits once for ordinary boxes."""
+    images, levels, longest = len(boxes), len(counts), max(counts)
+    index, inside, back = _level_layout(counts, boxes.device)
+    step = max(1, MASK_PAIRS // (levels * longest**2))
+    kept: list[Tensor] = []
+    for start in range(0, images, step):
+        part = slice(start, start + step)
+        size = len(boxes[part])
+        padded = boxes[part][:, index].view(size * levels, longest, 4)
+        alive = (valid[part][:, index] & inside).view(size * levels, longest)
+        suppression = PairwiseNMS(padded, alive, boxes.new_full((size * levels,), exact_threshold(threshold)))
+        settled = False
+        while not settled:
+            keep, done = suppression.advance(LEVEL_ROUNDS)
+            keep = keep.view(size, levels * longest)[:, back]
+            order = torch.where(keep, scores[part], -1.0).sort(dim=1, descending=True, stable=True).indices
+            (numbers,) = download(torch.cat((keep.sum(dim=1), done[None])))
+            settled = bool(numbers[-1])
+        kept += [row[:number] for row, number in zip(order, numbers.tolist()[:-1], strict=True)]
+    return kept
+
+
+@lru_cache(maxsize=64)
+def _level_layout(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay levels of unequal sizes out as rows of the longest one.
+
+    Returns the index of each padded place, int64 [L * K], which of them are real, bool [L * K], and the padded place of
+    each index, int64 [M]. Cached: a caller must not write to them.
+    """
+    longest, starts = max(counts), np.cumsum([0, *counts])
+    place = np.arange(longest)
+    inside = np.concatenate([place < count for count in counts])
+    index = np.concatenate([start + np.minimum(place, count - 1) for start, count in zip(starts, counts)])
+    with torch.inference_mode(False):  # training may meet them in the cache
+        return (
+            upload(np.maximum(index, 0), torch.int64, device),
+            upload(inside, torch.bool, device),
+            upload(inside.nonzero()[0], torch.int64, device),
+        )
+
+
+# ---- classes of an image: groups whose sizes are read from the device
+
+
+def nms_per_class(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    counts: Sequence[int],
+    thresholds: Sequence[float],
+    *,
+    settle: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run NMS within groups of any sizes; return keep, bool [N], and whether it has converged, bool [].
+
+    boxes: float32 [N, 4]. scores: float32 [N]; equal ones are ordered by index. groups: int64 [N]. valid: bool [N], False
+    for what is neither kept nor suppresses others. counts: members of each group 0, 1, ...; they sum to N.
+    thresholds: one a group. settle: iterate until it has converged, for which the host waits; otherwise ``CLASS_ROUNDS`` times,
+    and the host waits for nothing.
+    """
+    keep = torch.zeros(len(boxes) + 1, dtype=torch.bool, device=boxes.device)  # the last place is for padding
+    done = torch.ones((), dtype=torch.bool, device=boxes.device)
+    order = scores.sort(descending=True, stable=True).indices
+    order = order[groups[order].sort(stable=True).indices]
+    starts = np.cumsum([0, *counts])
+    for members in _chunks(counts):
+        longest = counts[members[0]]
+        sizes = upload([counts[group] for group in members], torch.int64, boxes.device)[:, None]
+        first = upload([starts[group] for group in members], torch.int64, boxes.device)[:, None]
+        limits = upload([exact_threshold(thresholds[group]) for group in members], torch.float32, boxes.device)
+        place = torch.arange(longest, device=boxes.device)[None]
+        inside = place < sizes
+        rows = order[first + torch.minimum(place, sizes - 1)]
+        suppression = PairwiseNMS(boxes[rows], valid[rows] & inside, limits)
+        kept, settled = suppression.advance(CLASS_ROUNDS)
+        while settle and not bool(download(settled)[0]):
+            kept, settled = suppression.advance(CLASS_ROUNDS)
+        keep.scatter_(0, torch.where(inside, rows, len(boxes)).flatten(), kept.flatten())
+        done &= settled
+    return keep[:-1], done
+
+
+def _chunks(counts: Sequence[int]) -> list[list[int]]:
+    """Divide the groups that have members into chunks whose pair masks fit into MASK_PAIRS, the largest groups first.
+
+    A group that is far smaller than the largest of its chunk would waste its padding: it begins a new one.
+    """
+    chunks: list[list[int]] = []
+    for group in sorted((g for g, count in enumerate(counts) if count), key=lambda g: -counts[g]):
+        longest = counts[chunks[-1][0]] if chunks else 0
+        if not chunks or (len(chunks[-1]) + 1) * longest**2 > MASK_PAIRS or (longest > 64 and counts[group] * 4 < longest):
+            chunks.append([])
+        chunks[-1].append(group)
+    return chunks
