@@ -84,7 +84,7 @@ def open_detector(
     limits: other numbers than the preset's of candidates a level before NMS, and of proposals after it. whole: with
     fc6 in one layer, which answers the same.
     """
-    detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="off")
+    detector = Detector.from_checkpoint(weights, precision=precision, device="cpu")
     if canvas is None and limits is None and not whole:
         return detector
     config, state = detector.config, read_state(detector.checkpoint)
@@ -96,7 +96,7 @@ def open_detector(
         config = replace(config, rpn=replace(config.rpn, pre_nms=limits[0], post_nms=limits[1]))
     model = FasterRCNN(config)
     load_into(model, state)
-    return Detector(model, detector.checkpoint, precision=precision, device="cpu", compile="off")
+    return Detector(model, detector.checkpoint, precision=precision, device="cpu")
 
 
 def judged(seen: Seen, dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:

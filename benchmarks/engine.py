@@ -99,7 +99,7 @@ def ours(preset: str, precision: str, compiled: bool, device: str, name: str, ca
 def _calibrate(preset: str) -> None:
     """Ranges for weights that come without: of the pictures that they are timed on."""
     if not ranges_file(resolve(pairs.checkpoint(preset))).is_file():
-        detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32", compile="off")
+        detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32")
         calibrate(detector, pictures(8))
 
 
@@ -245,9 +245,7 @@ def _conv_flops(maps: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> i
 
 def count_flops(preset: str, images: Sequence[Picture]) -> int:
     """What torch counts for the network on these pictures: multiplications and additions each one."""
-    detector = Detector.from_checkpoint(
-        pairs.checkpoint(preset), device="cpu", precision="fp32", compile="off", canvas="exact"
-    )
+    detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32", canvas="exact")
     known = {torch.ops.mkldnn._convolution_pointwise: _conv_flops}
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
         detector.detect(images)

@@ -282,7 +282,7 @@ class DetectorInfo:
     classes: names by class id; index 0 is background.
     canvases: (height, width) pairs that pictures are padded to; empty where any multiple of the stride serves.
     anchors: per level a mapping with ``stride``, ``sizes`` and ``ratios`` (height over width).
-    engine: ``eager`` or ``compiled``; engine_note says why, in a sentence.
+    engine: what runs the network, ``eager``; engine_note says in a sentence or two what was done to it for speed.
     """
 
     name: str

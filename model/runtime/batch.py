@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from model import boxes as box_ops
-from model.faster_rcnn import FasterRCNN, split_rows
+from model.faster_rcnn import Dense, FasterRCNN, split_rows
 from model.roi_head import Found, stack_regions
 from model.runtime.clock import Clock
-from model.runtime.engine import Engine
 from model.structures import Detections, DetectOptions, ImageBatch
 from model.trace import in_picture, record
 
@@ -26,7 +25,7 @@ T = TypeVar("T")
 
 def run(
     model: FasterRCNN,
-    engine: Engine,
+    dtype: torch.dtype,
     batch: ImageBatch,
     options: Sequence[DetectOptions],
     classes: tuple[str, ...],
@@ -34,11 +33,11 @@ def run(
 ) -> list[Detections]:
     """The detections of each picture of ``batch``, on the CPU, without timings.
 
-    options: one a picture, without a None but in ``class_ids`` and ``regions``. classes: names by class id. ``clock``
-    is told of the stages backbone, rpn, roi_head and postprocess.
+    dtype: what the network takes. options: one a picture, without a None but in ``class_ids`` and ``regions``.
+    classes: names by class id. ``clock`` is told of the stages backbone, rpn, roi_head and postprocess.
     """
     asking = [i for i, wanted in enumerate(options) if wanted.regions is None]
-    features, dense = engine.dense(batch.pixels, asking)
+    maps, dense = run_dense(model, batch.pixels.to(dtype), asking)
     clock.lap("backbone")
     boxes_in = [_on_canvas(wanted.regions, batch, i) for i, wanted in enumerate(options)]
     candidates, kept, asked = None, {}, batch
@@ -50,7 +49,7 @@ def run(
             boxes_in[asking[row]] = candidates.boxes[row, index]
     clock.lap("rpn")
     regions = stack_regions(boxes_in)
-    logits, offsets = engine.heads(features, regions)
+    logits, offsets = model.roi_heads(maps, regions)
     clock.lap("roi_head")
     found = model.roi_heads.find(
         logits,
@@ -82,6 +81,18 @@ def run(
             results[i] = replace(results[i], trace=trace)
     clock.lap("postprocess")
     return results
+
+
+def run_dense(model: FasterRCNN, pixels: Tensor, asking: Sequence[int]) -> tuple[list[Tensor], Dense | None]:
+    """Run the backbone on every picture, and the RPN's head on the rows ``asking`` alone: None where no row asks."""
+    if len(asking) == len(pixels):
+        dense = model.dense(pixels)
+        return dense.maps, dense
+    maps = model.backbone(pixels)
+    if not asking:
+        return maps, None
+    theirs = [level[list(asking)] for level in maps]
+    return maps, Dense(theirs, *model.rpn.head(theirs))
 
 
 def _part(found: Found, batch: ImageBatch, counts: Sequence[int], classes: tuple[str, ...]) -> list[Detections]:
