@@ -298,7 +298,7 @@ def page(result: dict[str, Any]) -> str:
     timed = result["times"]
     lines += [
         f"`--times`: {timed['pictures']} pictures (seed {timed['seed']}), the methods in turn on each; "
-        f"{timed['processor']}, one thread, {timed['precision']}, nothing compiled.",
+        f"{timed['processor']}, one thread, {timed['precision']}.",
         "",
         "| method | ms a picture, median (quartiles) |",
         "|---|---|",
