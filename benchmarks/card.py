@@ -79,12 +79,12 @@ def open_detector(
     limits: Sequence[int] | None = None,
     whole: bool = False,
 ) -> Detector:
-    """The checkpoint's detector, eager; canvas: another short and long side than the preset's.
+    """The checkpoint's detector; canvas: another short and long side than the preset's.
 
     limits: other numbers than the preset's of candidates a level before NMS, and of proposals after it. whole: with
     fc6 in one layer, which answers the same.
     """
-    detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="off")
+    detector = Detector.from_checkpoint(weights, precision=precision, device="cpu")
     if canvas is None and limits is None and not whole:
         return detector
     config, state = detector.config, read_state(detector.checkpoint)
@@ -96,7 +96,7 @@ def open_detector(
         config = replace(config, rpn=replace(config.rpn, pre_nms=limits[0], post_nms=limits[1]))
     model = FasterRCNN(config)
     load_into(model, state)
-    return Detector(model, detector.checkpoint, precision=precision, device="cpu", compile="off")
+    return Detector(model, detector.checkpoint, precision=precision, device="cpu")
 
 
 def judged(seen: Seen, dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
@@ -347,8 +347,8 @@ def outside(path: Path) -> None:
         raise SystemExit(f"{path} lies in the repository: choose a place outside of it.")
 
 
-def measure_speed(weights: str, dataset: Dataset, pictures: int, compiled: bool) -> dict[str, Any]:
-    """Milliseconds of ``detect`` for one picture, the precisions taking turns. compiled: their compiled forms too.
+def measure_speed(weights: str, dataset: Dataset, pictures: int) -> dict[str, Any]:
+    """Milliseconds of ``detect`` for one picture, the precisions taking turns.
 
     In fp32 also as the first checkpoint was served, so that what was added since can be seen.
     """
@@ -356,9 +356,6 @@ def measure_speed(weights: str, dataset: Dataset, pictures: int, compiled: bool)
     canvas, limits = FIRST
     name = f"fp32 eager as the first checkpoint was served ({canvas} pixels, {limits[1]} proposals)"
     detectors[name] = open_detector(weights, "fp32", canvas, limits, whole=True)
-    for precision in ("fp32", "bf16") if compiled else ():  # int8 is never compiled
-        detector = Detector.from_checkpoint(weights, precision=precision, device="cpu", compile="wait")
-        detectors[f"{precision} {detector.info.engine}"] = detector
     load = os.getloadavg()[0]
     taken: dict[str, list[float]] = {name: [] for name in detectors}
     chosen = np.random.default_rng(0).permutation(len(dataset))[:pictures].tolist()
@@ -558,7 +555,7 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
     strange = unknown.drawn(each=each) + unknown.photographs()
     key = f"{digest[:8]}-unknown{each}-{threshold:.3f}"
     measured = cache(key, lambda: unknown.measure(detector, strange, threshold))
-    speed = measure_speed(options.weights, first, options.speed, options.compiled)
+    speed = measure_speed(options.weights, first, options.speed)
     told = summary(seen["test"].false, seen["test"].misses)
     served = all_figures["test", "fp32"].scores.served
     assert served is not None
@@ -628,7 +625,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="for --draw")
     parser.add_argument("--first", type=int, help="only so many pictures of each part: to try it out")
     parser.add_argument("--speed", type=int, default=60, help="pictures to time")
-    parser.add_argument("--compiled", action="store_true", help="time the compiled forms too; compiling takes minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--card", type=Path, default=ROOT / f"weights/{NAME}.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")

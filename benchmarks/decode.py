@@ -178,7 +178,7 @@ def drift(count: int) -> dict[str, Any]:
     from model.detector import Detector
     from model.training.evaluate import WHOLE_CURVE, evaluate
 
-    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32", compile="off")
+    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32")
     rows = []
     for side in (2, 4):
         dataset, files = mosaics(side, count)

@@ -73,21 +73,13 @@ class Withdrawn(Exception):
 
 
 # ------------------------------------------------------------------------------------------------------ who competes
-def ours(preset: str, precision: str, compiled: bool, device: str, name: str, canvas: CanvasMode) -> Contender:
+def ours(preset: str, precision: str, device: str, name: str, canvas: CanvasMode) -> Contender:
     """Our detector. canvas: ``exact`` for torchvision's; of 480 x 640 the service's own are the same."""
     if precision == "int8":
         _calibrate(preset)
-    detector = Detector.from_checkpoint(
-        pairs.checkpoint(preset),
-        device=device,
-        precision=precision,
-        compile="wait" if compiled else "off",
-        canvas=canvas,
-    )
+    detector = Detector.from_checkpoint(pairs.checkpoint(preset), device=device, precision=precision, canvas=canvas)
     if name == WINOGRAD and "Winograd" not in detector.info.engine_note:
         raise Withdrawn("No convolution is quicker so on this processor.")
-    if compiled and detector.info.engine == "eager":
-        raise Withdrawn(detector.info.engine_note)
 
     def run(pictures: Sequence[Picture]) -> tuple[list[Found], dict[str, float]]:
         answers = detector.detect(pictures)
@@ -99,7 +91,7 @@ def ours(preset: str, precision: str, compiled: bool, device: str, name: str, ca
 def _calibrate(preset: str) -> None:
     """Ranges for weights that come without: of the pictures that they are timed on."""
     if not ranges_file(resolve(pairs.checkpoint(preset))).is_file():
-        detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32", compile="off")
+        detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32")
         calibrate(detector, pictures(8))
 
 
@@ -245,9 +237,7 @@ def _conv_flops(maps: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> i
 
 def count_flops(preset: str, images: Sequence[Picture]) -> int:
     """What torch counts for the network on these pictures: multiplications and additions each one."""
-    detector = Detector.from_checkpoint(
-        pairs.checkpoint(preset), device="cpu", precision="fp32", compile="off", canvas="exact"
-    )
+    detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32", canvas="exact")
     known = {torch.ops.mkldnn._convolution_pointwise: _conv_flops}
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
         detector.detect(images)
@@ -352,13 +342,12 @@ def point(preset: str, batch: int, arguments: argparse.Namespace, folder: Path) 
             "OpenVINO bf16": lambda: open_vino(Export(preset, model, batch, folder), threads, "bf16"),
         }
     for precision in ("fp32", "bf16"):
-        for compiled in (False, True):
-            name = f"ours {precision} {'compiled' if compiled else 'eager'}"
-            wanted[name] = lambda p=precision, c=compiled, n=name: ours(preset, p, c, device, n, "exact")  # type: ignore[misc]
+        name = f"ours {precision} eager"
+        wanted[name] = lambda p=precision, n=name: ours(preset, p, device, n, "exact")  # type: ignore[misc]
     if on_cpu:
-        wanted["ours int8 eager"] = lambda: ours(preset, "int8", False, device, "ours int8 eager", "exact")
+        wanted["ours int8 eager"] = lambda: ours(preset, "int8", device, "ours int8 eager", "exact")
     if on_cpu and preset != "LITE":  # whose layers are too narrow
-        wanted[WINOGRAD] = lambda: ours(preset, "fp32", False, device, WINOGRAD, "buckets")
+        wanted[WINOGRAD] = lambda: ours(preset, "fp32", device, WINOGRAD, "buckets")
     contenders, failed = [], []
     for name, make in wanted.items():
         if name != BASE and not any(pattern in name for pattern in arguments.peers):

@@ -88,7 +88,7 @@ def call(layer: Layer, kind: str) -> Callable[[], object]:
 
 def measure(preset: str, rounds: int) -> dict[str, Any]:
     """Seconds of all convolutions together, by format: medians of ``rounds`` turns."""
-    detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32", compile="off")
+    detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32")
     kinds = [kind for kind in FORMATS if kind != "bf16" or multiplies_bf16(torch.device("cpu"))]
     found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     with torch.inference_mode():

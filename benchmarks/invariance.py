@@ -143,21 +143,18 @@ def main() -> None:
     parser.add_argument("--weights", default="lite-voc20")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--compile", default="off", choices=["auto", "off"])
     parser.add_argument("--out", type=Path, default=RESULTS / "invariance.json")
     arguments = parser.parse_args()
     begun, differences = time.perf_counter(), {}
     for precision in arguments.precisions:
-        detector = Detector.from_checkpoint(
-            arguments.weights, device=arguments.device, precision=precision, compile=arguments.compile
-        )
+        detector = Detector.from_checkpoint(arguments.weights, device=arguments.device, precision=precision)
         detector.warm_up()
         found = survey(detector, photographs(), arguments.mixes)
         differences[precision] = {where: vars(one) for where, one in found.items()}
     options = f"--mixes {arguments.mixes} --weights {arguments.weights} --device {arguments.device}"
     result = {
         "date": date.today().isoformat(),
-        "command": f"python -m benchmarks.invariance {options} --compile {arguments.compile}",
+        "command": f"python -m benchmarks.invariance {options}",
         "cores": os.cpu_count(),
         "mixes": arguments.mixes,
         "seconds": round(time.perf_counter() - begun),

@@ -55,7 +55,7 @@ def look(client: TestClient, body: bytes, miss: Miss, **options: float) -> dict[
 
 def with_rpn(path: Path, miss: Miss, **limits: Any) -> dict[str, Any]:
     """The same for a detector whose RPN has other limits."""
-    detector = Detector.from_checkpoint("lite-voc20", compile="off")
+    detector = Detector.from_checkpoint("lite-voc20")
     config = replace(detector.config, rpn=replace(detector.config.rpn, **limits))
     detector.config = detector.model.config = config
     detector.model.rpn.config = config.rpn

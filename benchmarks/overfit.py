@@ -94,7 +94,7 @@ def judge(trainer: Trainer, pictures: Dataset) -> Evaluation:
     about = checkpoint.ResolvedCheckpoint(
         name="overfit", path=checkpoint.weights_dir(), preset=None, classes=pictures.classes
     )
-    detector = Detector(model, about, device="cpu", precision="fp32", compile="off", canvas="exact")
+    detector = Detector(model, about, device="cpu", precision="fp32", canvas="exact")
     return evaluate_detector(detector, pictures, batch_size=1, progress=False)
 
 

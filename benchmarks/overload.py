@@ -145,7 +145,6 @@ def serve_and_measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "MAX_QUEUE": arguments.queue,
         "WEIGHTS": arguments.weights,
         "TORCH_THREADS": arguments.threads,
-        "COMPILE": arguments.compile,
         "PORT": arguments.port,
         "LOG_LEVEL": "error",
     }
@@ -250,12 +249,11 @@ def main() -> None:
     parser.add_argument("--weights", default="lite-voc20")
     parser.add_argument("--queue", type=int, default=64, help="FRCNN_MAX_QUEUE")
     parser.add_argument("--threads", type=int, default=1, help="FRCNN_TORCH_THREADS; a core is left for the load")
-    parser.add_argument("--compile", default="auto", choices=["auto", "off"])
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--out", type=Path, default=RESULTS / "overload.json")
     arguments = parser.parse_args()
     load = round(os.getloadavg()[0], 1)
-    options = " ".join(f"--{name} {getattr(arguments, name)}" for name in ("weights", "queue", "threads", "compile"))
+    options = " ".join(f"--{name} {getattr(arguments, name)}" for name in ("weights", "queue", "threads"))
     result = {
         "date": date.today().isoformat(),
         "command": f"python -m benchmarks.overload --seconds {arguments.seconds:g} {options}",

@@ -46,9 +46,7 @@ def kind_of(operator: str) -> str:
 
 def measure(preset: str, precision: str, calls: int) -> dict[str, Any]:
     """Seconds of a call by kind, means over ``calls``; and of a call without the profiler, the median."""
-    detector = Detector.from_checkpoint(
-        pairs.checkpoint(preset), device="cpu", precision=precision, compile="off", canvas="exact"
-    )
+    detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision=precision, canvas="exact")
     (picture,) = engine.pictures(1)
     plain = []
     for _ in range(calls + 1):

@@ -59,7 +59,7 @@ def detector_with(weights: str, proposals: int | None) -> Detector:
         config = replace(config, rpn=replace(config.rpn, pre_nms=proposals, post_nms=proposals))
     model = FasterRCNN(config)
     load_into(model, state)
-    return Detector(model, checkpoint, device="cpu", precision="fp32", compile="off")
+    return Detector(model, checkpoint, device="cpu", precision="fp32")
 
 
 def rpn(detector: Detector) -> Propose:
@@ -298,7 +298,7 @@ def page(result: dict[str, Any]) -> str:
     timed = result["times"]
     lines += [
         f"`--times`: {timed['pictures']} pictures (seed {timed['seed']}), the methods in turn on each; "
-        f"{timed['processor']}, one thread, {timed['precision']}, nothing compiled.",
+        f"{timed['processor']}, one thread, {timed['precision']}.",
         "",
         "| method | ms a picture, median (quartiles) |",
         "|---|---|",

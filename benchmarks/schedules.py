@@ -66,7 +66,7 @@ def train(schedule: Schedule, dataset: Dataset, recipe: Recipe, out: Path) -> tu
     model = FasterRCNN(CONFIG.with_classes(len(dataset.classes)))
     load_into(model, state)
     about = ResolvedCheckpoint(name=schedule, path=out, preset=None, classes=dataset.classes)
-    return Detector(model, about, device="cpu", precision="fp32", compile="off"), taken
+    return Detector(model, about, device="cpu", precision="fp32"), taken
 
 
 def run(part: Part, folder: Path) -> float:

@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 VENV = HERE / ".cache/peers"
 PEERS = ("LitServe", "Ray Serve", "BentoML", "TorchServe")
 ENGINES = {"torchvision": "a", "ours": "b"}
-STARTING = 600.0  # seconds that a server may take until its first answer, compiling included
+STARTING = 600.0  # seconds that a server may take until its first answer
 REFUSALS = (400, 405, 413, 415, 422)  # no server says so because it is still loading
 THREADS = ((1, 1, ""), (1, 2, ""), (2, 1, ""), (2, 2, ""), (2, 4, ""), (2, 1, "passive"), (2, 2, "passive"))
 
@@ -214,8 +214,6 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
                 if status in REFUSALS:
                     raise Broken(f"it refuses the picture with {status}")
             time.sleep(0.5)
-        if server.name == "frcnn-service":
-            settle(url.removesuffix(server.path), until)  # it serves before it is compiled; what lasts is measured
         yield url
     finally:
         family = _family(process.pid)
@@ -232,15 +230,10 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
                 child.kill()
 
 
-def settle(base: str, until: float) -> str:
-    """Wait until it is settled which engine serves; returns what /model says of it. Raises ``Broken``."""
-    while time.monotonic() < until:
-        model = httpx.get(f"{base}/model", timeout=60).json()
-        note: str = model["engine_note"]
-        if model["engine"] != "eager" or ("being made" not in note and "begins" not in note):
-            return f"{model['engine']}. {note}"
-        time.sleep(0.5)
-    raise Broken("its engine is still being compiled")
+def form_of(base: str) -> str:
+    """What /model says of the engine."""
+    model = httpx.get(f"{base}/model", timeout=60).json()
+    return f"{model['engine']}. {model['engine_note']}"
 
 
 def _family(leader: int) -> list[psutil.Process]:
@@ -276,7 +269,7 @@ def check(answer: Any, preset: str) -> float:
     from model.detector import Detector
 
     if preset not in _RIGHT:
-        detector = Detector.from_checkpoint(pairs.checkpoint(preset), precision="fp32", compile="off", device="cpu")
+        detector = Detector.from_checkpoint(pairs.checkpoint(preset), precision="fp32", device="cpu")
         (seen,) = detector.detect([np.array(Image.open(io.BytesIO(picture())).convert("RGB"))])
         _RIGHT[preset] = Found(seen.boxes, seen.scores, seen.class_ids)
     answer = answer[0] if isinstance(answer, list) else answer
@@ -367,7 +360,7 @@ def compare(preset: str, arguments: argparse.Namespace, folder: Path) -> dict[st
                     )
                 with running(server, port, folder) as url:
                     if name == "frcnn-service":
-                        row["form"] = settle(url.removesuffix(server.path), time.monotonic() + STARTING)
+                        row["form"] = form_of(url.removesuffix(server.path))
                     row["agrees"], measured = load(server, url, arguments, preset, folder)
             except Broken as why:
                 row["failed"] = str(why)

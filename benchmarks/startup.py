@@ -1,10 +1,8 @@
-"""How long a start takes: from the process to the first answer, and to the first answer of the compiled engine.
+"""How long a start takes: from the process to the first answer.
 
     python -m benchmarks.startup --presets LITE --rounds 3
 
-Each start is ``frcnn serve`` in a process of its own. Cold has an empty cache of compiled code, warm the cache that the
-cold one has left. "Ready" is the first 200 of /readyz; then one picture is sent after another, and /model tells which
-engine answered.
+Each start is ``frcnn serve`` in a process of its own. "Ready" is the first 200 of /readyz; then one picture is sent.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,16 +22,15 @@ import httpx
 from benchmarks import pairs, report
 from benchmarks.serve import free_port, picture
 
-MOMENTS = ("listening", "ready", "first answer", "compiled", "first compiled answer")
+MOMENTS = ("listening", "ready", "first answer")
 
 
-def start(preset: str, cache: Path, threads: int, device: str, patience: float) -> dict[str, float]:
+def start(preset: str, threads: int, device: str, patience: float) -> dict[str, float]:
     """Seconds from the start of the process to each moment; one that did not come in time is missing."""
     port, seen = free_port(), {}
     settings = {
         "port": port,
         "weights": pairs.checkpoint(preset),
-        "cache_dir": cache,
         "torch_threads": threads,
         "device": device,
         "log_level": "error",
@@ -57,18 +53,9 @@ def start(preset: str, cache: Path, threads: int, device: str, patience: float) 
                         else:
                             time.sleep(0.02)
                         continue
-                    model = client.get("/model").json()
-                    compiled = model["engine"] != "eager"
-                    if compiled:
-                        seen.setdefault("compiled", time.monotonic() - begun)
                     client.post("/detect", content=body, headers=headers).raise_for_status()
-                    seen.setdefault("first answer", time.monotonic() - begun)
-                    if compiled:
-                        seen["first compiled answer"] = time.monotonic() - begun
-                        break
-                    if model["engine_note"].startswith("Eager:") and "begins" not in model["engine_note"]:
-                        break  # it stays so
-                    time.sleep(0.1)
+                    seen["first answer"] = time.monotonic() - begun
+                    break
                 except httpx.TransportError:
                     time.sleep(0.02)
     finally:
@@ -84,18 +71,15 @@ def tables(result: Mapping[str, Any]) -> list[report.Table]:
             report.Table(
                 f"{preset}: seconds from the start of the process, {run['rounds']} rounds. "
                 f"{report.where(run['machine'])}.",
-                ("cache", *MOMENTS),
+                ("moment", "s"),
                 [
                     (
-                        cache,
-                        *(
-                            f"{found['median']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
-                            if (found := run[cache].get(moment))
-                            else "not seen"
-                            for moment in MOMENTS
-                        ),
+                        moment,
+                        f"{found['median']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
+                        if (found := run["seconds"].get(moment))
+                        else "not seen",
                     )
-                    for cache in ("cold", "warm")
+                    for moment in MOMENTS
                 ],
             )
         )
@@ -107,25 +91,21 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["LITE"], choices=pairs.PRESETS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--patience", type=float, default=300, help="seconds that a start may take until all is compiled"
-    )
+    parser.add_argument("--patience", type=float, default=300, help="seconds that a start may take")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     for preset in arguments.presets:
         machine = report.environment(arguments.device) | {"torch_threads": arguments.threads}
-        seconds: dict[str, dict[str, list[float]]] = {"cold": defaultdict(list), "warm": defaultdict(list)}
+        seconds: dict[str, list[float]] = defaultdict(list)
         for number in range(arguments.rounds):
-            with tempfile.TemporaryDirectory() as cache:
-                for kind, moments in seconds.items():
-                    print(f"{preset}, round {number + 1}: {kind}", flush=True)
-                    seen = start(preset, Path(cache), arguments.threads, arguments.device, arguments.patience)
-                    for moment, value in seen.items():
-                        moments[moment].append(value)
+            print(f"{preset}, round {number + 1}", flush=True)
+            for moment, value in start(preset, arguments.threads, arguments.device, arguments.patience).items():
+                seconds[moment].append(value)
         result = report.load("startup")
-        result[preset] = {"machine": machine, "rounds": arguments.rounds} | {
-            kind: {moment: report.spread(values) for moment, values in moments.items()}
-            for kind, moments in seconds.items()
+        result[preset] = {
+            "machine": machine,
+            "rounds": arguments.rounds,
+            "seconds": {moment: report.spread(values) for moment, values in seconds.items()},
         }
         report.save("startup", result)
     for table in tables(report.load("startup")):

@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    detector = Detector.from_checkpoint(options.weights, precision=options.precision, compile="off")
+    detector = Detector.from_checkpoint(options.weights, precision=options.precision)
     print(json.dumps(measure(detector, drawn(options.seed) + photographs(), options.threshold), indent=1))
 
 

@@ -28,7 +28,7 @@ ADVICE = {
     "FrcnnQueues": "The device is the bottleneck: add replicas",
     "FrcnnOutOfMemory": "Nothing was lost. Lower FRCNN_MAX_BATCH_PIXELS, or find who else uses the device",
     "FrcnnBatchErrors": "Pictures fail on the device alone: the log has the exception; if all do, the process ends",
-    "FrcnnPads": "Pictures fit the canvases badly; FRCNN_CANVAS=exact pads less, and compiles more often",
+    "FrcnnPads": "Pictures fit the canvases badly; FRCNN_CANVAS=exact pads less, and batches less",
 }
 
 
@@ -60,7 +60,6 @@ def metrics() -> str:
     # These are asked for at each scrape, of a detector that this command does not load.
     rows += [
         ("`frcnn_model_info`", "gauge", served, "What is being served; always 1"),
-        ("`frcnn_engine_compiled`", "gauge", "none", "1 where compiled code runs the network, 0 where it runs eagerly"),
         ("`frcnn_device_memory_bytes`", "gauge", "device", "Memory held on the device"),
     ]
     return table(("metric", "type", "labels", "what it is"), rows)

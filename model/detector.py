@@ -36,15 +36,12 @@ from model.faster_rcnn import FasterRCNN
 from model.runtime.batch import NotFiniteError, run
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
-from model.runtime.compilation import Compilation
-from model.runtime.engine import EagerEngine, Engine
 from model.runtime.flatten import flatten_channels_last
 from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory, keep_primitives
 from model.runtime.packing import can_pack, pack_convolutions
-from model.runtime.pooling import choose, device_seconds
+from model.runtime.pooling import choose, device_seconds, random_regions
 from model.runtime.precision import PRECISIONS, choose_device, choose_precision, multiplies_bf16
-from model.runtime.probe import probe
 from model.runtime.quantization import quantize
 from model.runtime.rounding import round_weights_and_maps
 from model.runtime.winograd import use_winograd
@@ -83,7 +80,6 @@ class Detector:
         *,
         device: str = "auto",
         precision: str = "auto",
-        compile: str = "auto",
         canvas: CanvasMode = "buckets",
         ranges: Ranges | None = None,
     ) -> None:
@@ -94,8 +90,6 @@ class Detector:
         """
         if len(checkpoint.classes) != model.config.num_classes:
             raise ValueError(f"{len(checkpoint.classes)} class names for {model.config.num_classes} classes.")
-        if compile not in ("auto", "off", "wait"):
-            raise ValueError(f"compile must be 'auto', 'off' or 'wait', not {compile!r}.")
         keep_freed_memory()
         keep_primitives()
         self.config: DetectorConfig = model.config
@@ -120,23 +114,13 @@ class Detector:
         self._quick = 0 if alike else use_winograd(self.model)
         if not self._rounds and can_pack(self.device, self.dtype):
             pack_convolutions(self.model)
-        self._eager = EagerEngine(self.model, self.dtype)
-        self.engine: Engine = self._eager  # taken once a batch, so that another can take its place at any time
         head = model.config.roi_head
         self.defaults = DetectOptions(
             score_threshold=head.score_threshold if checkpoint.score_threshold is None else checkpoint.score_threshold,
             nms_threshold=head.nms_threshold,
             max_detections=head.max_detections,
         )
-        self._pooling: str | None = None  # which form serves the eager heads, once that is settled
-        self._compilation: Compilation | None = None
-        wanted = compile == "wait" or (compile == "auto" and os.environ.get("FRCNN_COMPILE") != "off")
-        if wanted and not self._rounds and not self._quantized:
-            probe = self.canvas_for(480, 640)
-            self._compilation = Compilation(self.model, self.config, self._eager, self.device, probe, self._adopt)
-            if compile == "wait":
-                self._choose_pooling()
-                self._compilation.wait()
+        self._pooling: str | None = None  # which form serves the heads, once that is settled
 
     @classmethod
     def from_checkpoint(
@@ -146,14 +130,11 @@ class Detector:
         preset: str | None = None,
         device: str = "auto",
         precision: str = "auto",
-        compile: str = "auto",
         canvas: CanvasMode = "buckets",
     ) -> Detector:
         """Load a manifest name, a .safetensors or a .pth file.
 
-        compile: ``off``; ``auto``, from the warm-up on, beside the serving, and taken only where it is faster and
-        agrees; ``wait``, the same before this returns. The environment's ``FRCNN_COMPILE=off`` turns ``auto`` off.
-        precision: ``int8`` also reads FILE.ranges.json, and runs eager.
+        precision: ``int8`` also reads FILE.ranges.json.
         preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError``
         for a file that is missing, damaged or of another detector, ``ValueError`` for an argument out of range.
         """
@@ -172,7 +153,7 @@ class Detector:
         load_into(model, state)
         checkpoint = replace(checkpoint, preset=config.name)
         ranges = read_ranges(checkpoint) if precision == "int8" else None
-        return cls(model, checkpoint, device=device, precision=precision, compile=compile, canvas=canvas, ranges=ranges)
+        return cls(model, checkpoint, device=device, precision=precision, canvas=canvas, ranges=ranges)
 
     @classmethod
     def random(
@@ -187,16 +168,16 @@ class Detector:
     @property
     def info(self) -> DetectorInfo:
         """What this detector is, and how it runs just now."""
-        note = "Eager: compiling is off." if self._compilation is None else self._compilation.note
+        notes = ["Eager."]
         if self._quantized:
-            note = f"Eager: oneDNN's own code for {self._quantized} layers in int8; there is nothing to compile."
+            notes.append(f"oneDNN's own code for {self._quantized} layers in int8.")
         if self._rounds:
-            note = "Eager: this processor has no products of bf16; fp32 with rounding gives its answers, but no speed."
-        if self._pooling and isinstance(self.engine, EagerEngine):  # a compiled one pools from its own table
-            note = f"{note} {self._pooling}"
-        if self._quick and isinstance(self.engine, EagerEngine):
-            note = f"{note} Winograd's way for {self._quick} convolutions."
-        return replace(self._about, engine=self.engine.name, engine_note=note)
+            notes.append("This processor has no products of bf16; fp32 with rounding gives its answers, but no speed.")
+        if self._pooling:
+            notes.append(self._pooling)
+        if self._quick:
+            notes.append(f"Winograd's way for {self._quick} convolutions.")
+        return replace(self._about, engine_note=" ".join(notes))
 
     @cached_property
     def _about(self) -> DetectorInfo:
@@ -220,7 +201,7 @@ class Detector:
             nms_threshold=_known(self.defaults.nms_threshold),
             max_detections=_known(self.defaults.max_detections),
             max_proposals=config.rpn.post_nms,
-            engine=self.engine.name,
+            engine="eager",
             engine_note="",
         )
 
@@ -229,13 +210,8 @@ class Detector:
         return self.canvases.of(height, width)
 
     def warm_up(self) -> None:
-        """Run once on every canvas (on one picture's, with exact canvases), so that a first caller does not wait.
-
-        Where compiling is wanted it begins here: with what the cache has at once, otherwise beside what follows.
-        """
+        """Run once on every canvas (on one picture's, with exact canvases), so that a first caller does not wait."""
         self._choose_pooling()
-        if self._compilation is not None:
-            self._compilation.start()
         for height, width in self.canvases.all or (self.canvas_for(480, 640),):
             self._detect([_grey(height, width)], [self.defaults], (height, width))
 
@@ -285,26 +261,20 @@ class Detector:
         clock = Clock(self.device)
         batch = self.transform(images, canvas, self.device, [wanted.full_size for wanted in options])
         clock.lap("transform")
-        results = run(self.model, self.engine, batch, options, self.checkpoint.classes, clock)
+        results = run(self.model, self.dtype, batch, options, self.checkpoint.classes, clock)
         laps = clock.laps()
         return [None if result is None else replace(result, timings=laps) for result in results]
 
-    def close(self) -> None:
-        """Give up what is still being compiled."""
-        if self._compilation is not None:
-            self._compilation.close()
-
     @torch.inference_mode()
     def _choose_pooling(self) -> None:
-        """Once, on a GPU; before a compiled engine is held against the eager one."""
+        """Choose once, and only on a GPU, on a blank canvas."""
         if self._pooling is not None or self.device.type != "cuda":
             return
-        pixels, regions = probe(self.canvas_for(480, 640), self.config.rpn.post_nms, self.device)
-        features, _ = self._eager.dense(pixels, [])
-        self._pooling = choose(self.model.roi_heads, features.maps, regions, device_seconds(self.device))
-
-    def _adopt(self, engine: Engine) -> None:
-        self.engine = engine
+        canvas = self.canvas_for(480, 640)
+        regions = random_regions(canvas, self.config.rpn.post_nms, self.device)
+        blank = torch.zeros(1, 3, *canvas, device=self.device, dtype=self.dtype)
+        maps = self.model.backbone(blank.contiguous(memory_format=torch.channels_last))
+        self._pooling = choose(self.model.roi_heads, maps, regions, device_seconds(self.device))
 
     def _resolve(self, options: DetectOptions) -> DetectOptions:
         """``options`` with the checkpoint's defaults for what they leave open, checked."""

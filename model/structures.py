@@ -52,7 +52,8 @@ class ImageBatch:
         return int(self.pixels.shape[0])
 
     def __getitem__(self, rows: list[int]) -> ImageBatch:
-        return ImageBatch(self.pixels[rows], self.sizes[rows], self.original_sizes[rows])
+        pixels = self.pixels[upload(rows, torch.int64, self.pixels.device)]
+        return ImageBatch(pixels, self.sizes[rows], self.original_sizes[rows])
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ class DetectorInfo:
     classes: names by class id; index 0 is background.
     canvases: (height, width) pairs that pictures are padded to; empty where any multiple of the stride serves.
     anchors: per level a mapping with ``stride``, ``sizes`` and ``ratios`` (height over width).
-    engine: ``eager`` or ``compiled``; engine_note says why, in a sentence.
+    engine: what runs the network, ``eager``; engine_note says in a sentence or two what was done to it for speed.
     """
 
     name: str

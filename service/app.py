@@ -107,7 +107,6 @@ def load_detector(settings: Settings) -> Detects:
         settings.weights,
         device=settings.device,
         precision=settings.precision,
-        compile=settings.compile,
         canvas=settings.canvas,
     )
     if detector.device.type == "cuda":  # of this thread: pinned memory and the like are not to be the first GPU's

@@ -185,7 +185,7 @@ def main(weights: str) -> None:
 
     from model.detector import Detector
 
-    detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32", compile="off")
+    detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
     if detector.info.sha256 is None:
         sys.exit(f"Nothing says the SHA-256 of {weights}: give its entry in weights/manifest.toml one.")
     path = Path(__file__).with_name(_STORED)

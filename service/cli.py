@@ -46,7 +46,6 @@ def serve(
     weights: Annotated[str | None, _setting("weights")] = None,
     device: Annotated[str | None, _setting("device")] = None,
     precision: Annotated[str | None, _setting("precision")] = None,
-    compile: Annotated[str | None, _setting("compile")] = None,
     canvas: Annotated[str | None, _setting("canvas")] = None,
     torch_threads: Annotated[int | None, _setting("torch_threads")] = None,
     cache_dir: Annotated[Path | None, _setting("cache_dir")] = None,
@@ -100,9 +99,8 @@ def _run_server(settings: Settings) -> NoReturn:
     from service.server import Server
 
     configure_logging(settings.log_format, settings.log_level)
-    if settings.cache_dir is not None:  # model/ and torch's compiler both look into the environment
+    if settings.cache_dir is not None:  # model/ looks into the environment
         os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
     Server(create_app(settings), settings).run_to_the_end()
 
 
@@ -159,8 +157,7 @@ def detect(
 
     given = {name: value for name, value in locals().items() if name in Settings.model_fields}
     try:
-        # One picture at a time gains nothing from a compiled network, whose making takes longer than the detection.
-        settings = load_settings(**given, compile="off")
+        settings = load_settings(**given)
         detector = load_detector(settings)
     except ValueError as error:
         _fail(str(error))

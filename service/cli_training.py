@@ -105,7 +105,7 @@ def evaluate(
 
     try:
         written = None if against is None else json.loads(against.read_text())
-        detector = Detector.from_checkpoint(weights, device=device, precision=precision, compile="off")
+        detector = Detector.from_checkpoint(weights, device=device, precision=precision)
         dataset = load_part(data, split, validation=validation, seed=seed)
         found = predict(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
         result = figures(detector.info, found, dataset, data.resolve().name, split)
@@ -152,7 +152,7 @@ def calibrate(
     if len(chosen) > count:
         chosen = sorted(random.Random(seed).sample(chosen, count))
     try:
-        detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32", compile="off")
+        detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
         path, layers = run(detector, map(look, chosen))
     except (CheckpointError, ValueError, OSError) as error:
         _fail(error)
@@ -176,7 +176,7 @@ def factor(
     from model.training.factoring import factor as factor_fc6
 
     try:
-        detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32", compile="off")
+        detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
         dataset = load_dataset(data, "train", on_bad_box="skip")
         if validation > 0:
             dataset, _ = split(dataset, validation, seed)

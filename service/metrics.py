@@ -75,7 +75,7 @@ class Metrics:
 
 
 class _Model(Collector):
-    """What is being served, asked at each scrape: a compiled engine may take over while the service runs."""
+    """What is being served, asked at each scrape."""
 
     def __init__(self, infos: Callable[[], Sequence[DetectorInfo]]) -> None:
         self._infos = infos
@@ -89,11 +89,6 @@ class _Model(Collector):
                 [info.name, info.preset, info.precision, info.device, info.engine, info.sha256 or "unknown"], 1
             )
         yield about
-        compiled = GaugeMetricFamily(
-            "frcnn_engine_compiled", "1 where compiled code runs the network, 0 where it runs eagerly"
-        )
-        compiled.add_metric([], all(info.engine == "compiled" for info in infos))
-        yield compiled
 
 
 class _DeviceMemory(Collector):

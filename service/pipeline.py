@@ -72,7 +72,7 @@ class Pipeline:
 
     @property
     def info(self) -> DetectorInfo:
-        """What is being served, and how just now: the engine may change while it serves."""
+        """What is being served, one for each device's detector."""
         infos = self.infos
         return infos[0] if len(infos) == 1 else replace(infos[0], device=", ".join(info.device for info in infos))
 

@@ -108,7 +108,6 @@ class Replica:
         configure_logging(settings.log_format, settings.log_level)
         if settings.cache_dir is not None:
             os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
         made = create_app(settings)
         self._pipeline: Pipeline = made.state.pipeline
         if self._metrics_port is not None:

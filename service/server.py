@@ -67,8 +67,8 @@ class Server(uvicorn.Server):
     def run_to_the_end(self) -> NoReturn:
         """Serve, and end the process: with 0 when drained, 1 where it did not start, 3 where the detector has failed.
 
-        Python's own end tears down the threads that are still inside torch (one that hangs on the device, one that
-        compiles), and C++ answers that with SIGABRT: so where there are any, the process ends without it.
+        Python's own end tears down the threads that are still inside torch (one that hangs on the device), and C++
+        answers that with SIGABRT: so where there are any, the process ends without it.
         """
         share_one_heap()
         self.run()

@@ -37,12 +37,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto", description="arithmetic of the network; int8 needs what frcnn calibrate writes"
     )
-    compile: Literal["auto", "off", "wait"] = Field(
-        "auto", description="compile the network where that helps, beside the serving or before it"
-    )
     canvas: Literal["buckets", "exact"] = Field("buckets", description="pad pictures to a few sizes, or hardly at all")
     torch_threads: int | None = Field(None, ge=1, le=1024, description="threads of one inference; unset: torch decides")
-    cache_dir: Path | None = Field(None, description="where compiled code is kept from one start to the next")
+    cache_dir: Path | None = Field(None, description="where fetched weights are kept; unset: the user's cache folder")
 
     max_batch: int = Field(8, ge=1, le=256, description="most pictures in one batch")
     max_batch_pixels: int = Field(

@@ -5,9 +5,6 @@ import os
 # Before torch is imported, which reads it once. More threads than cores makes a small machine slower, not faster.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
-# No test compiles by the way: those that mean to, say so.
-os.environ.setdefault("FRCNN_COMPILE", "off")
-
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +73,6 @@ def chelsea() -> np.ndarray:
 def saved(tmp_path: Path) -> Path:
     """Random weights in a file of ours, outside the manifest."""
     path, classes = tmp_path / "mine.safetensors", ("__background__", "thing")
-    detector = Detector.random("LITE", classes=classes, precision="fp32", compile="off")
+    detector = Detector.random("LITE", classes=classes, precision="fp32")
     save(path, detector.model.state_dict(), preset="LITE", classes=classes, metrics={})
     return path

@@ -120,7 +120,7 @@ def test_agreement_counts_what_was_found_again() -> None:
 def test_torchvisions_parts_with_our_weights_find_the_same() -> None:
     """Else the comparison of speeds would compare two different networks."""
     images = engine.pictures(2)
-    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32", compile="off", canvas="exact")
+    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32", canvas="exact")
     ours = [Found(one.boxes, one.scores, one.class_ids) for one in detector.detect(images)]
     theirs, stages = engine.torchvision(pairs.in_torchvision("LITE"), "cpu", "fp32").run(images)
     assert sum(len(one.boxes) for one in theirs) >= 2

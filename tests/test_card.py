@@ -89,9 +89,7 @@ def test_unknown_pictures_are_pictures() -> None:
 
 
 def test_false_detections_are_counted_by_kind() -> None:
-    detector = Detector.random(
-        "LITE", classes=("__background__", "thing"), device="cpu", precision="fp32", compile="off"
-    )
+    detector = Detector.random("LITE", classes=("__background__", "thing"), device="cpu", precision="fp32")
     pictures = unknown.drawn(0, each=1)[:2]
     everything = unknown.measure(detector, pictures, threshold=0.0)
     assert everything["kinds"]["all"]["pictures"] == 2
@@ -114,7 +112,7 @@ def astronaut() -> np.ndarray:
 
 
 def test_failures_are_told_in_words_by_the_files_name(astronaut: np.ndarray) -> None:
-    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32", compile="off")
+    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32")
     (found,) = detector.detect([astronaut], DetectOptions(score_threshold=0.01, trace=True))
     classes = detector.info.classes
     assert found.labels[0] == "person"
@@ -141,7 +139,7 @@ def test_failures_are_told_in_words_by_the_files_name(astronaut: np.ndarray) -> 
 
 
 def test_a_miss_is_explained_at_the_threshold_that_it_was_missed_at(astronaut: np.ndarray) -> None:
-    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32", compile="off")
+    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32")
     (found,) = detector.detect([astronaut], DetectOptions(score_threshold=0.01, trace=True))
     sample = Sample(
         path=Path("000001.jpg"),
@@ -244,10 +242,8 @@ def test_what_is_folded_into_the_weights_is_what_the_scores_become(voc20: Path, 
     card.main(["--data", str(voc20), "--first", "4", "--fold", str(file), *numbers, "--results", str(tmp_path)])
     picture = load_part(voc20, "validation").load(0)
     options = DetectOptions(score_threshold=0.01, trace=True)
-    (before,) = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32", compile="off").detect(
-        [picture], options
-    )
-    (after,) = Detector.from_checkpoint(file, device="cpu", precision="fp32", compile="off").detect([picture], options)
+    (before,) = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32").detect([picture], options)
+    (after,) = Detector.from_checkpoint(file, device="cpu", precision="fp32").detect([picture], options)
     assert before.trace is not None
     assert after.trace is not None
     correction = Calibration(2.0, 0.5)
@@ -258,7 +254,7 @@ def test_what_is_folded_into_the_weights_is_what_the_scores_become(voc20: Path, 
 
 
 def test_figures_of_other_pictures_are_no_measure() -> None:
-    detector = Detector.random("LITE", classes=("__background__", "cat"), device="cpu", precision="fp32", compile="off")
+    detector = Detector.random("LITE", classes=("__background__", "cat"), device="cpu", precision="fp32")
     sample = Sample(
         path=Path("a.jpg"),
         image_id="a",

@@ -20,12 +20,12 @@ BF16_PIXELS = 2.0
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def detector(request: pytest.FixtureRequest) -> Detector:
-    large = Detector.from_checkpoint("lite-voc20", precision="fp32", device="cpu", compile="off")
+    large = Detector.from_checkpoint("lite-voc20", precision="fp32", device="cpu")
     transform = replace(large.config.transform, min_size=128, max_size=128)
     config = replace(large.config, transform=transform, rpn=replace(large.config.rpn, pre_nms=100, post_nms=50))
     small = FasterRCNN(config)
     small.load_state_dict(large.model.state_dict())
-    return Detector(small, large.checkpoint, precision=request.param, device="cpu", compile="off")
+    return Detector(small, large.checkpoint, precision=request.param, device="cpu")
 
 
 @pytest.mark.slow

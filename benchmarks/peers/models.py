@@ -33,7 +33,7 @@ class Predictor:
         if self.ours:
             from model.detector import Detector
 
-            self.model: Any = Detector.from_checkpoint(pairs.checkpoint(preset), compile="wait")
+            self.model: Any = Detector.from_checkpoint(pairs.checkpoint(preset))
             self.model.warm_up()
         else:
             self.model = pairs.in_torchvision(preset)

@@ -1,1 +1,1 @@
-"""What makes inference fast: precision, memory format, folding, compilation, canvases, batches."""
+"""What makes inference fast: precision, memory format, folding, canvases, batches."""

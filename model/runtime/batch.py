@@ -18,7 +18,6 @@ from model import boxes as box_ops
 from model.faster_rcnn import Dense, FasterRCNN, split_rows
 from model.roi_head import Found, stack_regions
 from model.runtime.clock import Clock
-from model.runtime.engine import Engine
 from model.structures import Detections, DetectOptions, ImageBatch, Proposals
 from model.trace import TraceTensors, gather, in_picture, record
 from model.transfer import download, upload
@@ -43,22 +42,22 @@ class NotFiniteError(ArithmeticError):
 
 def run(
     model: FasterRCNN,
-    engine: Engine,
+    dtype: torch.dtype,
     batch: ImageBatch,
     options: Sequence[DetectOptions],
     classes: tuple[str, ...],
     clock: Clock,
 ) -> list[Detections | None]:
-    """The detections of each picture of ``batch``, on the CPU, without timings.
+    """Detect in each picture of ``batch``; the detections are on the CPU, without timings.
 
     None for a picture for which a map, a logit or an offset of the network was not finite.
-    options: one a picture, without a None but in ``class_ids`` and ``regions``. classes: names by class id. ``clock``
-    is told of the stages backbone, rpn, roi_head and postprocess.
+    dtype: what the network takes. options: one a picture, without a None but in ``class_ids`` and ``regions``.
+    classes: names by class id. ``clock`` is told of the stages backbone, rpn, roi_head and postprocess.
     """
     device = batch.pixels.device
     asking = [i for i, wanted in enumerate(options) if wanted.regions is None]
-    features, dense = engine.dense(batch.pixels, asking)
-    finite = _finite_pictures(features.maps)
+    maps, dense = run_dense(model, batch.pixels.to(dtype), asking)
+    finite = _finite_pictures(maps)
     clock.lap("backbone")
     boxes_in = [_on_canvas(wanted.regions, batch, i) for i, wanted in enumerate(options)]
     candidates, asked, survivors = None, batch, []
@@ -74,7 +73,7 @@ def run(
         finite = finite & answered
     clock.lap("rpn")
     regions = stack_regions(boxes_in)
-    logits, offsets = engine.heads(features, regions)
+    logits, offsets = model.roi_heads(maps, regions)
     clock.lap("roi_head")
     found = model.roi_heads.find(
         logits,
@@ -117,6 +116,22 @@ def run(
         results.append(result if finite[i] else None)
     clock.lap("postprocess")
     return results
+
+
+def run_dense(model: FasterRCNN, pixels: Tensor, asking: Sequence[int]) -> tuple[list[Tensor], Dense | None]:
+    """Run the backbone on pixels [B, 3, H, W], and the RPN's head on the rows ``asking`` alone.
+
+    Returns the maps of all rows, and what the head says of those that ask, in their order; None where none does.
+    """
+    if len(asking) == len(pixels):
+        dense = model.dense(pixels)
+        return dense.maps, dense
+    maps: list[Tensor] = model.backbone(pixels)
+    if not asking:
+        return maps, None
+    rows = upload(asking, torch.int64, pixels.device)
+    theirs = [level[rows] for level in maps]
+    return maps, Dense(theirs, *model.rpn.head(theirs))
 
 
 def _finite_pictures(tensors: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ _ASPECTS = ((1, 1), (4, 3), (3, 2), (5, 3), (16, 9), (5, 2))
 class Canvases:
     """The choice of a canvas for each picture.
 
-    ``buckets``: one of a few, so that shapes are few: pictures share batches, and compiled code and graphs are reused.
+    ``buckets``: one of a few, so that shapes are few: images share batches, and code that oneDNN makes is reused.
     ``exact``: the smallest multiple of the stride that holds the resized picture, as torchvision pads a picture alone.
     """
 

@@ -2,8 +2,7 @@
 
 ``nn.Conv2d`` keeps its weights in torch's order, and oneDNN lays them out anew on every call, in the order that suits
 the size of the map; then an activation goes over the whole map once more. For a small detector both are a tenth of its
-time. The operator is the one that torch's compiler calls. (The compiler packs weights too, but not where shapes are
-symbolic.)
+time. The operator is the one that torch's own compiler calls.
 
 TensorFlow's "same" padding at stride 2 puts a row less before than after, which a convolution of torch cannot: so the
 map is copied into a larger one, which takes a wide map longer than a depthwise convolution of it. A kernel with a row

@@ -1,4 +1,4 @@
-"""Which form of RoIAlign the eager heads use on a GPU: the embedding bag on the table, or torchvision's operator.
+"""Which form of RoIAlign the heads use on a GPU: the embedding bag on the table, or torchvision's operator.
 
 On a CPU the embedding bag is faster by far, and nobody asks. On a GPU both are quick, and which is
 quicker depends on the device, the type and the network: so both are timed there, once.
@@ -39,6 +39,13 @@ def choose(
     # Other work of this process may have been in the way: a number of each lets an operator judge.
     figures = f"heads with roi_align {levels * 1e3:.2f} ms, with the embedding bag {table * 1e3:.2f} ms"
     return f"Regions are pooled by {'roi_align' if heads.by_level else 'the embedding bag'} ({figures})."
+
+
+def random_regions(canvas: tuple[int, int], count: int, device: torch.device) -> Tensor:
+    """Make regions float32 [count, 5] of (0, box on the canvas) to time with: the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(count, 4, generator=generator) * min(canvas) / 2
+    return torch.cat((torch.zeros(count, 1), corners[:, :2], corners[:, :2] + corners[:, 2:] + 1), dim=1).to(device)
 
 
 def device_seconds(device: torch.device) -> Callable[[Callable[[], object]], float]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def round_weights_and_maps(model: nn.Module, dtype: torch.dtype) -> None:
     """Round the float32 model's weights to ``dtype`` now, and from now on what its layers take and give.
 
-    In place. Between two layers values may stay unrounded, as in a compiled kernel that does several things at once.
+    In place. Between two layers values may stay unrounded, as in a kernel that does several things at once.
     """
     with torch.no_grad():
         for parameter in model.parameters():

@@ -94,9 +94,9 @@ class WinogradConv2d(nn.Conv2d):
 def use_winograd(model: nn.Module) -> int:
     """Replace the wide 3x3 convolutions of ``model`` that are quicker so, on this processor; how many they are.
 
-    In place, for float32 on a CPU. Their transformed filters are four times as large as the filters, which stay: a
-    compiler takes them from there. Each width is raced once, on a small map; where it is a close thing it may go
-    either way, which changes answers by some millionths.
+    In place, for float32 on a CPU. Their transformed filters are four times as large as the filters, which stay for
+    the state dict. Each width is raced once, on a small map; where it is a close thing it may go either way, which
+    changes answers by some millionths.
     """
     verdicts: dict[tuple[int, int], bool] = {}
     replaced = 0

@@ -125,7 +125,6 @@ def test_a_detector_says_what_it_is(detector: Detector) -> None:
         ({"precision": "int4"}, "precision must be"),
         ({"precision": "fp16", "device": "cpu"}, "fp16 is for GPUs"),
         ({"precision": "int8", "device": "cpu"}, "No range is known"),
-        ({"compile": "yes"}, "compile must be"),
         ({"canvas": "round"}, "canvas must be"),
     ],
 )

@@ -126,7 +126,7 @@ def _small() -> tuple[FasterRCNN, checkpoint.ResolvedCheckpoint]:
 
 
 def test_a_picture_goes_in_and_boxes_come_out() -> None:
-    detector = Detector(*_small(), device="cpu", precision="fp32", compile="off", canvas="exact")
+    detector = Detector(*_small(), device="cpu", precision="fp32", canvas="exact")
     image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     (found,) = detector.detect([image], DetectOptions(score_threshold=0.0, proposals=1000))
     assert 0 < len(found) <= 100
@@ -191,7 +191,7 @@ def test_pooling_in_bf16_moves_no_corner() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_serves_in_either_precision(precision: str) -> None:
-    detector = Detector(*_small(), device="cpu", precision=precision, compile="off", canvas="exact")
+    detector = Detector(*_small(), device="cpu", precision=precision, canvas="exact")
     (found,) = detector.detect([np.full((120, 160, 3), 90, np.uint8)], DetectOptions(score_threshold=0.0))
     assert len(found)
     assert torch.isfinite(found.boxes).all()

@@ -121,7 +121,7 @@ def test_the_facade_gives_each_picture_what_torchvision_gives_it_alone() -> None
     reference, model = pair("RESNET50_FPN", 0, sizes=SMALL)
     names = tuple(f"class {i}" for i in range(model.config.num_classes))
     checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset=None, classes=names)
-    detector = Detector(model, checkpoint, device="cpu", precision="fp32", compile="off", canvas="exact")
+    detector = Detector(model, checkpoint, device="cpu", precision="fp32", canvas="exact")
     images = [picture(240, 320, 0), picture(90, 60, 1), picture(240, 320, 2)]
     _, expected = each_alone(reference, model, images)
     options = DetectOptions(proposals=model.config.rpn.post_nms)

@@ -209,7 +209,7 @@ def test_the_command_serves_over_tls(repo, tmp_path):
     make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -keyout {key} -out {cert} -subj /CN=localhost"
     names = ["-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*make.split(), *names], check=True, capture_output=True)
-    options = f"--port 0 --log-format text --compile off --tls-cert-file {cert} --tls-key-file {key}"
+    options = f"--port 0 --log-format text --tls-cert-file {cert} --tls-key-file {key}"
     program = [sys.executable, "-c", "from service.cli import app; app()", "serve", *options.split()]
     process = subprocess.Popen(program, cwd=repo, stderr=subprocess.PIPE, text=True)
     try:

@@ -148,7 +148,7 @@ def test_every_preset_answers_as_before_and_keeps_its_state_dict(config: Detecto
 
 
 def test_a_detector_on_a_cpu_is_packed_and_its_state_dict_is_still_the_models() -> None:
-    detector = Detector.random("LITE", device="cpu", precision="fp32", compile="off")
+    detector = Detector.random("LITE", device="cpu", precision="fp32")
     fresh = FasterRCNN(detector.config)
     torch.manual_seed(0)
     expected = FasterRCNN(detector.config).state_dict()

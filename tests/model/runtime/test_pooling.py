@@ -9,8 +9,7 @@ import torch
 from model.config import LITE, PAPER_VGG16, RoIHeadConfig
 from model.detector import Detector
 from model.roi_head import RoIHead
-from model.runtime.pooling import choose
-from model.runtime.probe import probe
+from model.runtime.pooling import choose, random_regions
 
 
 def _heads(config: RoIHeadConfig = LITE.roi_head) -> RoIHead:
@@ -36,7 +35,7 @@ def _seconds(heads: RoIHead, table: float, levels: float) -> Callable[[Callable[
 
 @pytest.mark.parametrize(("table", "levels", "named"), [(0.002, 0.001, "roi_align"), (0.001, 0.002, "the embedding")])
 def test_the_faster_form_serves_and_the_note_says_which(table: float, levels: float, named: str) -> None:
-    heads, (_, regions) = _heads(), probe((256, 384), 20, torch.device("cpu"))
+    heads, regions = _heads(), random_regions((256, 384), 20, torch.device("cpu"))
     note = choose(heads, _maps(), regions, _seconds(heads, table, levels))
     assert heads.by_level == (levels < table)
     assert note.startswith(f"Regions are pooled by {named}")
@@ -45,7 +44,7 @@ def test_the_faster_form_serves_and_the_note_says_which(table: float, levels: fl
 
 
 def test_the_heads_answer_the_same_in_either_form() -> None:
-    heads, maps, (_, regions) = _heads(), _maps(), probe((256, 384), 20, torch.device("cpu"))
+    heads, maps, regions = _heads(), _maps(), random_regions((256, 384), 20, torch.device("cpu"))
     with torch.inference_mode():
         expected = heads(maps, regions)
         heads.by_level = True
@@ -59,15 +58,15 @@ def test_the_papers_maximum_has_one_form() -> None:
 
 
 def test_a_cpu_always_pools_from_the_table() -> None:
-    detector = Detector.random("LITE", device="cpu", compile="off")
+    detector = Detector.random("LITE", device="cpu")
     detector.warm_up()
     assert not detector.model.roi_heads.by_level
-    assert detector.info.engine_note == "Eager: compiling is off."
+    assert detector.info.engine_note == "Eager."
 
 
 @pytest.mark.gpu
 def test_a_gpu_has_its_choice_made_at_the_warm_up() -> None:
-    detector = Detector.random("LITE", device="cuda", compile="off")
+    detector = Detector.random("LITE", device="cuda")
     detector.warm_up()
     named = "roi_align" if detector.model.roi_heads.by_level else "the embedding bag"
     assert f"pooled by {named} (" in detector.info.engine_note

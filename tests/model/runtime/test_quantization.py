@@ -15,7 +15,7 @@ from model.checkpoint import CheckpointError, read_ranges, resolve, write_ranges
 from model.config import PRESETS, DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
-from model.runtime.engine import EagerEngine
+from model.runtime.batch import run_dense
 from model.runtime.fold import fold_norms
 from model.runtime.int8 import Quantize, Quantized, QuantizedConv2d, can_quantize, largest_weight
 from model.runtime.precision import choose_precision
@@ -112,22 +112,21 @@ def test_rows_that_do_not_ask_for_proposals_get_their_maps_all_the_same() -> Non
     model = _model(config)
     with torch.inference_mode():
         quantize(model, _ranges(model, _pixels(3), REGIONS))
-        engine = EagerEngine(model, torch.float32)
-        whole, dense = engine.dense(_pixels(3), [0, 1, 2])
-        some, theirs = engine.dense(_pixels(3), [1])
-        none, nothing = engine.dense(_pixels(3), [])
+        whole, dense = run_dense(model, _pixels(3), [0, 1, 2])
+        some, theirs = run_dense(model, _pixels(3), [1])
+        none, nothing = run_dense(model, _pixels(3), [])
     assert dense is not None
     assert theirs is not None
     assert nothing is None
     torch.testing.assert_close(theirs.logits[0], dense.logits[1])
-    for maps in (some.maps, none.maps):
-        for mine, right in zip(maps, whole.maps, strict=True):
+    for maps in (some, none):
+        for mine, right in zip(maps, whole, strict=True):
             torch.testing.assert_close(mine, right)
 
 
 # ------------------------------------------------------------------------------------- from the pictures to the answer
 def test_the_bundled_weights_find_the_same_cat(chelsea: np.ndarray) -> None:
-    exact = Detector.from_checkpoint("lite-voc20", precision="fp32", compile="off")
+    exact = Detector.from_checkpoint("lite-voc20", precision="fp32")
     short = Detector.from_checkpoint("lite-voc20", precision="int8")
     (right,), (found,) = exact.detect([chelsea]), short.detect([chelsea])
     assert short.info.precision == "int8"
@@ -141,7 +140,7 @@ def test_the_bundled_weights_find_the_same_cat(chelsea: np.ndarray) -> None:
 def test_ranges_lie_beside_the_weights_and_say_of_which_they_are(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=f"frcnn calibrate PICTURES --weights {saved}"):
         Detector.from_checkpoint(saved, precision="int8")
-    detector = Detector.from_checkpoint(saved, precision="fp32", compile="off")
+    detector = Detector.from_checkpoint(saved, precision="fp32")
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     file, layers = calibrate(detector, [picture])
     assert file == saved.with_name("mine.ranges.json")
@@ -170,11 +169,11 @@ def test_ranges_lie_beside_the_weights_and_say_of_which_they_are(saved: Path) ->
 
 
 def test_ranges_are_seen_in_float32_and_on_pictures() -> None:
-    detector = Detector.random("LITE", precision="bf16", compile="off")
+    detector = Detector.random("LITE", precision="bf16")
     with pytest.raises(ValueError, match="in fp32"):
         calibrate(detector, [])
     with pytest.raises(ValueError, match="no pictures"):
-        calibrate(Detector.random("LITE", precision="fp32", compile="off"), [])
+        calibrate(Detector.random("LITE", precision="fp32"), [])
 
 
 def test_int8_is_for_cpus() -> None:

@@ -39,7 +39,7 @@ def test_a_convolution_agrees_with_torch_in_bfloat16() -> None:
 def test_bf16_on_a_processor_without_it_says_so_and_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision.torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(precision.torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    detector = Detector.random("LITE", precision="bf16", device="cpu", compile="wait")
+    detector = Detector.random("LITE", precision="bf16", device="cpu")
     assert (detector.info.precision, detector.info.engine) == ("bf16", "eager")
     assert "no products of bf16" in detector.info.engine_note
     assert all(is_bf16(parameter) for parameter in detector.model.parameters())
