@@ -37,13 +37,14 @@ from model.runtime.batch import run
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
 from model.runtime.compilation import Compilation
+from model.runtime.device import DeviceError, choose_device, choose_devices
 from model.runtime.engine import EagerEngine, Engine
 from model.runtime.flatten import flatten_channels_last
 from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory, keep_primitives
 from model.runtime.packing import can_pack, pack_convolutions
 from model.runtime.pooling import choose, device_seconds
-from model.runtime.precision import PRECISIONS, choose_device, choose_precision, multiplies_bf16
+from model.runtime.precision import PRECISIONS, choose_precision, multiplies_bf16
 from model.runtime.probe import probe
 from model.runtime.quantization import quantize
 from model.runtime.rounding import round_weights_and_maps
@@ -58,9 +59,11 @@ __all__ = [
     "Detections",
     "Detector",
     "DetectorInfo",
+    "DeviceError",
     "Explanation",
     "Proposals",
     "Stage",
+    "choose_devices",
     "explain",
 ]
 
@@ -89,7 +92,7 @@ class Detector:
         """As ``from_checkpoint``, which makes what is needed; ``model`` is changed, and then is this detector's.
 
         ranges: lowest and highest value of each layer's input, by its name, for int8 (``training.calibration``).
-        Raises ``ValueError`` for an argument out of range, and for a layer whose range is missing.
+        Raises ``ValueError`` for an argument out of range, and for a layer whose range is missing; ``DeviceError``.
         """
         if len(checkpoint.classes) != model.config.num_classes:
             raise ValueError(f"{len(checkpoint.classes)} class names for {model.config.num_classes} classes.")
@@ -154,7 +157,8 @@ class Detector:
         agrees; ``wait``, the same before this returns. The environment's ``FRCNN_COMPILE=off`` turns ``auto`` off.
         precision: ``int8`` also reads FILE.ranges.json, and runs eager.
         preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError``
-        for a file that is missing, damaged or of another detector, ``ValueError`` for an argument out of range.
+        for a file that is missing, damaged or of another detector, ``DeviceError`` for a device that cannot be used,
+        ``ValueError`` for another argument out of range.
         """
         checkpoint = resolve(source)
         state = read_state(checkpoint)
