@@ -10,8 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from service.errors import ServiceError
+from service.exits import MISCONFIGURED, NOT_STARTED
+from service.memory import advise_training, is_out_of_memory
 from service.settings import load_settings
 
 console = Console()
@@ -77,8 +80,8 @@ def train(
             skip_bad_boxes=skip_bad_boxes,
             console=console,
         )
-    except (TrainingError, DataError, CheckpointError, ValueError) as error:
-        _fail(error)
+    except (TrainingError, DataError, CheckpointError, ValueError, RuntimeError) as error:
+        _fail_or_raise(error)
     finally:
         leave()
 
@@ -110,8 +113,8 @@ def evaluate(
         found = predict(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
         result = figures(detector.info, found, dataset, data.resolve().name, split)
         differences = [] if written is None else list(result.differences(written))
-    except (DataError, CheckpointError, ValueError, OSError) as error:
-        _fail(error)
+    except (DataError, CheckpointError, ValueError, OSError, RuntimeError) as error:
+        _fail_or_raise(error)
     console.print(result.evaluation.table())
     scores = result.scores
     for name, point in (("best F1", scores.best), ("at its default, F1", scores.served)):
@@ -202,6 +205,17 @@ def _compare(differences: list[tuple[str, float, float]], against: Path) -> None
         _fail(ValueError("a figure is more than 0.1 points from the one that was written"))
 
 
-def _fail(error: Exception) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-    raise typer.Exit(1)
+def _fail_or_raise(error: Exception) -> NoReturn:
+    """End with a sentence, and with 2 for a device that cannot be used; another ``RuntimeError`` is raised on."""
+    from model.detector import DeviceError
+
+    if is_out_of_memory(error):
+        _fail(RuntimeError(advise_training(error)))
+    if isinstance(error, RuntimeError):
+        raise error
+    _fail(error, MISCONFIGURED if isinstance(error, DeviceError) else NOT_STARTED)
+
+
+def _fail(error: Exception, code: int = NOT_STARTED) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
