@@ -90,6 +90,8 @@ def _start_cuda() -> _Unusable | None:
             "cpu.",
             present=False,
         )
+    if torch.cuda.is_initialized():
+        return None
     try:
         # torch.cuda.is_available() hides why there is no GPU, or says it in a Python warning.
         with warnings.catch_warnings():

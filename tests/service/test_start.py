@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -113,6 +114,14 @@ def test_a_wrong_answer_to_the_canary_says_what_to_try(end_of):
     assert ended == 1
     assert "not the right one: the detector's numbers are not finite" in errors[0].reason
     assert "FRCNN_PRECISION=fp32" in errors[0].reason
+
+
+def test_a_signal_while_it_loads_ends_it_with_0(end_of):
+    class Interrupted(Failing):
+        def warm_up(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert end_of("never", RuntimeError(), Interrupted) == (0, [])
 
 
 def test_a_port_that_is_taken_ends_it_with_1(end_of):
