@@ -56,7 +56,7 @@ def train(
     """Train a detector on your own pictures."""
     import torch
 
-    from model.detector import CheckpointError
+    from model.detector import CheckpointError, DeviceError
     from model.training.data import DataError
     from model.training.loop import TrainingError
     from model.training.processes import leave
@@ -80,8 +80,12 @@ def train(
             skip_bad_boxes=skip_bad_boxes,
             console=console,
         )
-    except (TrainingError, DataError, CheckpointError, ValueError, RuntimeError) as error:
-        _fail_or_raise(error)
+    except DeviceError as error:
+        _fail(error, MISCONFIGURED)
+    except (TrainingError, DataError, CheckpointError, ValueError) as error:
+        _fail(error)
+    except RuntimeError as error:
+        _fail_without_memory(error)
     finally:
         leave()
 
@@ -101,7 +105,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Average precision of a detector on labelled pictures, and what its scores are worth."""
-    from model.detector import CheckpointError, Detector
+    from model.detector import CheckpointError, Detector, DeviceError
     from model.training.data import DataError
     from model.training.evaluate import predict
     from model.training.figures import figures, load_part
@@ -113,8 +117,12 @@ def evaluate(
         found = predict(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
         result = figures(detector.info, found, dataset, data.resolve().name, split)
         differences = [] if written is None else list(result.differences(written))
-    except (DataError, CheckpointError, ValueError, OSError, RuntimeError) as error:
-        _fail_or_raise(error)
+    except DeviceError as error:
+        _fail(error, MISCONFIGURED)
+    except (DataError, CheckpointError, ValueError, OSError) as error:
+        _fail(error)
+    except RuntimeError as error:
+        _fail_without_memory(error)
     console.print(result.evaluation.table())
     scores = result.scores
     for name, point in (("best F1", scores.best), ("at its default, F1", scores.served)):
@@ -205,15 +213,11 @@ def _compare(differences: list[tuple[str, float, float]], against: Path) -> None
         _fail(ValueError("a figure is more than 0.1 points from the one that was written"))
 
 
-def _fail_or_raise(error: Exception) -> NoReturn:
-    """End with a sentence, and with 2 for a device that cannot be used; another ``RuntimeError`` is raised on."""
-    from model.detector import DeviceError
-
-    if is_out_of_memory(error):
-        _fail(RuntimeError(advise_training(error)))
-    if isinstance(error, RuntimeError):
+def _fail_without_memory(error: RuntimeError) -> NoReturn:
+    """End with a sentence where memory ran out; another error is raised on."""
+    if not is_out_of_memory(error):
         raise error
-    _fail(error, MISCONFIGURED if isinstance(error, DeviceError) else NOT_STARTED)
+    _fail(RuntimeError(advise_training(error)))
 
 
 def _fail(error: Exception, code: int = NOT_STARTED) -> NoReturn:
