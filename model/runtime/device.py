@@ -126,7 +126,8 @@ def _explain(words: str) -> _Unusable:
             "device cpu.",
             present=False,
         )
-    first = next(iter(words.splitlines()), "").rstrip(". ") or "torch gives no reason"
+    numbered = re.search(r"Error \d+: .+", words)  # what is before it is a guess of torch's
+    first = (numbered[0] if numbered else next(iter(words.splitlines()), "")).rstrip(". ") or "torch gives no reason"
     return _Unusable(
         f"CUDA does not start ({first}). See whether nvidia-smi works, restart the driver or the host, or choose the "
         "device cpu.",

@@ -18,6 +18,10 @@ TOO_OLD = (
 )
 NOT_VISIBLE = "No CUDA GPUs are available"
 UNKNOWN = "CUDA unknown error - this may be due to an incorrectly set up environment.\nMore lines."
+NUMBERED = (
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices() that "
+    "might have already set an error? Error 802: system not yet initialized"
+)
 
 
 @pytest.fixture
@@ -49,6 +53,7 @@ def machine(monkeypatch):
         (TOO_OLD, ["too old (it supports CUDA up to 11.4)", "needs CUDA 13.0", "version 580 or later", "device cpu"]),
         (NOT_VISIBLE, ["no GPU is visible", "CUDA_VISIBLE_DEVICES", "--gpus all", "device cpu"]),
         (UNKNOWN, ["CUDA does not start (CUDA unknown error", "nvidia-smi", "device cpu"]),
+        (NUMBERED, ["CUDA does not start (Error 802: system not yet initialized). See"]),
     ],
 )
 @pytest.mark.parametrize("asked", ["cuda", "cuda:0"])
