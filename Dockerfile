@@ -33,14 +33,17 @@ RUN if [ "$DEVICE" = cpu ] && [ -z "$TORCH_INDEX" ]; then \
 
 # ---- the service
 FROM ${PYTHON_IMAGE} AS service
-# torch.compile writes C++ (and Triton C) while the service warms up; without a compiler it would run uncompiled.
-# Its version is the base's, with Debian's security fixes, hence not pinned.
+ARG DEVICE=gpu
+# On a GPU, Triton compiles C while the service warms up: the part of a kernel that Python calls (Python.h is in the base).
+# The compiler's version is the base's, with Debian's security fixes, hence not pinned. Without a GPU none is needed.
 # hadolint ignore=DL3008
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt,sharing=locked \
-    rm -f /etc/apt/apt.conf.d/docker-clean \
-    && apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
+    if [ "$DEVICE" != cpu ]; then \
+        rm -f /etc/apt/apt.conf.d/docker-clean \
+        && apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev; \
+    fi \
     && groupadd --gid 10001 frcnn \
     && useradd --uid 10001 --gid frcnn --no-create-home --home-dir /tmp --shell /usr/sbin/nologin frcnn \
     && install --directory --owner=frcnn --group=frcnn /var/cache/frcnn
@@ -58,6 +61,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     FRCNN_HOST=0.0.0.0 \
     FRCNN_PORT=8000 \
     FRCNN_CACHE_DIR=/var/cache/frcnn \
+    TRITON_CACHE_DIR=/var/cache/frcnn/triton \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
@@ -70,7 +74,7 @@ USER 10001:10001
 VOLUME /var/cache/frcnn
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "/app/docker/healthcheck.py"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 CMD ["python", "/app/docker/healthcheck.py"]
 ENTRYPOINT ["frcnn"]
 CMD ["serve"]
 

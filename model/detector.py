@@ -36,12 +36,13 @@ from model.faster_rcnn import FasterRCNN
 from model.runtime.batch import NotFiniteError, run
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
+from model.runtime.device import DeviceError, choose_device, choose_devices
 from model.runtime.flatten import flatten_channels_last
 from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory, keep_primitives
 from model.runtime.packing import can_pack, pack_convolutions
 from model.runtime.pooling import choose, device_seconds, random_regions
-from model.runtime.precision import PRECISIONS, choose_device, choose_precision, multiplies_bf16
+from model.runtime.precision import PRECISIONS, choose_precision, multiplies_bf16
 from model.runtime.quantization import quantize
 from model.runtime.rounding import round_weights_and_maps
 from model.runtime.winograd import use_winograd
@@ -55,10 +56,12 @@ __all__ = [
     "Detections",
     "Detector",
     "DetectorInfo",
+    "DeviceError",
     "Explanation",
     "NotFiniteError",
     "Proposals",
     "Stage",
+    "choose_devices",
     "explain",
 ]
 
@@ -86,7 +89,7 @@ class Detector:
         """As ``from_checkpoint``, which makes what is needed; ``model`` is changed, and then is this detector's.
 
         ranges: lowest and highest value of each layer's input, by its name, for int8 (``training.calibration``).
-        Raises ``ValueError`` for an argument out of range, and for a layer whose range is missing.
+        Raises ``ValueError`` for an argument out of range, and for a layer whose range is missing; ``DeviceError``.
         """
         if len(checkpoint.classes) != model.config.num_classes:
             raise ValueError(f"{len(checkpoint.classes)} class names for {model.config.num_classes} classes.")
@@ -136,7 +139,8 @@ class Detector:
 
         precision: ``int8`` also reads FILE.ranges.json.
         preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError``
-        for a file that is missing, damaged or of another detector, ``ValueError`` for an argument out of range.
+        for a file that is missing, damaged or of another detector, ``DeviceError`` for a device that cannot be used,
+        ``ValueError`` for another argument out of range.
         """
         checkpoint = resolve(source)
         state = read_state(checkpoint)

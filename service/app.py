@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.errors import ServiceError
+from service.exits import is_plain
 from service.imaging import prepare_pillow
 from service.metrics import Metrics
 from service.middleware import Envelope
@@ -53,7 +54,9 @@ def create_app(
         try:
             await pipeline.open()
         except Exception as error:
-            log.error("the detector could not be started", extra={"reason": str(error)})
+            said = {"reason": str(error)} | ({"failure": str(error.__cause__)[:500]} if error.__cause__ else {})
+            log.error("the detector could not be started", extra=said, exc_info=not is_plain(error))
+            log.debug("how that came", exc_info=True)
             raise
         try:
             yield
@@ -86,13 +89,15 @@ def create_app(
 
 
 def each_device(setting: str) -> tuple[str, ...]:
-    """The devices that serve: every visible GPU for ``cuda``, and for ``auto`` where there are several; or the one."""
-    if setting not in ("auto", "cuda"):
-        return (setting,)
-    import torch
+    """The devices that serve, ``cpu`` or ``cuda:N``: all GPUs for ``cuda``, and for ``auto`` where there are any.
 
-    count = torch.cuda.device_count()
-    return tuple(f"cuda:{index}" for index in range(count)) if count > 1 else (setting,)
+    Raises ``DeviceError`` where one cannot be used.
+    """
+    if setting == "cpu":  # torch need not be imported to know that
+        return (setting,)
+    from model.detector import choose_devices
+
+    return choose_devices(setting)
 
 
 def load_detector(settings: Settings) -> Detects:

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 
 from model.structures import Detections, DetectOptions
 from service.batch_bound import BatchBound
-from service.errors import DeadlinePassed, PictureFailed, QueueFull, Unavailable
+from service.errors import DeadlinePassed, OutOfMemory, PictureFailed, QueueFull, ServiceError, Unavailable
 from service.imaging import Picture
 from service.metrics import Metrics
 from service.pace import Pace
-from service.worker import BatchReport, Task, Worker, WorkerDead
+from service.worker import BatchReport, Outcome, Task, Worker, WorkerDead
 
 log = logging.getLogger("frcnn.batching")
 
@@ -151,7 +151,7 @@ class Batcher:
         """Queue a picture and wait for its result; call it inside ``place``.
 
         deadline: ``time.monotonic`` seconds. Cancelling drops the picture if its batch has not begun. Raises
-        ``QueueFull``, ``DeadlinePassed``, ``PictureFailed`` (this picture alone), ``Unavailable``.
+        ``QueueFull``, ``DeadlinePassed``, ``PictureFailed`` or ``OutOfMemory`` (this picture alone), ``Unavailable``.
         """
         if not self._alive:  # one died while the picture was being decoded: nobody would answer
             raise Unavailable(_FAILED, retry_after=10)
@@ -253,11 +253,7 @@ class Batcher:
             if outcome.detections is not None:
                 waiting.answer.set_result(Detected(outcome.detections, outcome.started, outcome.finished))
             else:
-                waiting.answer.set_exception(
-                    PictureFailed(
-                        "The detector failed on this picture; others are not affected. Try another form of it."
-                    )
-                )
+                waiting.answer.set_exception(_failure(outcome))
 
     def _measure(self, batch: list[_Waiting]) -> None:
         padded = len(batch) * batch[0].canvas[0] * batch[0].canvas[1]
@@ -292,3 +288,13 @@ class Batcher:
     def _tidy(self, canvas: Canvas) -> None:
         if not self._lanes[canvas]:
             del self._lanes[canvas]
+
+
+def _failure(outcome: Outcome) -> ServiceError:
+    """What the client is told of a picture that failed alone."""
+    if outcome.out_of_memory:
+        return OutOfMemory(
+            "The device has too little memory for this image alone; others are not affected. Send a smaller image, "
+            "or ask the operator to serve with a lower precision or a smaller model."
+        )
+    return PictureFailed("The detector failed on this picture; others are not affected. Try another form of it.")

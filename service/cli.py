@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from service import cli_training
 from service.errors import ServiceError
+from service.exits import MISCONFIGURED, NOT_STARTED, code_for
+from service.memory import advise, is_out_of_memory
 from service.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -90,18 +93,23 @@ def serve(
         else:
             _run_server(settings)
     except (SettingsError, OSError) as error:
-        _fail(str(error))
+        _fail(str(error), code_for(error))
 
 
 def _run_server(settings: Settings) -> NoReturn:
-    from service.app import create_app
+    from service.app import create_app, each_device
     from service.logs import configure_logging
     from service.server import Server
 
     configure_logging(settings.log_format, settings.log_level)
     if settings.cache_dir is not None:  # model/ looks into the environment
         os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
-    Server(create_app(settings), settings).run_to_the_end()
+    try:
+        devices = each_device(settings.device)  # before anything else is begun: a wrong one ends the command at once
+    except ValueError as error:
+        logging.getLogger("frcnn.cli").error("the detector could not be started", extra={"reason": str(error)})
+        raise typer.Exit(MISCONFIGURED) from None
+    Server(create_app(settings, devices=lambda _: devices), settings).run_to_the_end()
 
 
 def _run_on_ray(settings: Settings, at_least: int, at_most: int) -> None:
@@ -112,7 +120,9 @@ def _run_on_ray(settings: Settings, at_least: int, at_most: int) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "ray":
             raise
-        _fail("Ray is not installed; install the service with its extra: pip install 'frcnn-service[ray]'.")
+        _fail(
+            "Ray is not installed; install the service with its extra: pip install 'frcnn-service[ray]'.", MISCONFIGURED
+        )
     configure_logging(settings.log_format, settings.log_level)
     try:
         run(settings, Scale(min_replicas=at_least, max_replicas=at_most))
@@ -144,10 +154,16 @@ def detect(
     score_threshold: Annotated[float | None, _setting("score_threshold")] = None,
     max_detections: Annotated[int | None, _setting("max_detections")] = None,
 ) -> None:
-    """Detect in pictures right here, or with --url through a service. Exits with 1 if any picture failed."""
+    """Detect in pictures right here, or with --url through a service.
+
+    Exits with 1 if any picture failed, with 2 if a setting, the device or the weights cannot be used.
+    """
     if url is not None:
         if weights is not None or device is not None:
-            _fail("With --url the service has its own weights and device; leave --weights and --device out.")
+            _fail(
+                "With --url the service has its own weights and device; leave --weights and --device out.",
+                MISCONFIGURED,
+            )
         _detect_remotely(url, images, out_path, at_once, api_key, score_threshold, max_detections)
         return
 
@@ -160,7 +176,11 @@ def detect(
         settings = load_settings(**given)
         detector = load_detector(settings)
     except ValueError as error:
-        _fail(str(error))
+        _fail(str(error), MISCONFIGURED)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(advise(error, "while the weights were loaded"))
     if out_path is not None and len(images) > 1:
         out_path.mkdir(parents=True, exist_ok=True)
     prepare_pillow()
@@ -173,7 +193,14 @@ def detect(
             _complain(f"{path}: {error}")
             failed = True
             continue
-        [found] = detector.detect([picture], [options])
+        try:
+            [found] = detector.detect([picture], [options])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            _complain(f"{path}: {advise(error, 'on this image')}")
+            failed = True
+            continue
         if as_json:
             typer.echo(_as_json(path, picture, found))
         else:
@@ -297,9 +324,9 @@ def _draw(picture: Picture, found: Detections, path: Path) -> None:
     path.write_bytes(encode(draw_detections(picture, found), "image/png" if path.suffix == ".png" else "image/jpeg"))
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = NOT_STARTED) -> NoReturn:
     _complain(message)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
 
 
 def _complain(message: str) -> None:

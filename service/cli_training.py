@@ -10,8 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from service.errors import ServiceError
+from service.exits import MISCONFIGURED, NOT_STARTED
+from service.memory import advise_training, is_out_of_memory
 from service.settings import load_settings
 
 console = Console()
@@ -53,7 +56,7 @@ def train(
     """Train a detector on your own pictures."""
     import torch
 
-    from model.detector import CheckpointError
+    from model.detector import CheckpointError, DeviceError
     from model.training.data import DataError
     from model.training.loop import TrainingError
     from model.training.processes import leave
@@ -77,8 +80,12 @@ def train(
             skip_bad_boxes=skip_bad_boxes,
             console=console,
         )
+    except DeviceError as error:
+        _fail(error, MISCONFIGURED)
     except (TrainingError, DataError, CheckpointError, ValueError) as error:
         _fail(error)
+    except RuntimeError as error:
+        _fail_without_memory(error)
     finally:
         leave()
 
@@ -98,7 +105,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Average precision of a detector on labelled pictures, and what its scores are worth."""
-    from model.detector import CheckpointError, Detector
+    from model.detector import CheckpointError, Detector, DeviceError
     from model.training.data import DataError
     from model.training.evaluate import predict
     from model.training.figures import figures, load_part
@@ -110,8 +117,12 @@ def evaluate(
         found = predict(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
         result = figures(detector.info, found, dataset, data.resolve().name, split)
         differences = [] if written is None else list(result.differences(written))
+    except DeviceError as error:
+        _fail(error, MISCONFIGURED)
     except (DataError, CheckpointError, ValueError, OSError) as error:
         _fail(error)
+    except RuntimeError as error:
+        _fail_without_memory(error)
     console.print(result.evaluation.table())
     scores = result.scores
     for name, point in (("best F1", scores.best), ("at its default, F1", scores.served)):
@@ -202,6 +213,13 @@ def _compare(differences: list[tuple[str, float, float]], against: Path) -> None
         _fail(ValueError("a figure is more than 0.1 points from the one that was written"))
 
 
-def _fail(error: Exception) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-    raise typer.Exit(1)
+def _fail_without_memory(error: RuntimeError) -> NoReturn:
+    """End with a sentence where memory ran out; another error is raised on."""
+    if not is_out_of_memory(error):
+        raise error
+    _fail(RuntimeError(advise_training(error)))
+
+
+def _fail(error: Exception, code: int = NOT_STARTED) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)

@@ -3,6 +3,7 @@
     ServiceError
       BadImage 400          BadRequest 400        Unauthorized 401      SlowBody 408          TooLarge 413
       UnsupportedImage 415  BadOption 422         ClientGone 499        PictureFailed 500
+      OutOfMemory 500
       Busy (has a Retry-After): QueueFull 429, KeyBusy 429, Unavailable 503
       DeadlinePassed 504
 
@@ -104,6 +105,12 @@ class PictureFailed(ServiceError):
     status, code = 500, "picture_failed"
 
 
+class OutOfMemory(ServiceError):
+    """The device has too little memory for this picture, alone."""
+
+    status, code = 500, "out_of_memory"
+
+
 class Busy(ServiceError):
     """Worth another try after ``retry_after`` seconds."""
 
@@ -138,6 +145,10 @@ class DeadlinePassed(ServiceError):
     """The deadline passed before there was a result."""
 
     status, code = 504, "deadline_passed"
+
+
+class StartError(RuntimeError):
+    """The service could not start, and a restart may cure it; the text says why and what to do."""
 
 
 def problem(error: ServiceError, request_id: str) -> dict[str, Any]:

@@ -138,9 +138,9 @@ def _has_gpus(settings: Settings) -> bool:
         return False
     if ray.is_initialized():
         return bool(ray.cluster_resources().get("GPU"))  # type: ignore[no-untyped-call]
-    import torch
+    from model.detector import choose_devices
 
-    return torch.cuda.is_available()
+    return choose_devices("auto") != ("cpu",)
 
 
 def run(settings: Settings, scale: Scale) -> None:

@@ -2,7 +2,8 @@
 
 At SIGTERM (or Ctrl-C) the socket stays open: accepted requests are answered, new ones are told 503 and when to come
 back, and then the process exits with 0. A second signal, or the end of the grace period, ends it at once with 1 and
-says what was dropped. A detector that has failed for good ends it with 3, for its supervisor to start another.
+says what was dropped. A detector that has failed for good ends it with 3, for its supervisor to start another. Where it
+does not start, the code tells whether a restart may help (``service/exits.py``).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
 
 from service.connection import BoundedHead
+from service.exits import DETECTOR_FAILED, DONE, NOT_STARTED, code_for
 from service.heap import share_one_heap
 from service.pipeline import Pipeline
-from service.settings import Settings
+from service.settings import PREFIX, Settings, SettingsError
 
 log = logging.getLogger("frcnn.server")
 
@@ -32,13 +35,19 @@ _IDLE = 75
 
 
 class Server(uvicorn.Server):
-    """One process, one event loop, one app. ``run_to_the_end`` is the program; ``run`` is uvicorn's, for tests."""
+    """One process, one event loop, one app. ``run_to_the_end`` is the program; ``run`` is uvicorn's, for tests.
+
+    Raises ``SettingsError`` where a file for TLS cannot be read.
+    """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
+        _check_tls_files(settings)
         # log_config=None: the log is configured by then, and uvicorn's own access lines would repeat ours.
         super().__init__(
             uvicorn.Config(
-                app,
+                self._tell_no_traceback,
+                interface="asgi3",  # uvicorn cannot tell of a method
+                lifespan="on",
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
@@ -52,7 +61,9 @@ class Server(uvicorn.Server):
                 ssl_keyfile=settings.tls_key_file,
             )
         )
-        self.exit_code = 0
+        self.exit_code = DONE
+        self._app = app
+        self._start_code = NOT_STARTED
         self._pipeline: Pipeline = app.state.pipeline
         self._grace = settings.drain_seconds
         self._draining: asyncio.Task[None] | None = None
@@ -62,17 +73,40 @@ class Server(uvicorn.Server):
     async def startup(self, *args: object, **kwargs: object) -> None:
         """uvicorn's; a signal that comes while the detector loads simply ends the process afterwards."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(*args, **kwargs)  # type: ignore[arg-type]
+        try:
+            await super().startup(*args, **kwargs)  # type: ignore[arg-type]
+        except SystemExit:  # the app's start has failed, or the port is taken; uvicorn's code for both is 3
+            self.should_exit = True
+
+    async def _tell_no_traceback(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The app, but that a start that fails is not told a second time, by a traceback: the app has logged it."""
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        failed = False
+
+        async def send_briefly(message: Message) -> None:
+            nonlocal failed
+            if message["type"] == "lifespan.startup.failed":
+                failed, message = True, {"type": message["type"]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_briefly)
+        except Exception as error:
+            if not failed:
+                raise
+            self._start_code = code_for(error)
 
     def run_to_the_end(self) -> NoReturn:
-        """Serve, and end the process: with 0 when drained, 1 where it did not start, 3 where the detector has failed.
+        """Serve, and end the process with a code of ``service/exits.py``.
 
         Python's own end tears down the threads that are still inside torch (one that hangs on the device), and C++
         answers that with SIGABRT: so where there are any, the process ends without it.
         """
         share_one_heap()
         self.run()
-        code = self.exit_code if self.started else 1
+        code = self.exit_code if self.started else self._start_code
         if any(thread.daemon for thread in threading.enumerate()):
             logging.shutdown()
             sys.stdout.flush()
@@ -107,15 +141,29 @@ class Server(uvicorn.Server):
         """End the process here and now: threads may hang on the device, and nobody waits for them any more."""
         log.error("exit at once", extra={"reason": reason, "dropped": self._pipeline.batcher.waiting})
         logging.shutdown()
-        os._exit(1)
+        os._exit(NOT_STARTED)
 
     def _die(self) -> None:
         """The worker is dead; the answers that say so still go out, but nothing may keep the process from ending."""
         if self.exit_code:
             return
         log.error("the detector has failed: the process ends, for its supervisor to start another")
-        self.exit_code = 3
+        self.exit_code = DETECTOR_FAILED
         self.should_exit = True
         last = threading.Timer(2 * _LAST_BYTES, os._exit, (self.exit_code,))
         last.daemon = True
         last.start()
+
+
+def _check_tls_files(settings: Settings) -> None:
+    """Raises ``SettingsError`` where one cannot be read: what OpenSSL says of it does not name the file."""
+    for name in ("tls_cert_file", "tls_key_file"):
+        path = getattr(settings, name)
+        if path is None:
+            continue
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} is {str(path)!r}; it cannot be read ({error.strerror})."
+            ) from None

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from model.structures import Detections, DetectOptions, DetectorInfo
-from service.canary import Canary
+from service.canary import Canary, CanaryError
+from service.errors import StartError
 from service.imaging import Picture
+from service.memory import advise_for_image, is_out_of_memory, memory_at_start
 
 log = logging.getLogger("frcnn.worker")
 _T = TypeVar("_T")
@@ -47,13 +49,15 @@ class Task:
 class Outcome:
     """What became of one task: detections, or None with the reason it failed.
 
-    started, finished: ``time.monotonic`` seconds of the attempt that decided it.
+    started, finished: ``time.monotonic`` seconds of the attempt that decided it. out_of_memory: whether that attempt,
+    of this picture alone, failed because the device has too little memory for it.
     """
 
     detections: Detections | None
     started: float
     finished: float
     failure: str = ""
+    out_of_memory: bool = False
 
 
 @dataclass
@@ -100,7 +104,10 @@ class Worker:
         return self._detector is not None and self.dead is None and self._thread.is_alive()
 
     async def start(self) -> None:
-        """Load the detector, warm it up and hold it to the canary; raises what the detector or the canary raises."""
+        """Load the detector, warm it up and hold it to the canary.
+
+        Raises ``StartError`` for too little memory and a wrong answer to the canary, and what the detector raises.
+        """
         self._thread.start()
         await self._call(self._open)
 
@@ -174,9 +181,11 @@ class Worker:
             self.give_up(f"The worker thread has ended ({type(error).__name__}).")
 
     def _open(self) -> None:
-        detector = self._load()
-        detector.warm_up()
-        self._canary = Canary.prepare(detector)
+        with memory_at_start("while the weights were loaded"):
+            detector = self._load()
+        with memory_at_start("while the detector warmed up"):
+            detector.warm_up()
+            self._canary = _canary(detector)
         self._detector = detector
 
     def _detect(self, tasks: Sequence[Task]) -> BatchReport:
@@ -196,16 +205,19 @@ class Worker:
                 raise RuntimeError(f"The detector gave {len(found)} answers for {len(tasks)} pictures.")
             return [Outcome(detections, started, finished) for detections in found]
         except Exception as error:
-            failure, out_of_memory = f"{type(error).__name__}: {error}", _is_out_of_memory(error)
+            failure, out_of_memory = f"{type(error).__name__}: {error}", is_out_of_memory(error)
             report.failures.append("memory" if out_of_memory else "error")
             if out_of_memory:
                 report.out_of_memory_at = min(report.out_of_memory_at or len(tasks), len(tasks))
-            log.warning(
-                "a batch failed", extra={"pictures": len(tasks), "failure": failure[:500]}, exc_info=len(tasks) == 1
-            )
+            said = {"pictures": len(tasks), "failure": failure[:500]}
+            if out_of_memory:  # where in the network that happened is of no use to anybody
+                advice = {"advice": advise_for_image(error)} if len(tasks) == 1 else {}
+                log.warning("a batch ran out of memory", extra=said | advice)
+            else:
+                log.warning("a batch failed", extra=said, exc_info=len(tasks) == 1)
         # Outside the handler: the traceback, and the device memory that it holds on to, are gone by now.
         if len(tasks) == 1:
-            return [Outcome(None, started, time.monotonic(), failure)]
+            return [Outcome(None, started, time.monotonic(), failure, out_of_memory)]
         half = len(tasks) // 2
         return self._attempt(tasks[:half], report) + self._attempt(tasks[half:], report)
 
@@ -228,15 +240,15 @@ class Worker:
             self._call_began = None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch says it with a class of its own on a GPU, and in words on a CPU."""
-    words = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "out of memory" in words
-        or "can't allocate memory" in words
-    )
+def _canary(detector: Detects) -> Canary:
+    """The canary, passed once. Raises ``StartError`` where the detector's answer is not the right one."""
+    try:
+        return Canary.prepare(detector)
+    except CanaryError as error:
+        raise StartError(
+            f"The detector's answer to the canary is not the right one: {error}. This device or this library computes "
+            "something else; try FRCNN_PRECISION=fp32 or FRCNN_DEVICE=cpu."
+        ) from error
 
 
 def _transferable(error: BaseException) -> BaseException:

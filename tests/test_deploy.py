@@ -30,7 +30,7 @@ def test_the_dockerfile_is_hadolint_clean(repo: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["docker-compose.yml", "docker/compose.cpu.yml"])
+@pytest.mark.parametrize("name", ["docker-compose.yml", "docker/compose.cpu.yml", "docker/compose.devices.yml"])
 def test_compose_files_follow_the_compose_specification(repo: Path, compose_schema: Any, name: str) -> None:
     document = yaml.load((repo / name).read_text(), Loader=ComposeLoader)
     jsonschema.validate(without_resets(document), compose_schema)
@@ -177,11 +177,21 @@ def test_the_image_says_what_it_was_made_of(repo: Path) -> None:
         assert f'org.opencontainers.image.{name}="${name.upper()}"' in dockerfile
 
 
-def test_compiled_code_has_a_volume_wherever_the_image_runs(repo: Path, ray_service: Any) -> None:
+def test_a_cold_start_on_a_gpu_has_time(repo: Path) -> None:
+    service = yaml.safe_load((repo / "docker-compose.yml").read_text())["services"]["frcnn"]
+    assert service["healthcheck"]["start_period"] == "300s"
+    assert "HEALTHCHECK --interval=10s --timeout=5s --start-period=300s" in (repo / "Dockerfile").read_text()
+    plain = next(yaml.safe_load_all((repo / "docker/kubernetes/frcnn.yml").read_text()))["spec"]["template"]
+    probe = plain["spec"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 300
+
+
+def test_the_cache_has_a_volume_wherever_the_image_runs(repo: Path, ray_service: Any) -> None:
     folder = "/var/cache/frcnn"
     dockerfile = (repo / "Dockerfile").read_text()
     assert f"FRCNN_CACHE_DIR={folder}" in dockerfile
     assert f"VOLUME {folder}" in dockerfile
+    assert f"TRITON_CACHE_DIR={folder}/" in dockerfile  # Docker's tmpfs on /tmp is noexec, and kernels are loaded
     service = yaml.safe_load((repo / "docker-compose.yml").read_text())["services"]["frcnn"]
     assert f"cache:{folder}" in service["volumes"]
     plain = next(yaml.safe_load_all((repo / "docker/kubernetes/frcnn.yml").read_text()))["spec"]["template"]

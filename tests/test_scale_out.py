@@ -228,7 +228,7 @@ def test_without_ray_the_command_says_what_to_install() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, "serve", "--ray"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "pip install 'frcnn-service[ray]'" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -88,7 +88,13 @@ def _reset(loader: ComposeLoader, node: yaml.Node) -> Any:
     return None
 
 
+def _override(loader: ComposeLoader, node: yaml.Node) -> Any:
+    assert isinstance(node, yaml.SequenceNode)
+    return loader.construct_sequence(node, deep=True)
+
+
 ComposeLoader.add_constructor("!reset", _reset)
+ComposeLoader.add_constructor("!override", _override)
 
 
 def test_compose_reserves_a_gpu_and_keeps_the_root_read_only(repo: Path) -> None:
@@ -96,6 +102,7 @@ def test_compose_reserves_a_gpu_and_keeps_the_root_read_only(repo: Path) -> None
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia"
     assert device["capabilities"] == ["gpu"]
+    assert device["count"] == "${GPUS:-1}"
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
 
@@ -105,3 +112,21 @@ def test_the_cpu_override_takes_the_gpu_back(repo: Path) -> None:
     service = yaml.load(text, Loader=ComposeLoader)["services"]["frcnn"]
     assert service["deploy"]["resources"]["reservations"]["devices"] is None
     assert service["environment"]["FRCNN_DEVICE"] == "cpu"
+
+
+def test_the_override_for_chosen_devices_replaces_the_count(repo: Path) -> None:
+    """Compose refuses a reservation with a count and ids, and adds lists together unless told otherwise."""
+    text = (repo / "docker" / "compose.devices.yml").read_text()
+    assert "devices: !override" in text
+    service = yaml.load(text, Loader=ComposeLoader)["services"]["frcnn"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert "count" not in device
+    assert device["device_ids"][0].startswith("${DEVICE_ID:?")  # unset, compose says so
+
+
+def test_a_compiler_is_in_the_image_for_gpus_alone(repo: Path) -> None:
+    steps = instructions((repo / "Dockerfile").read_text())
+    last_stage = steps[max(i for i, step in enumerate(steps) if step.startswith("FROM")) :]
+    assert "ARG DEVICE=gpu" in last_stage  # a stage does not see the arguments of another
+    [install] = [step for step in last_stage if "apt-get install" in step]
+    assert re.search(r'if \[ "\$DEVICE" != cpu \]; then .*gcc libc6-dev; +fi', install)

@@ -1,4 +1,4 @@
-"""Device and number format, from what was asked and what there is."""
+"""Number format, from what was asked and what there is."""
 
 from __future__ import annotations
 
@@ -8,24 +8,6 @@ from model.runtime.int8 import can_quantize
 
 # By name, the type of what is computed in floating point.
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
-
-
-def choose_device(asked: str) -> torch.device:
-    """``auto`` is the first GPU, or the CPU where there is none; ``ValueError`` for a device that is not here."""
-    if asked == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {asked!r}.") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ValueError(f"There is no device {asked!r}: torch sees {count} CUDA device(s). Use auto or cpu.")
-        return torch.device("cuda", device.index or 0)
-    if device.type != "cpu":
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {asked!r}.")
-    return device
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -38,8 +38,8 @@ from model.checkpoint import (
 )
 from model.detector import Detector, find_preset
 from model.faster_rcnn import FasterRCNN
+from model.runtime.device import choose_device
 from model.runtime.memory import keep_freed_memory
-from model.runtime.precision import choose_device
 from model.training.alternating import Part, Schedule, parts
 from model.training.data import DataError, Dataset, load_dataset, split
 from model.training.evaluate import Evaluation, evaluate_detector
@@ -74,7 +74,7 @@ def train(
     validation: the share of the training pictures set aside, by the recipe's seed; 0 for none, and then None is
         returned.
 
-    Raises ``TrainingError``, ``DataError`` or ``CheckpointError``.
+    Raises ``TrainingError``, ``DataError``, ``CheckpointError`` or ``DeviceError``.
     """
     recipe, console = recipe or Recipe(), console or Console()
     if schedule == "alternating" and recipe.finish is not None:
@@ -85,7 +85,7 @@ def train(
     place = choose_device(device)
     processes = Processes.join(place)
     if place.type == "cuda" and processes.world > 1:
-        place = torch.device("cuda", processes.local)
+        place = choose_device(f"cuda:{processes.local}")
     if not processes.first:
         console = Console(quiet=True)
     dataset = load_dataset(data, "train", on_bad_box="skip" if skip_bad_boxes else "error")

@@ -19,7 +19,7 @@ _PROBLEMS = {
     415: "Not a supported picture, judged by its content",
     422: "An option is unknown or out of range; `errors` says which",
     429: "The queue is full, or too many requests of this API key are; try again after `Retry-After` seconds",
-    500: "The detector failed on this picture alone",
+    500: "The detector failed on this picture alone, or the device has too little memory for it; `code` says which",
     503: "Not ready, or shutting down; try again after `Retry-After` seconds",
     504: "The deadline passed before there was a result",
 }

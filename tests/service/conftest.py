@@ -39,6 +39,7 @@ class FaultyDetector:
         self.delay = 0.0
         self.memory_for = 1000  # pictures
         self.broken = False
+        self.poison_says = "this picture is poison"
         self.batches: list[list[tuple[int, int]]] = []
         self.options: list[list[DetectOptions]] = []
 
@@ -80,7 +81,7 @@ class FaultyDetector:
         if len(images) > self.memory_for:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         if any(tuple(image[0, 0]) == self.POISON for image in images):
-            raise RuntimeError("this picture is poison")
+            raise RuntimeError(self.poison_says)
         sizes = [option.full_size or image.shape[:2] for image, option in zip(images, options, strict=True)]
         return [self._answer(size, len(images)) for size in sizes]
 

@@ -66,7 +66,7 @@ def test_detect_goes_on_after_a_picture_that_cannot_be_read(cat, tmp_path):
 
 def test_serve_refuses_a_wrong_setting_with_its_range():
     done = run(app, ["serve", "--max-batch", "0"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "FRCNN_MAX_BATCH is 0; it must be a whole number from 1 to 256" in " ".join(done.stderr.split())
 
 

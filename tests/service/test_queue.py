@@ -282,6 +282,27 @@ def test_only_the_culprit_of_a_failed_batch_gets_500(serve_faulty, faulty, clien
         assert live.client.get("/readyz").status_code == 200
 
 
+def test_an_image_that_does_not_fit_into_memory_alone_is_told_so(serve_faulty, faulty, clients, encoded, small, caplog):
+    faulty.poison_says = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB."
+    poison = encoded((40, 30), FaultyDetector.POISON)
+    with serve_faulty() as live:
+        hold(clients, live, faulty, small)
+        sent = [send(clients, live, poison if i == 1 else small) for i in range(4)]
+        wait_for(lambda: queued(live) == 4)
+        faulty.gate.set()
+        answers = [answer.result() for answer in sent]
+        assert [answer.status_code for answer in answers] == [200, 500, 200, 200]
+        problem = answers[1].json()
+        assert problem["code"] == "out_of_memory"
+        assert "Send a smaller image" in problem["detail"]
+        assert "GiB" not in answers[1].text
+        assert live.client.get("/readyz").status_code == 200
+    said = [record for record in caplog.records if record.message == "a batch ran out of memory"]
+    assert "nvidia-smi" in said[-1].advice
+    assert "FRCNN_MAX_BATCH_PIXELS" in said[-1].advice
+    assert not any(record.exc_info for record in said)
+
+
 def test_a_single_poisonous_picture_leaves_the_service_ready(serve_faulty, encoded, small):
     with serve_faulty() as live:
         assert live.detect(encoded((40, 30), FaultyDetector.POISON)).status_code == 500

@@ -1,0 +1,179 @@
+"""Choice of the device, and sentences for each reason that a GPU cannot be used."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+log = logging.getLogger("frcnn.device")
+
+# NVIDIA's release notes: the first driver branch on Linux that runs programs of this major version of CUDA.
+_DRIVER_BRANCHES = {12: 525, 13: 580}
+
+
+class DeviceError(ValueError):
+    """The device that was asked for cannot be used here; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class _Unusable:
+    """Why torch can use no GPU. present: a GPU is visible, or a driver is installed for one."""
+
+    sentence: str
+    present: bool
+
+
+def choose_device(asked: str) -> torch.device:
+    """Return the device for ``asked``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    ``auto`` is the first GPU that can be used, or the CPU where there is none. Raises ``DeviceError``.
+    """
+    return torch.device(choose_devices(asked)[0])
+
+
+def choose_devices(asked: str) -> tuple[str, ...]:
+    """Return the names of all devices that ``asked`` means, each ``cpu`` or ``cuda:N``; at least one.
+
+    ``cuda`` is every visible GPU. ``auto`` is every visible GPU that can be used, or the CPU where there is none; it
+    logs a warning where a GPU is present and cannot be used. Raises ``DeviceError``, for ``cuda`` also where one of
+    several GPUs cannot be used.
+    """
+    named = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", asked)
+    if named is None:
+        raise DeviceError(f"The device must be auto, cpu, cuda or cuda:N, not {asked!r}.")
+    if asked == "cpu":
+        return ("cpu",)
+    unusable = _start_cuda()
+    if asked == "auto":
+        return _choose_automatically(unusable)
+    if unusable is not None:
+        raise DeviceError(f"The device {asked} cannot be used: {unusable.sentence}")
+    count = torch.cuda.device_count()
+    if named[1] is None:
+        indices = range(count)
+    elif (index := int(named[1])) < count:
+        indices = range(index, index + 1)
+    else:
+        raise DeviceError(
+            f"There is no device {asked}: torch sees {count} GPU{'s' if count > 1 else ''}, and the largest index is "
+            f"{count - 1}. Choose a smaller index, or make more GPUs visible (CUDA_VISIBLE_DEVICES, and for a "
+            "container --gpus)."
+        )
+    for index in indices:
+        if (without := _without_kernels(index)) is not None:
+            raise DeviceError(without)
+    return tuple(f"cuda:{index}" for index in indices)
+
+
+def _choose_automatically(unusable: _Unusable | None) -> tuple[str, ...]:
+    if unusable is not None:
+        if unusable.present:
+            log.warning("No GPU is used, the CPU is: %s", unusable.sentence)
+        return ("cpu",)
+    problems = {index: _without_kernels(index) for index in range(torch.cuda.device_count())}
+    usable = tuple(f"cuda:{index}" for index, problem in problems.items() if problem is None)
+    found = " ".join(problem for problem in problems.values() if problem is not None)
+    if found:
+        log.warning("%s: %s", "Not every GPU is used" if usable else "No GPU is used, the CPU is", found)
+    return usable or ("cpu",)
+
+
+def _start_cuda() -> _Unusable | None:
+    """Initialise CUDA; None where that gave at least one GPU."""
+    if not torch.backends.cuda.is_built():
+        return _Unusable(
+            f"torch {torch.__version__} is a build for the CPU alone. Install torch's CUDA build, or choose the device "
+            "cpu.",
+            present=False,
+        )
+    if torch.cuda.is_initialized():
+        return None
+    try:
+        # torch.cuda.is_available() hides why there is no GPU, or says it in a Python warning.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.init()
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
+        return _explain(str(error))
+    return None
+
+
+def _explain(words: str) -> _Unusable:
+    """Turn what torch says when CUDA cannot start into what to do about it."""
+    if "Found no NVIDIA driver" in words:
+        return _Unusable(
+            f"there is no NVIDIA driver. Install one ({_driver_needed()}); in a container, start it with --gpus all on "
+            "a host that has the driver and the NVIDIA Container Toolkit; or choose the device cpu.",
+            present=False,
+        )
+    if "driver on your system is too old" in words:
+        found = re.search(r"found version (\d+)", words)
+        supports = "" if found is None else f" (it supports CUDA up to {_readable_version(int(found[1]))})"
+        return _Unusable(
+            f"the NVIDIA driver is too old{supports}: torch {torch.__version__} needs CUDA {torch.version.cuda}. "
+            f"Update the driver ({_driver_needed()}), install a torch built for an older CUDA, or choose the device "
+            "cpu.",
+            present=True,
+        )
+    if "No CUDA GPUs are available" in words:
+        return _Unusable(
+            "there is an NVIDIA driver, and no GPU is visible. Set CUDA_VISIBLE_DEVICES to the GPU's index or UUID, or "
+            "unset it; in a container, start it with --gpus all; nvidia-smi -L lists what is there; or choose the "
+            "device cpu.",
+            present=False,
+        )
+    numbered = re.search(r"Error \d+: .+", words)  # what is before it is a guess of torch's
+    first = (numbered[0] if numbered else next(iter(words.splitlines()), "")).rstrip(". ") or "torch gives no reason"
+    return _Unusable(
+        f"CUDA does not start ({first}). See whether nvidia-smi works, restart the driver or the host, or choose the "
+        "device cpu.",
+        present=True,
+    )
+
+
+def _driver_needed() -> str:
+    """Name the driver that this torch needs, for a sentence."""
+    cuda = torch.version.cuda or "unknown"
+    branch = _DRIVER_BRANCHES.get(int(cuda.partition(".")[0])) if cuda[0].isdigit() else None
+    return f"for CUDA {cuda}" if branch is None else f"version {branch} or later, for CUDA {cuda}"
+
+
+def _readable_version(number: int) -> str:
+    """Return CUDA's number for a version, as 11040, as people write it: 11.4."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _without_kernels(index: int) -> str | None:
+    """Return a sentence where this torch has no code for the GPU; None where it has."""
+    built = torch.cuda.get_arch_list()
+    capability = torch.cuda.get_device_capability(index)
+    if has_kernels(capability, built):
+        return None
+    return (
+        f"cuda:{index} ({torch.cuda.get_device_name(index)}) has compute capability {capability[0]}.{capability[1]}, "
+        f"for which torch {torch.__version__} has no kernels: it was built for {', '.join(built)}. Install a torch "
+        "built for this GPU, leave the GPU out with CUDA_VISIBLE_DEVICES, or choose the device cpu."
+    )
+
+
+def has_kernels(capability: tuple[int, int], built: list[str]) -> bool:
+    """Say whether a GPU of this compute capability runs code that was built for ``built``, torch's names.
+
+    ``sm_86`` is machine code: it runs on 8.6 and later minor versions of the same major one, but ``sm_90a`` on 9.0
+    alone. ``compute_90`` is PTX, which the driver compiles for 9.0 and anything later. True where no name is known.
+    """
+    codes = [match for name in built if (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name))]
+    return not codes or any(_runs(capability, match) for match in codes)
+
+
+def _runs(capability: tuple[int, int], code: re.Match[str]) -> bool:
+    kind, major, minor, suffix = code[1], int(code[2]), int(code[3]), code[4]
+    if suffix == "a":
+        return capability == (major, minor)
+    if kind == "sm" or suffix == "f":
+        return capability[0] == major and capability[1] >= minor
+    return capability >= (major, minor)
