@@ -34,7 +34,7 @@ def points(settings: Settings) -> list[Point]:
     return [
         Point(f"{preset}, {batch} at once", partial(measure, preset, batch, settings))
         for preset in (presets[1:2] if settings.tiny else presets)
-        for batch in settings.ends[:: -1 if not settings.tiny else 1]
+        for batch in settings.ends[: 1 if settings.tiny else 2]
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the device reaches at best, to hold the network against: a large product, and a large copy; and its arithmetic."""
+"""What the device reaches at best, by a large product and a large copy, and how much arithmetic a network is."""
 
 from __future__ import annotations
 

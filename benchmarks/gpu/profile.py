@@ -56,7 +56,7 @@ def points(settings: Settings) -> list[Point]:
     made = [Point("peaks", partial(peaks.measure, settings))]
     canvases = (("RESNET50_FPN", (800, 1344)), ("LITE", (384, 480)))
     for preset, canvas in canvases[settings.tiny :]:
-        for batch in settings.ends:
+        for batch in settings.ends[: 1 if settings.tiny else 2]:
             name = f"{preset} {canvas[0]} x {canvas[1]}, {batch} at once"
             made.append(Point(name, partial(measure, preset, canvas, batch, settings)))
     return made

@@ -86,6 +86,8 @@ def work(section: Section, settings: Settings, path: Path, done: Data, deadline:
 
     deadline: of ``time.monotonic``; no point is begun after it.
     """
+    if settings.tiny:  # no figures to go by; and threads that wait for each other are slow where cores are shared
+        torch.set_num_threads(1)
     waiting = [point for point in section.points(settings) if point.name not in done]
     for number, point in enumerate(waiting):
         left = deadline - time.monotonic()

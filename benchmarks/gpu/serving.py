@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -152,13 +152,12 @@ def _release(settings: Settings) -> None:
 def points(settings: Settings) -> list[Point]:
     """By worth: the presets in their order, of each the smallest and the largest batch first."""
     made: list[tuple[str, Callable[[float], Data]]] = []
-    for preset, canvas in CANVASES if not settings.tiny else (CANVASES[2], CANVASES[4]):
+    for preset, canvas in CANVASES if not settings.tiny else (CANVASES[2],):
         for batch in settings.batches:
             name = f"{preset} {canvas[0]} x {canvas[1]}, {batch} at once"
             made.append((name, partial(measure, preset, canvas, batch, settings)))
-    preset, canvas = ("RESNET50_FPN", (800, 1344)) if not settings.tiny else ("LITE", (384, 480))
     if settings.cuda:
-        last = settings.ends[1]
+        (preset, canvas), last = CANVASES[2 if settings.tiny else 1], settings.ends[1]
         name = f"{preset} {canvas[0]} x {canvas[1]}, {last} at once, torchvision compiled"
         made.append((name, partial(compiled, preset, canvas, last, settings.device)))
     return [Point(*one) for one in made]

@@ -10,6 +10,7 @@ from benchmarks.gpu.section import Data
 
 HEAD = ("part", "what", "result", "beside it")
 Row = tuple[str, str, str, str]
+_NAMED = ("torch", "torchvision", "triton", "python")
 
 
 def tables(results: Mapping[str, Data]) -> list[report.Table]:
@@ -28,9 +29,7 @@ def _title(found: Data) -> str:
         f"{machine['memory_mib']:,} MiB" if "memory_mib" in machine else "",
         f"driver {driver}" if driver else "",
         f"CUDA {machine.get('cuda')}, cuDNN {machine['cudnn']}" if machine.get("cudnn") else "",
-        ", ".join(
-            f"{name} {versions[name]}" for name in ("torch", "torchvision", "triton", "python") if name in versions
-        ),
+        ", ".join(f"{name} {versions[name]}" for name in _NAMED if name in versions),
         f"{machine.get('processor')}, {machine.get('cores')} cores" if machine.get("card") else "",
         f"commit {found['revision']}",
         found["date"][:10],
@@ -153,12 +152,9 @@ def _memory(name: str, point: Data, _: Data) -> Cells:
 
 def _training(name: str, point: Data, _: Data) -> Cells:
     height, width = point["canvas"]
-    memory = f", {point['allocated_mib']:,.0f} MiB" if point["allocated_mib"] else ""
-    yield (
-        f"{name}, {height} x {width}",
-        f"{point['steps_per_s']:.2f} steps/s, {point['images_per_s']:.1f} images/s",
-        memory,
-    )
+    result = f"{point['steps_per_s']:.2f} steps/s, {point['images_per_s']:.1f} images/s"
+    memory = f"{point['allocated_mib']:,.0f} MiB allocated" if point["allocated_mib"] else ""
+    yield f"{name}, {height} x {width}", result, memory
 
 
 def _http(name: str, point: Data, _: Data) -> Cells:
