@@ -98,12 +98,15 @@ def ours(preset: str, precision: str, device: str, canvas: str = "buckets") -> C
     return Contender(f"ours {precision}", detect, devices.switches(), ready, stages=lambda: dict(last))
 
 
-def torchvision(model: nn.Module, kind: str, device: str) -> Contender:
-    """torchvision's detector. ``model`` on the CPU; kind: one of ``KINDS``."""
+def torchvision(
+    model: nn.Module, kind: str, device: str, prepare: Callable[[nn.Module], None] = lambda _: None
+) -> Contender:
+    """torchvision's detector. ``model`` on the CPU; kind: one of ``KINDS``; prepare: is given its copy there."""
     begun = time.perf_counter()
     model = copy.deepcopy(model).to(device)
     if "channels_last" in kind:
         model = model.to(memory_format=torch.channels_last)
+    prepare(model)
     devices.use_tf32(kind == "tf32")
     half = kind.startswith("fp16")
 

@@ -26,10 +26,14 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Point:
-    """One thing to measure. ``run`` takes the seconds it should take, and returns what it found."""
+    """One thing to measure. ``run`` takes the seconds it should take, and returns what it found.
+
+    weight: how much of the section's time it should have, against the others.
+    """
 
     name: str
     run: Callable[[float], Data]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def work(section: Section, settings: Settings, path: Path, done: Data, deadline:
             continue
         write(path, {"running": point.name, "points": done})
         print(f"{section.name}: {point.name}", flush=True)
-        share = left / (len(waiting) - number)
+        share = left * point.weight / sum(other.weight for other in waiting[number:])
         done[point.name] = attempt(lambda point=point, share=share: point.run(share))  # type: ignore[misc]
         write(path, {"running": None, "points": done})
         if settings.cuda and any(True for _ in failures(done[point.name])):

@@ -109,8 +109,8 @@ def _speed(name: str, point: Data, _: Data) -> Cells:
             for key, value in others.items()
         ]
         beside = f"torchvision: {', '.join(ratios)}" if ratios and row["name"].startswith("ours") else ""
-        if "compiled" in row:
-            beside = f"{row['compiled']} compiled, in {row['ready_s']:.0f} s"
+        if "torch.compile" in row["name"]:
+            beside = f"compiled and warm after {row['ready_s']:.0f} s"
         yield f"{name}: {row['name']}", f"{row['images_per_s']:.1f} images/s; {result}", beside
 
 
