@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from benchmarks import report
-from benchmarks.gpu import agreement, speed, suite, tables, trace
+from benchmarks.gpu import agreement, device, speed, suite, tables, trace
 from benchmarks.gpu.contenders import BASE, Contender, Found
-from benchmarks.gpu.device import switches
 from benchmarks.gpu.images import image, size_for
 from benchmarks.gpu.run import Run, forked
 from benchmarks.gpu.section import LOST, OUT_OF_TIME, Data, Point, Section, Skipped, failures
@@ -113,7 +112,7 @@ def test_the_page_says_on_which_card(result: Data) -> None:
 
 # ---------------------------------------------------------------------------------------- nothing stops the others
 def run_of(tmp_path: Path, *sections: Section, limit: float = 60.0) -> tuple[Run, Data]:
-    run = Run(Settings(device="cpu", tiny=True, out=tmp_path, limit=limit), sections)
+    run = Run(Settings(device="cpu", out=tmp_path, limit=limit), sections)
     return run, run.all()
 
 
@@ -165,6 +164,57 @@ def test_a_section_that_cannot_say_its_points_is_a_failure(tmp_path: Path) -> No
 
 
 @forks
+def test_a_gpu_that_is_lost_is_lost_to_one_point_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu.section._answers", lambda: False)
+
+    def whose(_: float) -> Data:
+        return {"process": os.getpid()}
+
+    points = section("a", Point("first", whose), Point("broken", broken), Point("next", whose))
+    found = Run(Settings(device="cuda", out=tmp_path, limit=60), [points]).all()["sections"]["a"]["points"]
+    assert found["broken"]["error"].endswith("RuntimeError: no such kernel")
+    assert found["next"]["process"] != found["first"]["process"]
+
+
+def test_switches_are_set_back() -> None:
+    before = device.switches()
+    with device.tf32(True):
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+        with device.tf32(False):
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    assert device.switches() == before
+
+
+def test_nothing_that_is_imported_or_planned_touches_the_gpu() -> None:
+    """A forked process cannot use a GPU that its parent has used."""
+    code = """
+import torch
+def touched(*_, **__): raise SystemExit("touched")
+torch._C._cuda_getDeviceCount = torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched
+from benchmarks.gpu.__main__ import SECTIONS, serving, training
+from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.run import Run
+for section in (*SECTIONS, training.SECTION, serving.SECTION):
+    print(section.name, len(section.points(Settings())))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=report.ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    counts = dict(line.split() for line in run.stdout.splitlines())
+    assert {name: int(count) for name, count in counts.items()} == {
+        "facts": 1,
+        "tests": 1,
+        "agreement": 11,
+        "speed": 21,
+        "profile": 5,
+        "memory": 12,
+        "training": 4,
+        "http": 2,
+    }
+
+
+@forks
 def test_the_limit_is_kept_by_a_point_that_hangs(tmp_path: Path) -> None:
     def hanging(_: float) -> Data:
         time.sleep(600)
@@ -212,7 +262,7 @@ def test_a_contender_that_raises_is_out_and_the_others_go_on() -> None:
         return answer(images)
 
     everybody = {
-        name: Contender(name, detect, switches(), 0.0)
+        name: Contender(name, detect, device.switches(), 0.0)
         for name, detect in ((BASE, answer), ("ours fp32", answer), ("ours fp16", fail), ("ours bf16", fail_later))
     }
     rows = speed.race(everybody, [image(8, 8)], time.monotonic() + 0.5, TINY)

@@ -149,4 +149,4 @@ def _precisions(settings: Settings) -> tuple[str, ...]:
     return ("fp32", "fp16") if settings.tiny else PRECISIONS  # of which a CPU offers the first alone
 
 
-SECTION = Section("agreement", points, share=0.25)
+SECTION = Section("agreement", points, share=0.3)

@@ -62,8 +62,7 @@ def load(preset: str, precision: str, device: str, canvas: str = "buckets", *, r
 
     Raises ``Skipped`` where this device does not offer the precision.
     """
-    devices.use_tf32(False)
-    torch.backends.cudnn.allow_tf32 = True  # torch's own defaults; what a detector changes is then its own doing
+    devices.defaults()  # what a detector changes is then its own doing, and no other contender's
     try:
         options = {"device": device, "precision": precision, "canvas": canvas}
         if random or preset == _RANDOM:

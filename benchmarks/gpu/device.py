@@ -1,4 +1,4 @@
-"""The device: waiting for it, its switches for TensorFloat-32, and its memory."""
+"""The device: waiting for it, its switches, and its memory."""
 
 from __future__ import annotations
 
@@ -21,26 +21,33 @@ def wait(device: str) -> None:
 
 
 def switches() -> Switches:
-    """How products of float32 are computed now: for ``restore``."""
+    """How convolutions are chosen, and how products of float32 are computed, now: for ``restore``."""
+    chosen = torch.backends.cudnn.benchmark
     try:
-        return ("older", torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+        return (chosen, "older", torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     except RuntimeError:  # somebody has used the newer interface, and the two disagree
-        return ("newer", *(getattr(getattr(place, name), "fp32_precision", None) for place, name in _NEWER))
+        return (chosen, "newer", *(getattr(getattr(place, name), "fp32_precision", None) for place, name in _NEWER))
 
 
 def restore(state: Switches) -> None:
     """Set what ``switches`` has returned."""
-    if state[0] == "older":
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = state[1:]
+    torch.backends.cudnn.benchmark, interface, *values = state
+    if interface == "older":
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = values
         return
-    for (place, name), value in zip(_NEWER, state[1:], strict=True):
+    for (place, name), value in zip(_NEWER, values, strict=True):
         if value is not None:
             getattr(place, name).fp32_precision = value
 
 
+def defaults() -> None:
+    """Set what torch begins with: TensorFloat-32 in convolutions and not in products, and no trials of convolutions."""
+    restore((False, "older", False, True))
+
+
 def use_tf32(on: bool) -> None:
-    """Allow TensorFloat-32 in all products of float32, or in none."""
-    restore(("older", on, on))
+    """Allow TensorFloat-32 in all products and convolutions of float32, or in none."""
+    restore((False, "older", on, on))
 
 
 @contextlib.contextmanager

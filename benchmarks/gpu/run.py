@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -99,7 +100,9 @@ def forked(task: Callable[[], int], seconds: float) -> str:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that the child would miss: it starts its own
+        child = os.fork()
     if child == 0:
         code = 1
         try:

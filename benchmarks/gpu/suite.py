@@ -63,4 +63,4 @@ def points(settings: Settings) -> list[Point]:
     return [Point("tests marked gpu", run)]
 
 
-SECTION = Section("tests", points, share=0.25)
+SECTION = Section("tests", points, share=0.2)
