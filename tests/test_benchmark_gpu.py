@@ -110,6 +110,17 @@ def test_the_page_says_on_which_card(result: Data) -> None:
     assert all(len(row) == len(table.head) for row in table.rows)
 
 
+def test_the_page_has_a_table_for_each_file(result: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hole = "<!-- made: gpu -->\n<!-- end -->\n"
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert "Not measured yet." in report.filled(hole)
+    for card in ("a", "b"):
+        (tmp_path / f"gpu-{card}-2026-11-28.json").write_text(json.dumps(result))
+    page = report.filled(hole)
+    assert page.count("| part | what | result | beside it |") == 2
+    assert page.count("speed | LITE 384 x 480, 1 at once: ours fp32 |") == 2
+
+
 # ---------------------------------------------------------------------------------------- nothing stops the others
 def run_of(tmp_path: Path, *sections: Section, limit: float = 60.0) -> tuple[Run, Data]:
     run = Run(Settings(device="cpu", out=tmp_path, limit=limit), sections)
