@@ -1,7 +1,7 @@
 """One set of weights in torchvision's parts and in ours, so that speeds are compared on the same work.
 
-RESNET50_FPN: torchvision's own detector as it builds it for its published weights, with random ones that behave (the
-parity tests' pair), since nothing is downloaded here. LITE: the bundled weights of lite-voc20, with our backbone
+torchvision's four presets: its own detector as it builds it for its published weights, with random ones that behave
+(the parity tests' pair), since nothing is downloaded here. LITE: the bundled weights of lite-voc20, with our backbone
 between torchvision's transform, RPN and RoI heads: what somebody without this engine would serve.
 """
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import WeightsEnum
-from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FasterRCNN_ResNet50_FPN_Weights, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -42,7 +42,9 @@ def checkpoint(preset: str) -> str:
         _CACHE.mkdir(exist_ok=True)
         reference, _ = pair(preset, seed=0)
         path.with_suffix(".classes.txt").write_text("\n".join(["__background__", *map(str, range(1, 91))]) + "\n")
-        torch.save(reference.state_dict(), path)
+        unfinished = path.with_suffix(".part")
+        torch.save(reference.state_dict(), unfinished)
+        unfinished.replace(path)
     return str(path)
 
 
@@ -51,8 +53,11 @@ def in_torchvision(preset: str) -> nn.Module:
     state = read_state(resolve(checkpoint(preset)))
     if preset == "LITE":
         return _lite(state)
+    from tests.parity.reference import PUBLISHED
+
+    build, weights = PUBLISHED[preset]
     with patch.object(WeightsEnum, "get_state_dict", lambda *_, **__: state):
-        return fasterrcnn_resnet50_fpn(weights=FasterRCNN_ResNet50_FPN_Weights.COCO_V1).eval()
+        return build(weights=weights).eval()
 
 
 def _lite(state: dict[str, Tensor]) -> nn.Module:

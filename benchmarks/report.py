@@ -22,14 +22,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/performance.md"
 # Those with a place in the page.
-PAGES = ("engine", "shapes", "profile", "int8", "serve", "startup", "memory", "decode")
+PAGES = ("engine", "shapes", "profile", "int8", "serve", "startup", "memory", "decode", "gpu")
 _HOLE = r"(<!-- made: {} -->\n).*?(<!-- end -->)"
 _PACKAGES = ("torch", "torchvision", "pillow", "numpy", "uvicorn", "fastapi")
 
@@ -50,6 +47,9 @@ class Table:
 
     def print(self) -> None:
         """For the terminal."""
+        from rich.console import Console  # not at the top: benchmarks.gpu runs without it
+        from rich.table import Table as RichTable
+
         table = RichTable(title=self.title, title_justify="left")
         for number, name in enumerate(self.head):
             table.add_column(name, justify="right" if number else "left")
@@ -141,7 +141,9 @@ def where(machine: Mapping[str, Any]) -> str:
 
 
 def load(name: str) -> dict[str, Any]:
-    """The results of that name, or an empty dict."""
+    """The results of that name, or an empty dict. Of gpu there are several files, by card and date, and all are it."""
+    if name == "gpu":
+        return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))}
     path = RESULTS / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
