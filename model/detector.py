@@ -33,7 +33,7 @@ from model.config import PRESETS, DetectorConfig
 from model.explain import explain
 from model.explanation import STAGES, Explanation, Stage
 from model.faster_rcnn import FasterRCNN
-from model.runtime.batch import NotFiniteError, run
+from model.runtime.batch import run
 from model.runtime.canvas import Canvas, Canvases, CanvasMode
 from model.runtime.clock import Clock
 from model.runtime.device import DeviceError, choose_device, choose_devices
@@ -42,11 +42,18 @@ from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory, keep_primitives
 from model.runtime.packing import can_pack, pack_convolutions
 from model.runtime.pooling import choose, device_seconds, random_regions
-from model.runtime.precision import PRECISIONS, choose_precision, multiplies_bf16
+from model.runtime.precision import (
+    PRECISIONS,
+    choose_precision,
+    float32_products,
+    measure_drift,
+    multiplies_bf16,
+    probe_image,
+)
 from model.runtime.quantization import quantize
 from model.runtime.rounding import round_weights_and_maps
 from model.runtime.winograd import use_winograd
-from model.structures import Detections, DetectOptions, DetectorInfo, Proposals
+from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError, Proposals
 from model.transform import Image, Transform, check_image
 
 __all__ = [
@@ -98,13 +105,15 @@ class Detector:
         self.config: DetectorConfig = model.config
         self.checkpoint = checkpoint
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
         self.canvases = Canvases(model.config.transform, canvas)
         self.transform = Transform(model.config.transform)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         # Folded before it is cast, so that each weight is rounded once.
         fold_norms(model.eval().requires_grad_(False))
         flatten_channels_last(model.roi_heads.box_head, model.config.roi_head.resolution)
+        self.precision, self._precision_note = choose_precision(
+            precision, self.device, lambda name: self._drift(model, PRECISIONS[name])
+        )
         self.dtype = PRECISIONS[self.precision]
         self._quantized = quantize(model, ranges or {}) if self.precision == "int8" else 0
         self._rounds = self.precision == "bf16" and self.device.type == "cpu" and not multiplies_bf16(self.device)
@@ -177,6 +186,8 @@ class Detector:
             notes.append(f"oneDNN's own code for {self._quantized} layers in int8.")
         if self._rounds:
             notes.append("This processor has no products of bf16; fp32 with rounding gives its answers, but no speed.")
+        if self._precision_note:
+            notes.append(self._precision_note)
         if self._pooling:
             notes.append(self._pooling)
         if self._quick:
@@ -262,12 +273,21 @@ class Detector:
         self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas
     ) -> list[Detections | None]:
         """One batch on one canvas; None for a picture for which the network's values are not finite."""
-        clock = Clock(self.device)
-        batch = self.transform(images, canvas, self.device, [wanted.full_size for wanted in options])
-        clock.lap("transform")
-        results = run(self.model, self.dtype, batch, options, self.checkpoint.classes, clock)
-        laps = clock.laps()
+        with float32_products(self.precision, self.device):
+            clock = Clock(self.device)
+            batch = self.transform(images, canvas, self.device, [wanted.full_size for wanted in options])
+            clock.lap("transform")
+            results = run(self.model, self.dtype, batch, options, self.checkpoint.classes, clock)
+            laps = clock.laps()
         return [None if result is None else replace(result, timings=laps) for result in results]
+
+    def _drift(self, model: FasterRCNN, dtype: torch.dtype) -> float:
+        """How far ``dtype`` moves the answer of ``model``, which is in float32 and goes to the device."""
+        canvas = self.canvas_for(480, 640)
+        batch = self.transform([probe_image(canvas).numpy()], canvas, self.device)
+        regions = random_regions(canvas, 100, self.device)
+        with float32_products("fp32", self.device):
+            return measure_drift(model.to(self.device), batch.pixels, regions, dtype)
 
     @torch.inference_mode()
     def _choose_pooling(self) -> None:

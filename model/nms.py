@@ -1,7 +1,7 @@
 """Non-maximum suppression (NMS): of boxes of one group that overlap too much, the one with the highest score stays.
 
-A group is a pyramid level of an image (P 3.1), or a class of an image. A box is dropped where its IoU with a kept box of
-its group is above the threshold (TV; not at it). Equal scores are ordered by index, on every device.
+A group is a pyramid level of an image (P 3.1), or a class of an image. A box is dropped where its IoU with a kept box
+of its group is above the threshold (TV; not at it). Equal scores are ordered by index, on every device.
 
 On a CPU torchvision's operator does the work, group by group. On a GPU that operator makes the host wait at every call,
 since the number of kept boxes decides the size of its output. There ``PairwiseNMS`` computes all groups of a batch
@@ -23,9 +23,9 @@ from model.transfer import download, upload
 # Comparisons of two boxes that take as long as a call of torchvision's operator with its sorting (docs/engine.md).
 _PAIRS_A_CALL = 40_000
 
-# Rounds of the iteration before its convergence is read for the first time, and then again each time. On photographs the
-# bundled weights' RPN needs 9 to 16, classes 1 to 8 (`python -m benchmarks.nms_rounds`); a chain of n boxes, each of
-# which overlaps its neighbours alone, needs n.
+# Rounds of the iteration before its convergence is read for the first time, and then again each time. On photographs
+# the bundled weights' RPN needs 9 to 16, classes 1 to 8 (`python -m benchmarks.nms_rounds`); a chain of n boxes, each
+# of which overlaps its neighbours alone, needs n.
 LEVEL_ROUNDS = 20
 CLASS_ROUNDS = 8
 # Pairs whose overlaps lie in memory as float32 at one time, in four temporaries: at most 512 MiB.
@@ -127,13 +127,16 @@ def exact_threshold(threshold: float) -> float:
     exactly where it is above the other, which rounding to the nearest would not ensure: 0.3 would become 0.30000001.
     """
     single = np.float32(threshold)
-    return float(single if single <= threshold else np.nextafter(single, np.float32(-np.inf)))
+    # As doubles: numpy would compare a float32 with a Python number in float32.
+    return float(single if float(single) <= threshold else np.nextafter(single, np.float32(-np.inf)))
 
 
 # ---- levels of an image: groups of the same sizes in each image
 
 
-def nms_per_level(boxes: Tensor, valid: Tensor, scores: Tensor, counts: Sequence[int], threshold: float) -> list[Tensor]:
+def nms_per_level(
+    boxes: Tensor, valid: Tensor, scores: Tensor, counts: Sequence[int], threshold: float
+) -> list[Tensor]:
     """Return for each image the kept indices, int64 [K], by falling score.
 
     boxes: float32 [B, M, 4], level by level, by falling score within each. valid: bool [B, M]. scores: float32 [B, M].
@@ -148,7 +151,8 @@ def nms_per_level(boxes: Tensor, valid: Tensor, scores: Tensor, counts: Sequence
         # A level's boxes lie together and fall: no sorting and no searching for members.
         levels = boxes[image, alive].split(sizes)
         starts = np.cumsum([0, *sizes])
-        rows = alive[torch.cat([sorted_nms(level, threshold) + int(start) for level, start in zip(levels, starts)])]
+        parts = [sorted_nms(level, threshold) + int(start) for level, start in zip(levels, starts[:-1], strict=True)]
+        rows = alive[torch.cat(parts)]
         kept.append(rows[scores[image, rows].sort(descending=True, stable=True).indices])
     return kept
 
@@ -188,7 +192,9 @@ def _level_layout(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor
     longest, starts = max(counts), np.cumsum([0, *counts])
     place = np.arange(longest)
     inside = np.concatenate([place < count for count in counts])
-    index = np.concatenate([start + np.minimum(place, count - 1) for start, count in zip(starts, counts)])
+    index = np.concatenate(
+        [start + np.minimum(place, count - 1) for start, count in zip(starts[:-1], counts, strict=True)]
+    )
     with torch.inference_mode(False):  # training may meet them in the cache
         return (
             upload(np.maximum(index, 0), torch.int64, device),
@@ -212,10 +218,10 @@ def nms_per_class(
 ) -> tuple[Tensor, Tensor]:
     """Run NMS within groups of any sizes; return keep, bool [N], and whether it has converged, bool [].
 
-    boxes: float32 [N, 4]. scores: float32 [N]; equal ones are ordered by index. groups: int64 [N]. valid: bool [N], False
-    for what is neither kept nor suppresses others. counts: members of each group 0, 1, ...; they sum to N.
-    thresholds: one a group. settle: iterate until it has converged, for which the host waits; otherwise ``CLASS_ROUNDS`` times,
-    and the host waits for nothing.
+    boxes: float32 [N, 4]. scores: float32 [N]; equal ones are ordered by index. groups: int64 [N]. valid: bool [N],
+    False for what is neither kept nor suppresses others. counts: members of each group 0, 1, ...; they sum to N.
+    thresholds: one a group. settle: iterate until it has converged, for which the host waits; otherwise
+    ``CLASS_ROUNDS`` times, and the host waits for nothing.
     """
     keep = torch.zeros(len(boxes) + 1, dtype=torch.bool, device=boxes.device)  # the last place is for padding
     done = torch.ones((), dtype=torch.bool, device=boxes.device)
@@ -247,7 +253,11 @@ def _chunks(counts: Sequence[int]) -> list[list[int]]:
     chunks: list[list[int]] = []
     for group in sorted((g for g, count in enumerate(counts) if count), key=lambda g: -counts[g]):
         longest = counts[chunks[-1][0]] if chunks else 0
-        if not chunks or (len(chunks[-1]) + 1) * longest**2 > MASK_PAIRS or (longest > 64 and counts[group] * 4 < longest):
+        if (
+            not chunks
+            or (len(chunks[-1]) + 1) * longest**2 > MASK_PAIRS
+            or (longest > 64 and counts[group] * 4 < longest)
+        ):
             chunks.append([])
         chunks[-1].append(group)
     return chunks

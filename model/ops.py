@@ -25,6 +25,7 @@ __all__ = [
 
 Shapes = tuple[tuple[int, int], ...]
 
+
 def roi_align(
     maps: Sequence[Tensor],
     scales: tuple[float, ...],

@@ -222,7 +222,7 @@ class RoIHead(nn.Module):
         self, candidates: Found, large: Tensor, counts: Sequence[int], thresholds: Sequence[float]
     ) -> Found:
         """The same on a GPU: the host waits once, for the answer, unless NMS needs more than its usual rounds."""
-        boxes, scores, classes, rows, picture = candidates
+        boxes, scores, classes, _, picture = candidates
         groups = picture * self.num_classes + classes
         limits = [threshold for threshold in thresholds for _ in range(self.num_classes)]
         settled, settle = False, False

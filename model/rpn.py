@@ -174,7 +174,7 @@ class RPN(nn.Module):
 
 @lru_cache(maxsize=64)
 def _levels_and_ranks(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Level and rank, int64 [M] each, of candidates that lie level by level. Cached: a caller must not write to them."""
+    """Level and rank, int64 [M] each, of candidates that lie level by level. Cached: callers must not write to them."""
     with torch.inference_mode(False):  # training may meet them in the cache
         levels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
         return levels, torch.cat([torch.arange(count) for count in counts]).to(device)

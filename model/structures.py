@@ -14,7 +14,7 @@ one pixel is 1 wide (torchvision's convention, not py-faster-rcnn's inclusive on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -100,6 +100,12 @@ class Proposals:
     ranks: Tensor
     places: AnchorPlaces | None = None
 
+    @classmethod
+    def of(cls, tensors: tuple[Tensor, ...], places: AnchorPlaces | None = None) -> Proposals:
+        """The opposite of ``tensors``."""
+        boxes, objectness, levels, anchor_indices, anchors, deltas, ranks = tensors
+        return cls(boxes, objectness, levels, anchor_indices, anchors, deltas, ranks, places)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything but the places, in the order of the fields."""
@@ -118,7 +124,7 @@ class Proposals:
 
     def __getitem__(self, index: slice | Tensor) -> Proposals:
         places = None if self.places is None else self.places[index]
-        return Proposals(*(tensor[index] for tensor in self.tensors), places=places)
+        return Proposals.of(tuple(tensor[index] for tensor in self.tensors), places)
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,21 @@ class Detections:
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
+
+
+class NotFiniteError(ArithmeticError):
+    """Values of the network were infinite or no numbers for some images, as where fp16 overflows.
+
+    results: for each image of the call its detections, or None where its values were not finite.
+    """
+
+    def __init__(self, results: Sequence[Detections | None], precision: str) -> None:
+        count = sum(result is None for result in results)
+        advice = "serve with FRCNN_PRECISION=bf16 or fp32" if precision == "fp16" else "check the checkpoint's weights"
+        super().__init__(
+            f"The network's values in {precision} are not finite for {count} of {len(results)} image(s): {advice}."
+        )
+        self.results = tuple(results)
 
 
 @dataclass(frozen=True)

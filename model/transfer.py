@@ -1,7 +1,7 @@
 """Copies between the host and a GPU that make the host wait as seldom as possible.
 
-The host waits for a GPU wherever it reads a value, and wherever it copies from or to memory that is not pinned. Each wait
-leaves the GPU idle until the next kernels arrive. On a CPU both functions are nearly free.
+The host waits for a GPU wherever it reads a value, and wherever it copies from or to memory that is not pinned. Each
+wait leaves the GPU idle until the next kernels arrive. On a CPU both functions are nearly free.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ _MOST_SHRINKING = 64
 
 
 def _antialias_on_gpu(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize float planes [1, 3, h, w] in [0, 255] to ``size`` as the CPU resizes uint8: rows, then columns, each rounded.
+    """Resize float planes [1, 3, h, w] in [0, 255] to ``size`` as the CPU resizes uint8: each axis alone, and rounded.
 
     The triangle filter cannot leave [0, 255]. An axis that is over 64 times longer than wanted takes several steps.
     """

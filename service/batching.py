@@ -22,7 +22,15 @@ from dataclasses import dataclass, field
 
 from model.structures import Detections, DetectOptions
 from service.batch_bound import BatchBound
-from service.errors import DeadlinePassed, OutOfMemory, PictureFailed, QueueFull, ServiceError, Unavailable
+from service.errors import (
+    DeadlinePassed,
+    NotFinite,
+    OutOfMemory,
+    PictureFailed,
+    QueueFull,
+    ServiceError,
+    Unavailable,
+)
 from service.imaging import Picture
 from service.metrics import Metrics
 from service.pace import Pace
@@ -151,7 +159,8 @@ class Batcher:
         """Queue a picture and wait for its result; call it inside ``place``.
 
         deadline: ``time.monotonic`` seconds. Cancelling drops the picture if its batch has not begun. Raises
-        ``QueueFull``, ``DeadlinePassed``, ``PictureFailed`` or ``OutOfMemory`` (this picture alone), ``Unavailable``.
+        ``QueueFull``, ``DeadlinePassed``, ``Unavailable``; for this picture alone ``PictureFailed``, ``OutOfMemory`` or
+        ``NotFinite``.
         """
         if not self._alive:  # one died while the picture was being decoded: nobody would answer
             raise Unavailable(_FAILED, retry_after=10)
@@ -292,7 +301,12 @@ class Batcher:
 
 def _failure(outcome: Outcome) -> ServiceError:
     """What the client is told of a picture that failed alone."""
-    if outcome.out_of_memory:
+    if outcome.kind == "not_finite":
+        return NotFinite(
+            "The network's values overflowed for this image; others are not affected. Try another form of it, or ask "
+            "the operator to serve with FRCNN_PRECISION=fp32."
+        )
+    if outcome.kind == "memory":
         return OutOfMemory(
             "The device has too little memory for this image alone; others are not affected. Send a smaller image, "
             "or ask the operator to serve with a lower precision or a smaller model."

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.structures import Detections, DetectOptions, DetectorInfo
+from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError
 from service.imaging import Picture, decode
 
 _FOLDER = files("service")
@@ -48,7 +48,7 @@ class Tolerance:
 # boxes to an IoU of 0.992 and scores by 0.01; and one box that NMS kept by a hair took the place of three proposals of
 # ten. int8 moved boxes to 0.986 and scores by 0.04.
 _SHORT = Tolerance(0.90, 0.05, 5)
-TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "bf16": _SHORT, "fp16": _SHORT, "int8": _SHORT}
+TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "tf32": _SHORT, "bf16": _SHORT, "fp16": _SHORT, "int8": _SHORT}
 # A neighbour that took a proposal's place overlaps it by more than the RPN's NMS allows, 0.7, but for the rounding.
 NEIGHBOUR = 0.65
 
@@ -144,7 +144,10 @@ def picture() -> Picture:
 def look(detector: Looks, image: Picture) -> Sight:
     """What ``detector`` sees in ``image``. Raises ``CanaryError`` where a number is not finite."""
     limit = min(Canary.LOOK_AMONG, detector.info.max_proposals)
-    [found] = detector.detect([image], [DetectOptions(proposals=limit)])
+    try:
+        [found] = detector.detect([image], [DetectOptions(proposals=limit)])
+    except NotFiniteError as error:
+        raise CanaryError(str(error)) from None
     proposed = found.proposals
     empty: NDArray[np.float32] = np.zeros((0, 4), np.float32)
     boxes, scores = found.boxes.numpy(), found.scores.numpy()

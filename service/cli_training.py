@@ -97,7 +97,7 @@ def evaluate(
     validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="the share that was set aside")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
     device: Annotated[str, typer.Option()] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, tf32, bf16, fp16 or int8")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures there too")] = None,
     against: Annotated[

@@ -3,7 +3,7 @@
     ServiceError
       BadImage 400          BadRequest 400        Unauthorized 401      SlowBody 408          TooLarge 413
       UnsupportedImage 415  BadOption 422         ClientGone 499        PictureFailed 500
-      OutOfMemory 500
+      OutOfMemory 500       NotFinite 500
       Busy (has a Retry-After): QueueFull 429, KeyBusy 429, Unavailable 503
       DeadlinePassed 504
 
@@ -109,6 +109,12 @@ class OutOfMemory(ServiceError):
     """The device has too little memory for this picture, alone."""
 
     status, code = 500, "out_of_memory"
+
+
+class NotFinite(ServiceError):
+    """The network's values were not finite for this picture, alone."""
+
+    status, code = 500, "not_finite"
 
 
 class Busy(ServiceError):

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
         "lite-voc20", min_length=1, description="a name in weights/manifest.toml, or a checkpoint's path"
     )
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto", description="arithmetic of the network; int8 needs what frcnn calibrate writes"
     )
     canvas: Literal["buckets", "exact"] = Field("buckets", description="pad pictures to a few sizes, or hardly at all")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from model.structures import Detections, DetectOptions, DetectorInfo
+from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError
 from service.canary import Canary, CanaryError
 from service.errors import StartError
 from service.imaging import Picture
@@ -49,22 +49,22 @@ class Task:
 class Outcome:
     """What became of one task: detections, or None with the reason it failed.
 
-    started, finished: ``time.monotonic`` seconds of the attempt that decided it. out_of_memory: whether that attempt,
-    of this picture alone, failed because the device has too little memory for it.
+    started, finished: ``time.monotonic`` seconds of the attempt that decided it. kind: of the failure, ``memory`` (the
+    device has too little of it for this picture alone), ``not_finite`` (the network's values overflowed) or ``error``.
     """
 
     detections: Detections | None
     started: float
     finished: float
     failure: str = ""
-    out_of_memory: bool = False
+    kind: str = ""
 
 
 @dataclass
 class BatchReport:
     """What became of one batch.
 
-    outcomes: one a task, in their order. failures: kinds (``memory`` or ``error``) of the attempts that failed.
+    outcomes: one a task, in their order. failures: kinds (as in ``Outcome``) of the attempts that failed.
     out_of_memory_at: pictures in the smallest attempt that ran out of memory; None where none did.
     """
 
@@ -204,9 +204,19 @@ class Worker:
             if len(found) != len(tasks):
                 raise RuntimeError(f"The detector gave {len(found)} answers for {len(tasks)} pictures.")
             return [Outcome(detections, started, finished) for detections in found]
+        except NotFiniteError as error:
+            # The others' answers are right: nothing is computed again.
+            finished, failure = time.monotonic(), str(error)
+            report.failures.append("not_finite")
+            log.warning("values are not finite", extra={"pictures": len(tasks), "failure": failure})
+            return [
+                Outcome(result, started, finished, *(() if result is not None else (failure, "not_finite")))
+                for result in error.results
+            ]
         except Exception as error:
             failure, out_of_memory = f"{type(error).__name__}: {error}", is_out_of_memory(error)
-            report.failures.append("memory" if out_of_memory else "error")
+            kind = "memory" if out_of_memory else "error"
+            report.failures.append(kind)
             if out_of_memory:
                 report.out_of_memory_at = min(report.out_of_memory_at or len(tasks), len(tasks))
             said = {"pictures": len(tasks), "failure": failure[:500]}
@@ -217,7 +227,7 @@ class Worker:
                 log.warning("a batch failed", extra=said, exc_info=len(tasks) == 1)
         # Outside the handler: the traceback, and the device memory that it holds on to, are gone by now.
         if len(tasks) == 1:
-            return [Outcome(None, started, time.monotonic(), failure, out_of_memory)]
+            return [Outcome(None, started, time.monotonic(), failure, kind)]
         half = len(tasks) // 2
         return self._attempt(tasks[:half], report) + self._attempt(tasks[half:], report)
 

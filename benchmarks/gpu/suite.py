@@ -44,9 +44,9 @@ def output(command: list[str], seconds: float) -> tuple[int | None, str]:
 
 def run(seconds: float) -> dict[str, Any]:
     """Run them. Failures are named, with the end of what pytest said."""
-    if not (_FOLDER / "pytest.ini").is_file():
+    if not (_FOLDER / "alone.ini").is_file():
         raise Skipped("there is no tests/gpu")
-    command = [sys.executable, "-m", "pytest", "-c", "tests/gpu/pytest.ini", "-m", "gpu", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-c", "tests/gpu/alone.ini", "-m", "gpu", "tests/gpu"]
     code, said = output([*command, "-q", "-rfEs", "--tb=short", "-p", "no:cacheprovider"], max(seconds, 1.0))
     found: dict[str, Any] = {"counts": counts(said), "exit_code": code}
     found["failed_tests"] = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)

@@ -1,8 +1,8 @@
 """One batch through the detector: from a canvas of pixels to every picture's detections.
 
-Nothing is done for one picture after the other on the device. The host waits for a GPU at four points, whatever the size
-of the batch: for the number of proposals, for the number of candidates, for the detections, and for all else that goes
-into the answers.
+Nothing is done for one picture after the other on the device. The host waits for a GPU at four points, whatever the
+size of the batch: for the number of proposals, for the number of candidates, for the detections, and for all else that
+goes into the answers.
 """
 
 from __future__ import annotations
@@ -23,21 +23,6 @@ from model.trace import TraceTensors, gather, in_picture, record
 from model.transfer import download, upload
 
 T = TypeVar("T")
-
-
-class NotFiniteError(ArithmeticError):
-    """Values of the network overflowed, or were not numbers, for some pictures of a batch.
-
-    results: by picture of the batch, its detections, or None where its values were not finite.
-    """
-
-    def __init__(self, results: Sequence[Detections | None], precision: str) -> None:
-        count = sum(result is None for result in results)
-        advice = "serve with FRCNN_PRECISION=bf16 or fp32" if precision == "fp16" else "check the checkpoint"
-        super().__init__(
-            f"The network's values in {precision} are not finite for {count} of {len(results)} image(s); {advice}."
-        )
-        self.results = list(results)
 
 
 def run(
@@ -99,7 +84,7 @@ def run(
             if options[i].trace:
                 rows = split_rows(logits, offsets, counts)[i]
                 traces[i] = gather(row, dense, candidates, survivors[row], rows)
-    finite, proposals, traces = _to_host(finite, proposals, traces)
+    sound, proposals, traces = _to_host(finite, proposals, traces)
 
     results: list[Detections | None] = []
     for i, every in enumerate(_part(found, batch, counts, classes)):
@@ -113,7 +98,7 @@ def run(
             pairs = torch.stack((every.proposal_indices, every.class_ids), dim=1)
             trace = record(model.config, batch, i, dense.shapes, traces[i], pairs, classes, wanted)
             result = replace(result, trace=trace)
-        results.append(result if finite[i] else None)
+        results.append(result if sound[i] else None)
     clock.lap("postprocess")
     return results
 
@@ -153,7 +138,7 @@ def _to_host(
     parts = iter(rest)
     return (
         flags.tolist(),
-        {i: Proposals(*(next(parts) for _ in those.tensors)) for i, those in proposals.items()},
+        {i: Proposals.of(tuple(next(parts) for _ in those.tensors)) for i, those in proposals.items()},
         {i: TraceTensors(*(next(parts) for _ in trace)) for i, trace in traces.items()},
     )
 

@@ -6,7 +6,7 @@
         detector.detect(images)
         print(gpu.waits, gpu.launches)
 
-It raises where CUDA would: for operands on two devices, and for kernels that CUDA lacks for a type (see ``kernels``). It
+It raises where CUDA would: for operands on two devices, and for kernels that CUDA lacks for a type (``kernels``). It
 fills memory that a copy without a wait writes to with garbage until the host has waited, so that a value that is read
 too early is a wrong one. float16 and bfloat16 are computed in float32 and rounded after each operator.
 
@@ -229,12 +229,17 @@ class _Dispatch(TorchDispatchMode):
             result = func(*args, **kwargs)
         if name == "aten::_local_scalar_dense":
             return result
+        inference = torch.is_inference_mode_enabled() and all(tensor.is_inference() for tensor in known.values())
 
         def leave(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
                 return leaf
             same = known.get(id(leaf))  # in place, and `out=`: the tensor that was given
-            return PretendedTensor(leaf) if same is None else same
+            if same is not None:
+                return same
+            # A view of what was made outside inference mode is no inference tensor either.
+            with torch.inference_mode(inference):
+                return PretendedTensor(leaf)
 
         return tree_map(leave, result)
 
@@ -258,7 +263,11 @@ def _narrow(leaf: Any, dtype: torch.dtype) -> Any:
 
 def _caller() -> str:
     """Name the innermost line of the project that is running."""
-    frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith((f"{_HOME}/model", f"{_HOME}/service"))]
+    frames = [
+        frame
+        for frame in traceback.extract_stack()
+        if frame.filename.startswith((f"{_HOME}/model", f"{_HOME}/service"))
+    ]
     return f"{frames[-1].filename.removeprefix(_HOME)[1:]}:{frames[-1].lineno}" if frames else "?"
 
 

@@ -5,7 +5,7 @@ import torch
 from torchvision import ops as tv_ops
 from torchvision.ops import MultiScaleRoIAlign
 
-from model.ops import flatten_maps, grouped_nms, map_shapes, nms, pool_table, roi_align, table_layout
+from model.ops import flatten_maps, map_shapes, pool_table, roi_align, table_layout
 
 CPU = torch.device("cpu")
 
@@ -73,54 +73,3 @@ def test_no_regions_pool_to_nothing() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     pooled = pool_table(flatten_maps(maps), layout, (1 / 8,), torch.zeros(0, 5), none, 7, 2)
     assert pooled.shape == (0, 7, 7, 4)
-
-
-def test_nms_drops_what_overlaps_by_more_than_the_threshold_only() -> None:
-    # Trap 10: an IoU of exactly 0.5 stays.
-    boxes = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 0.9]])
-    scores = torch.tensor([0.9, 0.8, 0.7])
-    assert nms(boxes, scores, 0.5).tolist() == [0, 1]
-
-
-def test_equal_scores_keep_their_order() -> None:
-    # Trap 11.
-    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]]).repeat(300, 1)
-    assert nms(boxes, torch.full((300,), 0.5), 0.5).tolist() == [0]
-
-
-def test_groups_do_not_suppress_each_other() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]]).repeat(4, 1)
-    kept = grouped_nms(boxes, torch.tensor([0.1, 0.4, 0.3, 0.2]), torch.tensor([0, 1, 0, 1]), 0.5)
-    assert kept.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("count", [500, 3000], ids=["in one call", "group by group"])
-def test_grouped_nms_agrees_with_torchvision_group_by_group(count: int) -> None:
-    boxes, scores = _boxes(count, 100).clamp(min=0), torch.rand(count)
-    groups = torch.randint(0, 5, (count,))
-    kept = grouped_nms(boxes, scores, groups, 0.6)
-    expected = torch.cat(
-        [
-            torch.nonzero(groups == g).squeeze(1)[tv_ops.nms(boxes[groups == g], scores[groups == g], 0.6)]
-            for g in range(5)
-        ]
-    )
-    assert set(kept.tolist()) == set(expected.tolist())
-    assert scores[kept].tolist() == sorted(scores[kept].tolist(), reverse=True)
-
-
-def test_nms_of_nothing_is_nothing() -> None:
-    assert grouped_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5).tolist() == []
-
-
-def test_groups_that_are_shifted_apart_keep_an_iou_at_the_threshold() -> None:
-    # Trap 12: in float32 a shift by class 90 of a large canvas rounds these to an IoU on the other side of a half.
-    corners = torch.tensor([[0.1, 0.1, 20.1, 10.1], [0.1, 0.1, 10.1, 10.1]])
-    far = torch.tensor([[1300.0, 1300.0, 1333.0, 1333.0]])
-    apart = [len(nms(corners, torch.tensor([0.9, 0.8]), threshold)) for threshold in (0.499, 0.501)]
-    assert apart == [1, 2]
-    for threshold, kept in zip((0.499, 0.501), apart, strict=True):
-        together = grouped_nms(
-            torch.cat((corners, far)), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([90, 90, 0]), threshold
-        )
-        assert len(together) == kept + 1

@@ -24,6 +24,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from model import anchors as anchor_grid
 from model import boxes as box_ops
+from model import nms as suppression
 from model import ops
 from model.backbones import build_backbone
 from model.config import (
@@ -200,8 +201,8 @@ def test_trap_10_which_thresholds_include_their_border() -> None:
     assert detections_of(head, logits, boxes, score_threshold=0.5)[3].tolist() == [2]
     # NMS drops an overlap above its threshold, not one equal to it.
     half = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]])
-    assert ops.nms(half, torch.tensor([0.9, 0.8]), 0.5).tolist() == [0, 1]
-    assert ops.nms(half, torch.tensor([0.9, 0.8]), 0.4999).tolist() == [0]
+    assert suppression.nms(half, torch.tensor([0.9, 0.8]), 0.5).tolist() == [0, 1]
+    assert suppression.nms(half, torch.tensor([0.9, 0.8]), 0.4999).tolist() == [0]
 
 
 def test_trap_11_ties_are_broken_by_index() -> None:
@@ -211,9 +212,9 @@ def test_trap_11_ties_are_broken_by_index() -> None:
     assert rpn.propose(candidates)[0].anchor_indices.tolist() == [0]
     apart = torch.tensor([[20.0 * i, 0.0, 20.0 * i + 9, 9.0] for i in range(200)])
     scores = torch.full((200,), 0.5)
-    assert ops.nms(apart, scores, 0.5).tolist() == list(range(200))
+    assert suppression.nms(apart, scores, 0.5).tolist() == list(range(200))
     groups = torch.arange(200) % 3
-    assert ops.grouped_nms(apart, scores, groups, 0.5).tolist() == list(range(200))
+    assert suppression.grouped_nms(apart, scores, groups, 0.5).tolist() == list(range(200))
 
 
 def test_trap_12_nms_within_groups_does_not_shift_coordinates() -> None:
@@ -229,7 +230,7 @@ def test_trap_12_nms_within_groups_does_not_shift_coordinates() -> None:
     for pair in pairs:
         boxes, scores, groups = torch.cat((pair, far)), torch.tensor([0.9, 0.8, 0.1]), torch.tensor([7, 7, 0])
         alone = 2 - len(nms(pair, scores[:2], 0.7))
-        found = ops.grouped_nms(boxes, scores, groups, 0.7)
+        found = suppression.grouped_nms(boxes, scores, groups, 0.7)
         assert 3 - len(found) == alone
         flipped += 3 - len(_batched_nms_coordinate_trick(boxes, scores, groups, 0.7)) != alone
     assert flipped, "torchvision's, which we avoid"

@@ -29,7 +29,7 @@ def test_the_environment_is_read_and_an_argument_wins(monkeypatch):
         ("MAX_PIXELS", "-4", "from 1 to 2000000000"),
         ("SCORE_THRESHOLD", "1.5", "a number from 0 to 1"),
         ("TORCH_THREADS", "none", "a whole number from 1 to 1024"),
-        ("PRECISION", "int4", "'auto', 'fp32', 'bf16', 'fp16' or 'int8'"),
+        ("PRECISION", "int4", "'auto', 'fp32', 'tf32', 'bf16', 'fp16' or 'int8'"),
         ("DEVICE", "tpu", "auto, cpu, cuda or cuda:N"),
         ("LOG_FORMAT", "xml", "'json' or 'text'"),
     ],

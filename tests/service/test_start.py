@@ -179,7 +179,7 @@ def test_detect_without_memory_says_what_to_do(monkeypatch, tmp_path, cat_jpeg):
     done = run(app, ["detect", str(cat)])
     assert done.exit_code == 1
     assert "The GPU ran out of memory while the weights were loaded" in done.stderr
-    detector = Detector.random("LITE", classes=CLASSES, compile="off")
+    detector = Detector.random("LITE", classes=CLASSES)
     monkeypatch.setattr(detector, "detect", no_memory)
     monkeypatch.setattr(service_app, "load_detector", lambda _: detector)
     done = run(app, ["detect", str(cat)])

@@ -163,7 +163,7 @@ def test_auto_leaves_a_gpu_without_kernels_out(machine, caplog):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_what_torch_really_says_here_is_understood():
     with pytest.raises(DeviceError, match=r"no NVIDIA driver|no GPU is visible|build for the CPU alone|too old"):
-        Detector.random("LITE", device="cuda", compile="off")
+        Detector.random("LITE", device="cuda")
 
 
 @pytest.mark.gpu

@@ -1,0 +1,128 @@
+"""On a real GPU: it answers as the CPU does, in every precision, and no operator makes the host wait unseen."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torchvision import ops as tv_ops
+
+from model.config import PRESETS
+from model.detector import Detector
+from model.nms import PairwiseNMS, exact_threshold, nms_per_level
+from model.ops import flatten_maps, map_shapes, pool_table, table_layout
+from model.structures import DetectOptions
+from model.transfer import download, upload
+from tests.gpu.conftest import distance, noise
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda", 0)
+# Boxes in pixels, scores; of a cat that is 394 pixels wide.
+LIMITS = {"fp32": (0.2, 1e-3), "tf32": (4.0, 0.02), "fp16": (4.0, 0.02), "bf16": (16.0, 0.05)}
+
+
+@pytest.fixture
+def no_hidden_wait() -> Iterator[None]:
+    """Let torch raise where an operator makes the host wait. Our own waits are for events, which are none of those."""
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> Detector:
+    return Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Detector:
+    detector = Detector.from_checkpoint("lite-voc20", device="cuda", precision="fp32")
+    detector.warm_up()
+    return detector
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_the_bundled_weights_find_the_cat_where_the_cpu_finds_it(
+    precision: str, on_cpu: Detector, cat: np.ndarray
+) -> None:
+    try:
+        detector = Detector.from_checkpoint("lite-voc20", device="cuda", precision=precision)
+    except ValueError as error:
+        pytest.skip(str(error))
+    [right], [answer] = on_cpu.detect([cat]), detector.detect([cat])
+    boxes, scores = distance(answer, right)
+    assert boxes <= LIMITS[precision][0]
+    assert scores <= LIMITS[precision][1]
+
+
+def test_a_batch_makes_the_host_wait_for_nothing_but_our_own_events(
+    on_gpu: Detector, cat: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    options = [DetectOptions(), DetectOptions(score_threshold=0.01, nms_threshold=0.3, proposals=7, class_ids=(8, 3))]
+    on_gpu.detect([cat] * 2, options)
+    request.getfixturevalue("no_hidden_wait")
+    on_gpu.detect([cat] * 2, options)
+    on_gpu.detect([cat, cat], [DetectOptions(trace=True), DetectOptions(regions=((9.0, 4.0, 403.0, 300.0),))])
+
+
+@pytest.mark.parametrize("name", [config.name for config in PRESETS])
+def test_every_preset_answers_at_its_own_size(name: str, cat: np.ndarray) -> None:
+    detector = Detector.random(name, device="cuda")
+    answers = detector.detect([cat] * 2, DetectOptions(score_threshold=0.0, max_detections=5))
+    assert [len(answer) for answer in answers] == [5, 5]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (61, 977), (977, 61), (1, 500), (60_000, 1000)])
+def test_images_of_any_shape_are_resized_as_on_the_cpu(
+    size: tuple[int, int], on_gpu: Detector, on_cpu: Detector
+) -> None:
+    image = noise(*size) if size[0] < 60_000 else np.tile(noise(600, 10), (100, 100, 1))
+    canvas = on_cpu.canvas_for(*size)
+    right = on_cpu.transform([image], canvas, on_cpu.device).pixels
+    levels = (on_gpu.transform([image], canvas, CUDA).pixels.cpu() - right).abs() * on_cpu.transform.std[None] * 255
+    assert float(levels.max()) < (1.1 if size[0] < 60_000 else 4)
+    assert float(levels.mean()) < 0.5
+
+
+def test_nms_keeps_the_boxes_that_the_cpu_keeps() -> None:
+    corner, side = torch.rand(8, 3000, 2) * 600, torch.rand(8, 3000, 2) * 200
+    boxes = torch.cat((corner, corner + side), dim=2)
+    counts = (1000, 1000, 1000)
+    scores = torch.cat([torch.rand(8, count).sort(dim=1, descending=True).values for count in counts], dim=1)
+    valid = torch.rand(8, 3000) > 0.1
+    expected = nms_per_level(boxes, valid, scores, counts, 0.7)
+    answers = nms_per_level(boxes.to(CUDA), valid.to(CUDA), scores.to(CUDA), counts, 0.7)
+    assert [answer.tolist() for answer in answers] == [right.tolist() for right in expected]
+
+
+def test_a_chain_is_iterated_to_its_end() -> None:
+    left = torch.arange(1000.0) * 5
+    chain = torch.stack((left, torch.zeros(1000), left + 10, torch.ones(1000)), dim=1)
+    threshold = torch.tensor([exact_threshold(0.3)], device=CUDA)
+    pairs = PairwiseNMS(chain[None].to(CUDA), torch.ones(1, 1000, dtype=torch.bool, device=CUDA), threshold)
+    done = False
+    while not done:
+        keep, settled = pairs.advance(50)
+        done = bool(settled)
+    assert keep[0].tolist() == [True, False] * 500
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pooling_is_torchvisions(dtype: torch.dtype) -> None:
+    level = torch.randn(1, 16, 40, 60, device=CUDA, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    corner, side = torch.rand(50, 2) * 200, torch.rand(50, 2) * 200 + 1
+    regions = torch.cat((torch.zeros(50, 1), corner, corner + side), dim=1).to(CUDA)
+    expected = tv_ops.roi_align(level.float(), regions, 7, 1 / 8, 2, aligned=False)
+    levels = torch.zeros(50, dtype=torch.int64, device=CUDA)
+    layout = table_layout(map_shapes([level]), 1, CUDA)
+    pooled = pool_table(flatten_maps([level]), layout, (1 / 8,), regions, levels, 7, 2).permute(0, 3, 1, 2)
+    torch.testing.assert_close(pooled.float(), expected, atol=1e-4 if dtype == torch.float32 else 0.02, rtol=1e-2)
+
+
+def test_what_goes_up_comes_down(no_hidden_wait: None) -> None:
+    numbers = upload([[1, 2, 3]], torch.int64, CUDA)
+    flags = upload(np.array([True, False]), torch.bool, CUDA)
+    halves = upload([0.5], torch.float16, CUDA)
+    back = download(flags, numbers[:, ::2], halves, numbers[:, :0])
+    assert [tensor.tolist() for tensor in back] == [[True, False], [[1, 3]], [0.5], [[]]]
+    assert [tensor.dtype for tensor in back] == [torch.bool, torch.int64, torch.float16, torch.int64]
