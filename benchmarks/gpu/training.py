@@ -14,7 +14,7 @@ from benchmarks.gpu.images import Size, image
 from benchmarks.gpu.section import Data, Point, Section
 from benchmarks.gpu.settings import Settings
 from model.detector import find_preset
-from model.runtime.precision import choose_device
+from model.runtime.device import choose_device
 from model.training.augment import PLAIN, Batches
 from model.training.loop import Recipe, Trainer, new_model
 from model.training.samples import Dataset, Sample
