@@ -138,5 +138,6 @@ def _antialias_on_gpu(planes: Tensor, size: tuple[int, int]) -> Tensor:
             if length > wanted * _MOST_SHRINKING:
                 wanted = max(wanted * _MOST_SHRINKING, -(-length // _MOST_SHRINKING))
             step = (planes.shape[2], wanted) if axis == 3 else (wanted, planes.shape[3])
-            planes = F.interpolate(planes, size=step, mode="bilinear", antialias=True, align_corners=False).round_()
+            planes = F.interpolate(planes, size=step, mode="bilinear", antialias=True, align_corners=False)
+            planes = planes.add_(0.5).floor_()  # a half is rounded up, as there, and not to the even number
     return planes
