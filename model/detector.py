@@ -41,7 +41,6 @@ from model.runtime.flatten import flatten_channels_last
 from model.runtime.fold import fold_norms
 from model.runtime.memory import keep_freed_memory, keep_primitives
 from model.runtime.packing import can_pack, pack_convolutions
-from model.runtime.pooling import choose, device_seconds, random_regions
 from model.runtime.precision import (
     PRECISIONS,
     choose_precision,
@@ -49,6 +48,7 @@ from model.runtime.precision import (
     measure_drift,
     multiplies_bf16,
     probe_image,
+    random_regions,
 )
 from model.runtime.quantization import quantize
 from model.runtime.rounding import round_weights_and_maps
@@ -132,7 +132,6 @@ class Detector:
             nms_threshold=head.nms_threshold,
             max_detections=head.max_detections,
         )
-        self._pooling: str | None = None  # which form serves the heads, once that is settled
 
     @classmethod
     def from_checkpoint(
@@ -188,8 +187,6 @@ class Detector:
             notes.append("This processor has no products of bf16; fp32 with rounding gives its answers, but no speed.")
         if self._precision_note:
             notes.append(self._precision_note)
-        if self._pooling:
-            notes.append(self._pooling)
         if self._quick:
             notes.append(f"Winograd's way for {self._quick} convolutions.")
         return replace(self._about, engine_note=" ".join(notes))
@@ -226,7 +223,6 @@ class Detector:
 
     def warm_up(self) -> None:
         """Run once on every canvas (on one picture's, with exact canvases), so that a first caller does not wait."""
-        self._choose_pooling()
         for height, width in self.canvases.all or (self.canvas_for(480, 640),):
             self._detect([_grey(height, width)], [self.defaults], (height, width))
 
@@ -288,17 +284,6 @@ class Detector:
         regions = random_regions(canvas, 100, self.device)
         with float32_products("fp32", self.device):
             return measure_drift(model.to(self.device), batch.pixels, regions, dtype)
-
-    @torch.inference_mode()
-    def _choose_pooling(self) -> None:
-        """Choose once, and only on a GPU, on a blank canvas."""
-        if self._pooling is not None or self.device.type != "cuda":
-            return
-        canvas = self.canvas_for(480, 640)
-        regions = random_regions(canvas, self.config.rpn.post_nms, self.device)
-        blank = torch.zeros(1, 3, *canvas, device=self.device, dtype=self.dtype)
-        maps = self.model.backbone(blank.contiguous(memory_format=torch.channels_last))
-        self._pooling = choose(self.model.roi_heads, maps, regions, device_seconds(self.device))
 
     def _resolve(self, options: DetectOptions) -> DetectOptions:
         """``options`` with the checkpoint's defaults for what they leave open, checked."""

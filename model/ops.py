@@ -18,37 +18,11 @@ __all__ = [
     "flatten_maps",
     "map_shapes",
     "pool_table",
-    "roi_align",
     "roi_pool",
     "table_layout",
 ]
 
 Shapes = tuple[tuple[int, int], ...]
-
-
-def roi_align(
-    maps: Sequence[Tensor],
-    scales: tuple[float, ...],
-    regions: Tensor,
-    levels: Tensor,
-    resolution: int,
-    sampling: int,
-) -> Tensor:
-    """RoIAlign of each level with torchvision's operator: the other form of ``pool_table``.
-
-    maps: L of [B, C, Hl, Wl]; the rest as there. Returns [R, C, resolution, resolution] in the maps' dtype. In float32
-    throughout, as ``roi_pool``. aligned=False as TV's detectors were trained (trap 15).
-    """
-    order = torch.sort(levels, stable=True).indices
-    # One wait for the device, for all levels together.
-    counts = torch.bincount(levels, minlength=len(maps)).tolist() if len(maps) > 1 else [len(regions)]
-    pooled = torch.cat(
-        [
-            tv_ops.roi_align(level.float(), mine, resolution, scale, sampling, aligned=False)
-            for level, mine, scale in zip(maps, regions.float()[order].split(counts), scales, strict=True)
-        ]
-    )
-    return pooled[torch.argsort(order)].to(maps[0].dtype)
 
 
 def roi_pool(maps: Tensor, regions: Tensor, scale: float, resolution: int) -> Tensor:

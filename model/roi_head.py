@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model import boxes as box_ops
 from model.config import RoIHeadConfig
 from model.nms import grouped_nms, nms_per_class
-from model.ops import flatten_maps, map_shapes, pool_table, roi_align, roi_pool, table_layout
+from model.ops import flatten_maps, map_shapes, pool_table, roi_pool, table_layout
 from model.transfer import download, upload
 
 
@@ -91,7 +91,6 @@ class RoIHead(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        self.by_level = False  # pool with torchvision's operator, where ``runtime.pooling`` has found that faster
         self.box_head = ConvBoxHead(channels, config) if config.conv_channels else BoxHead(channels, config)
         self.box_predictor = BoxPredictor(config.fc_channels[-1], num_classes)
 
@@ -112,9 +111,6 @@ class RoIHead(nn.Module):
         pooled_maps = [maps[level] for level in config.levels]
         if config.pool == "max":
             return roi_pool(pooled_maps[0], regions, config.scales[0], config.resolution)
-        if self.by_level:
-            levels = self.levels(regions[:, 1:])
-            return roi_align(pooled_maps, config.scales, regions, levels, config.resolution, config.sampling)
         layout = table_layout(map_shapes(pooled_maps), len(pooled_maps[0]), regions.device)
         return self.pool_table(flatten_maps(pooled_maps), layout, regions).permute(0, 3, 1, 2)
 

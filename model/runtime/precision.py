@@ -110,6 +110,13 @@ def probe_image(canvas: tuple[int, int]) -> Tensor:
     return (noisy.clamp(0, 1) * 255).byte()[0].permute(1, 2, 0).contiguous()
 
 
+def random_regions(canvas: tuple[int, int], count: int, device: torch.device) -> Tensor:
+    """Make regions float32 [count, 5] of (0, box on the canvas) to measure with: the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(count, 4, generator=generator) * min(canvas) / 2
+    return torch.cat((torch.zeros(count, 1), corners[:, :2], corners[:, :2] + corners[:, 2:] + 1), dim=1).to(device)
+
+
 _cudnn: Any = torch.backends.cudnn  # of whose parts torch's annotations know nothing
 _cublas: Any = torch.backends.cuda.matmul
 

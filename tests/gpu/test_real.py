@@ -1,6 +1,7 @@
 """On a real GPU: it answers as the CPU does, in every precision, and no operator makes the host wait unseen."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -21,12 +22,14 @@ CUDA = torch.device("cuda", 0)
 LIMITS = {"fp32": (0.2, 1e-3), "tf32": (4.0, 0.02), "fp16": (4.0, 0.02), "bf16": (16.0, 0.05)}
 
 
-@pytest.fixture
+@contextmanager
 def no_hidden_wait() -> Iterator[None]:
     """Let torch raise where an operator makes the host wait. Our own waits are for events, which are none of those."""
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +39,7 @@ def on_cpu() -> Detector:
 
 @pytest.fixture(scope="module")
 def on_gpu() -> Detector:
-    detector = Detector.from_checkpoint("lite-voc20", device="cuda", precision="fp32")
-    detector.warm_up()
-    return detector
+    return Detector.from_checkpoint("lite-voc20", device="cuda", precision="fp32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
@@ -55,14 +56,20 @@ def test_the_bundled_weights_find_the_cat_where_the_cpu_finds_it(
     assert scores <= LIMITS[precision][1]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        [DetectOptions(), DetectOptions(score_threshold=0.01, nms_threshold=0.3, proposals=7, class_ids=(8, 3))],
+        [DetectOptions(trace=True), DetectOptions(regions=((9.0, 4.0, 403.0, 300.0),))],
+    ],
+    ids=["options", "a trace and regions"],
+)
 def test_a_batch_makes_the_host_wait_for_nothing_but_our_own_events(
-    on_gpu: Detector, cat: np.ndarray, request: pytest.FixtureRequest
+    on_gpu: Detector, cat: np.ndarray, options: list[DetectOptions]
 ) -> None:
-    options = [DetectOptions(), DetectOptions(score_threshold=0.01, nms_threshold=0.3, proposals=7, class_ids=(8, 3))]
-    on_gpu.detect([cat] * 2, options)
-    request.getfixturevalue("no_hidden_wait")
-    on_gpu.detect([cat] * 2, options)
-    on_gpu.detect([cat, cat], [DetectOptions(trace=True), DetectOptions(regions=((9.0, 4.0, 403.0, 300.0),))])
+    on_gpu.detect([cat] * 2, options)  # constants are copied at the first time
+    with no_hidden_wait():
+        on_gpu.detect([cat] * 2, options)
 
 
 @pytest.mark.parametrize("name", [config.name for config in PRESETS])
@@ -119,10 +126,11 @@ def test_pooling_is_torchvisions(dtype: torch.dtype) -> None:
     torch.testing.assert_close(pooled.float(), expected, atol=1e-4 if dtype == torch.float32 else 0.02, rtol=1e-2)
 
 
-def test_what_goes_up_comes_down(no_hidden_wait: None) -> None:
-    numbers = upload([[1, 2, 3]], torch.int64, CUDA)
-    flags = upload(np.array([True, False]), torch.bool, CUDA)
-    halves = upload([0.5], torch.float16, CUDA)
-    back = download(flags, numbers[:, ::2], halves, numbers[:, :0])
+def test_what_goes_up_comes_down() -> None:
+    with no_hidden_wait():
+        numbers = upload([[1, 2, 3]], torch.int64, CUDA)
+        flags = upload(np.array([True, False]), torch.bool, CUDA)
+        halves = upload([0.5], torch.float16, CUDA)
+        back = download(flags, numbers[:, ::2], halves, numbers[:, :0])
     assert [tensor.tolist() for tensor in back] == [[True, False], [[1, 3]], [0.5], [[]]]
     assert [tensor.dtype for tensor in back] == [torch.bool, torch.int64, torch.float16, torch.int64]

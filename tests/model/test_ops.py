@@ -1,11 +1,10 @@
 """Our forms of torchvision's operators against torchvision's own."""
 
-import pytest
 import torch
 from torchvision import ops as tv_ops
 from torchvision.ops import MultiScaleRoIAlign
 
-from model.ops import flatten_maps, map_shapes, pool_table, roi_align, table_layout
+from model.ops import flatten_maps, map_shapes, pool_table, table_layout
 
 CPU = torch.device("cpu")
 
@@ -31,26 +30,12 @@ def test_pooling_from_the_table_is_roi_align_on_every_level() -> None:
     torch.testing.assert_close(pooled.permute(0, 3, 1, 2), expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("count", [40, 0], ids=["some", "none"])
-@pytest.mark.parametrize("levels", [1, 3], ids=["one level", "three levels"])
-def test_both_forms_of_pooling_agree(levels: int, count: int) -> None:
-    maps = [torch.randn(2, 8, 256 // s, 320 // s) for s in (8, 16, 32)[:levels]]
-    scales = (1 / 8, 1 / 16, 1 / 32)[:levels]
-    pictures = (torch.arange(count) % 2).float()[:, None]
-    regions = torch.cat((pictures, _boxes(count, 256)), dim=1)
-    level = torch.arange(count) * 7 % levels  # in no order
-    layout = table_layout(map_shapes(maps), 2, CPU)
-    from_table = pool_table(flatten_maps(maps), layout, scales, regions, level, 7, 2).permute(0, 3, 1, 2)
-    by_level = roi_align(maps, scales, regions, level, 7, 2)
-    assert by_level.shape == (count, 8, 7, 7)
-    torch.testing.assert_close(by_level, from_table, atol=1e-4, rtol=1e-4)
-
-
-def test_roi_align_of_short_maps_keeps_the_regions_exact() -> None:
+def test_pooling_from_short_maps_keeps_the_regions_exact() -> None:
     # Trap 13: in bfloat16 a corner near 1000 would be rounded by up to 2 pixels.
     level = torch.arange(130.0).expand(1, 1, 130, 130).bfloat16()
     region = torch.tensor([[0.0, 1001.0, 8.0, 1009.0, 16.0]])
-    pooled = roi_align([level], (1 / 8,), region, torch.zeros(1, dtype=torch.int64), 7, 2)
+    layout = table_layout(map_shapes([level]), 1, CPU)
+    pooled = pool_table(flatten_maps([level]), layout, (1 / 8,), region, torch.zeros(1, dtype=torch.int64), 7, 2)
     assert pooled.dtype == torch.bfloat16
     torch.testing.assert_close(pooled.float().mean(), torch.tensor(1005 / 8), atol=0.3, rtol=0)
 
