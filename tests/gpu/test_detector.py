@@ -166,8 +166,8 @@ def test_the_host_waits_four_times_whatever_the_batch(
     gpu.reset()
     on_gpu.detect([cat] * count)
     assert gpu.wait_count <= 4, gpu.waits
-    # Convolutions and their activations are 110 of them; the rest grows by 10 an image, for its upload and its resize.
-    assert gpu.launches <= 425 + 10 * count
+    # Convolutions and their activations are 110 of them; the rest grows by at most 12 an image, for its upload and its resize.
+    assert gpu.launches <= 425 + 12 * count
 
 
 def test_proposals_and_traces_come_with_the_same_copy(gpu: PretendedGPU, on_gpu: Detector, cat: np.ndarray) -> None:
