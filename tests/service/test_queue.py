@@ -303,6 +303,26 @@ def test_an_image_that_does_not_fit_into_memory_alone_is_told_so(serve_faulty, f
     assert not any(record.exc_info for record in said)
 
 
+def test_an_image_whose_values_are_not_finite_fails_alone_and_nothing_is_computed_again(
+    serve_faulty, faulty, clients, encoded, small
+):
+    faulty.poison_overflows = True
+    overflowing = encoded((40, 30), FaultyDetector.POISON)
+    with serve_faulty() as live:
+        hold(clients, live, faulty, small)
+        sent = [send(clients, live, overflowing if i == 1 else small) for i in range(4)]
+        wait_for(lambda: queued(live) == 4)
+        calls = len(faulty.batches)
+        faulty.gate.set()
+        answers = [answer.result() for answer in sent]
+        assert [answer.status_code for answer in answers] == [200, 500, 200, 200]
+        assert answers[1].json()["code"] == "not_finite"
+        assert "FRCNN_PRECISION=fp32" in answers[1].json()["detail"]
+        assert [len(batch) for batch in faulty.batches[calls:]] == [4, 1]  # the batch, and the self-test after it
+        assert live.metric("frcnn_batch_failures_total", kind="not_finite") == 1
+        assert live.client.get("/readyz").status_code == 200
+
+
 def test_a_single_poisonous_picture_leaves_the_service_ready(serve_faulty, encoded, small):
     with serve_faulty() as live:
         assert live.detect(encoded((40, 30), FaultyDetector.POISON)).status_code == 500

@@ -1,0 +1,119 @@
+"""The whole service with ``device=cuda`` on a pretended GPU: it starts, passes its self-test, answers as on a CPU."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.detector import Detector
+from model.structures import DetectOptions
+from service.app import each_device, load_detector
+from service.worker import Worker
+from tests.gpu.pretended import PretendedGPU, pretended_gpu
+from tests.service.conftest import Live, serving
+
+BOX = 0.2  # pixels that a side may differ from the CPU's, in fp32
+
+
+@contextlib.contextmanager
+def serving_on_gpu(monkeypatch: pytest.MonkeyPatch, **settings: object) -> Iterator[tuple[Live, PretendedGPU]]:
+    """Serve the bundled weights as ``frcnn serve --device cuda`` does; the worker's thread may use the GPU."""
+    with pretended_gpu() as gpu:
+        live_on_cpu: Callable[[Worker], None] = Worker._live
+
+        def live(worker: Worker) -> None:
+            with gpu.thread():
+                live_on_cpu(worker)
+
+        monkeypatch.setattr(Worker, "_live", live)
+        with serving(load_detector, devices=each_device, device="cuda", **settings) as service:
+            yield service, gpu
+
+
+@pytest.fixture(scope="module")
+def gpu_service() -> Iterator[Live]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        settings = {"precision": "fp32", "timeout_ms": 120_000}
+        with serving_on_gpu(monkeypatch, **settings) as (live, _):
+            yield live
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> Detector:
+    return Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32")
+
+
+def post(live: Live, route: str, body: bytes, **query: object) -> dict:  # type: ignore[type-arg]
+    response = live.client.post(route, content=body, headers={"Content-Type": "image/jpeg"}, params=query)
+    assert response.status_code == 200, response.text
+    return response.json()  # type: ignore[no-any-return]
+
+
+def test_it_starts_by_itself_in_half_precision_and_passes_the_self_test(
+    monkeypatch: pytest.MonkeyPatch, cat_jpeg: bytes
+) -> None:
+    monkeypatch.setattr(Detector, "warm_up", lambda _: None)  # on nine canvases, which the other tests' service does
+    with serving_on_gpu(monkeypatch) as (live, gpu):  # the start runs the self-test against the stored answer
+        about = live.client.get("/model").json()
+        assert about["device"] == "cuda:0"
+        assert about["precision"] == "fp16"
+        assert "fp16 was chosen for compute capability 9.0" in about["engine_note"]
+        assert live.client.get("/readyz").status_code == 200
+        post(live, "/detect", cat_jpeg)
+        gpu.reset()
+        assert post(live, "/detect", cat_jpeg)["labels"] == ["cat"]
+        assert gpu.wait_count <= 4, gpu.waits
+        assert "frcnn_device_memory_bytes" in live.client.get("/metrics").text
+
+
+def test_detect_answers_as_on_a_cpu(gpu_service: Live, on_cpu: Detector, chelsea: np.ndarray, encoded) -> None:  # type: ignore[no-untyped-def]
+    file = BytesIO()
+    Image.fromarray(chelsea).save(file, "PNG")
+    answer = post(gpu_service, "/detect", file.getvalue(), proposals=5)
+    [right] = on_cpu.detect([chelsea], DetectOptions(proposals=5))
+    assert answer["labels"] == list(right.labels) == ["cat"]
+    np.testing.assert_allclose(answer["boxes"], right.boxes.numpy(), atol=BOX)
+    np.testing.assert_allclose(answer["scores"], right.scores.numpy(), atol=1e-4)
+    assert right.proposals is not None
+    np.testing.assert_allclose(answer["proposals"]["boxes"], right.proposals.boxes.numpy(), atol=BOX)
+
+
+def test_proposals_and_explanations_answer(gpu_service: Live, cat_jpeg: bytes) -> None:
+    proposals = post(gpu_service, "/proposals", cat_jpeg, limit=3)
+    assert proposals["count"] == 300
+    assert proposals["fates"] == ["kept"] * 3
+    assert proposals["objectness"][0] > 0.99
+    assert [level["anchors"] for level in proposals["funnel"]] == [14400, 3600, 900]
+    files = {"image": ("cat.jpg", cat_jpeg, "image/jpeg")}
+    data = {"boxes": json.dumps([[9, 4, 403, 300]]), "labels": json.dumps(["cat"])}
+    response = gpu_service.client.post("/explain", files=files, data=data)
+    assert response.status_code == 200, response.text
+    assert response.json()["explanations"][0]["stage"] == "found"
+
+
+def test_requests_with_all_kinds_of_options_share_batches(gpu_service: Live, cat_jpeg: bytes) -> None:
+    queries: list[dict[str, object]] = [
+        {},
+        {"score_threshold": 0.01, "nms_threshold": 0.95, "max_detections": 3},
+        {"score_threshold": 0.01, "nms_threshold": 0.95, "classes": ["cat", "dog"]},
+        {"proposals": 4},
+        {"regions": json.dumps([[9, 4, 403, 300]])},
+        {"score_threshold": 0.999},
+    ]
+    alone = [post(gpu_service, "/detect", cat_jpeg, **query) for query in queries]
+    with ThreadPoolExecutor(12) as threads:
+        together = list(threads.map(lambda query: post(gpu_service, "/detect", cat_jpeg, **query), queries * 2))
+    assert max(answer["batch_size"] for answer in together) > 1
+    for answer, right in zip(together, alone * 2, strict=True):
+        assert answer["labels"] == right["labels"]
+        np.testing.assert_allclose(np.reshape(answer["boxes"], (-1, 4)), np.reshape(right["boxes"], (-1, 4)), atol=BOX)
+    assert len(alone[1]["boxes"]) == 3
+    assert set(alone[2]["labels"]) <= {"cat", "dog"}
+    assert len(alone[3]["proposals"]["boxes"]) == 4
+    assert alone[4]["labels"] == ["cat"]
+    assert alone[5]["labels"] == []
