@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torchvision import ops as tv_ops
 
+from model.boxes import area
 from model.transfer import download, upload
 
 # Comparisons of two boxes that take as long as a call of torchvision's operator with its sorting (docs/engine.md).
@@ -28,9 +29,10 @@ _PAIRS_A_CALL = 40_000
 # of which overlaps its neighbours alone, needs n.
 LEVEL_ROUNDS = 20
 CLASS_ROUNDS = 8
-# Pairs whose overlaps lie in memory as float32 at one time, in four temporaries: at most 512 MiB.
-_PAIRS_AT_ONCE = 2**25
-# Pairs of one mask: 256 MiB in float16.
+# Pairs whose overlaps are computed at one time, in temporaries of at most 20 bytes a pair: 320 MiB.
+_PAIRS_AT_ONCE = 2**24
+# Pairs of the masks that lie in memory together, of 2 bytes each: 256 MiB. A group of more pairs than this, which is
+# one of over 11,585 boxes, is left to torchvision's operator.
 MASK_PAIRS = 2**27
 
 
@@ -79,7 +81,7 @@ class PairwiseNMS:
     group are right for good. Most are right much sooner. The overlaps are computed with the operations of torchvision's
     CPU operator, in float32 and in its order, so that the same boxes are kept.
 
-    Memory: 2 bytes a pair for the mask, and at most 512 MiB more while it is made.
+    Memory: 2 bytes a pair for the mask, and at most 320 MiB more while it is made.
     """
 
     def __init__(self, boxes: Tensor, valid: Tensor, thresholds: Tensor) -> None:
@@ -93,31 +95,37 @@ class PairwiseNMS:
         dtype = torch.float16 if boxes.is_cuda else torch.float32
         self._valid = valid.to(dtype)[:, None]
         self._overlaps = torch.empty((groups, count, count), dtype=dtype, device=boxes.device)
-        step = max(1, _PAIRS_AT_ONCE // max(1, count * count))
+        rows = max(1, min(count, _PAIRS_AT_ONCE // max(1, count)))
+        step = max(1, _PAIRS_AT_ONCE // max(1, rows * count))
         for start in range(0, groups, step):
             part = slice(start, start + step)
-            above = _iou_within(boxes[part]) > thresholds[part, None, None]
-            self._overlaps[part] = above.triu_(1)  # row i, column j: i comes before j
+            limits = thresholds[part, None, None]
+            for first in range(0, count, rows):
+                above = _iou(boxes[part, first : first + rows], boxes[part]) > limits
+                # Row i, column j: i comes before j.
+                self._overlaps[part, first : first + rows] = above.triu_(first + 1)
         self._keep = self._valid
 
     def advance(self, rounds: int) -> tuple[Tensor, Tensor]:
         """Iterate; return keep, bool [G, K], and whether the last round changed nothing, bool []."""
         before = self._keep
-        for _ in range(rounds):
-            before = self._keep
-            # 1 where a valid box is overlapped by no kept one, else 0 or less.
-            self._keep = torch.baddbmm(self._valid, before, self._overlaps, alpha=-1).relu_()
+        # In training an autocast would make a copy of the mask in another type, at each round.
+        with torch.autocast(before.device.type, enabled=False):
+            for _ in range(rounds):
+                before = self._keep
+                # 1 where a valid box is overlapped by no kept one, else 0 or less.
+                self._keep = torch.baddbmm(self._valid, before, self._overlaps, alpha=-1).relu_()
         return self._keep[:, 0] > 0, (self._keep == before).all()
 
 
-def _iou_within(boxes: Tensor) -> Tensor:
-    """Compute the IoU, float32 [G, K, K], of all pairs of boxes float32 [G, K, 4] of each group."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    area = (high - low).prod(dim=-1)
-    sides = torch.minimum(high[:, :, None], high[:, None])
-    sides = sides.sub_(torch.maximum(low[:, :, None], low[:, None])).clamp_(min=0)
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the IoU, float32 [G, M, K], of each box of ``a`` [G, M, 4] with each of ``b`` [G, K, 4] of its group."""
+    sides = torch.minimum(a[:, :, None, 2:], b[:, None, :, 2:])
+    sides = sides.sub_(torch.maximum(a[:, :, None, :2], b[:, None, :, :2])).clamp_(min=0)
     shared = sides[..., 0] * sides[..., 1]
-    return shared / (area[:, :, None] + area[:, None]).sub_(shared)
+    del sides
+    union = (area(a)[:, :, None] + area(b)[:, None]).sub_(shared)
+    return shared.div_(union)
 
 
 def exact_threshold(threshold: float) -> float:
@@ -142,7 +150,7 @@ def nms_per_level(
     boxes: float32 [B, M, 4], level by level, by falling score within each. valid: bool [B, M]. scores: float32 [B, M].
     counts: boxes of each level; they sum to M.
     """
-    if boxes.is_cuda:
+    if boxes.is_cuda and max(counts) ** 2 <= MASK_PAIRS:
         return _nms_per_level_together(boxes, valid, scores, tuple(counts), threshold)
     kept = []
     for image in range(len(boxes)):
@@ -160,26 +168,47 @@ def nms_per_level(
 def _nms_per_level_together(
     boxes: Tensor, valid: Tensor, scores: Tensor, counts: tuple[int, ...], threshold: float
 ) -> list[Tensor]:
-    """Do as ``nms_per_level``, all images and levels at once; the host waits once for ordinary boxes."""
+    """Do as ``nms_per_level``, all images and levels at once.
+
+    The host waits once for ordinary boxes, and again where ``LEVEL_ROUNDS`` rounds are not enough.
+    """
+    step = max(1, MASK_PAIRS // (len(counts) * max(counts) ** 2))
+    parts = [(boxes[i : i + step], valid[i : i + step], scores[i : i + step]) for i in range(0, len(boxes), step)]
+    results = [_order_kept(*part, counts, threshold, settle=False) for part in parts]
+    numbers = download(*(numbers for _, numbers in results))
+    kept: list[Tensor] = []
+    for part, (order, _), (*lengths, settled) in zip(parts, results, (row.tolist() for row in numbers), strict=True):
+        if not settled:
+            order, again = _order_kept(*part, counts, threshold, settle=True)
+            lengths = download(again)[0].tolist()[:-1]
+        kept += [row[:length] for row, length in zip(order, lengths, strict=True)]
+    return kept
+
+
+def _order_kept(
+    boxes: Tensor, valid: Tensor, scores: Tensor, counts: tuple[int, ...], threshold: float, *, settle: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the indices of each image, int64 [B, M], the kept ones first and by falling score, and B + 1 numbers.
+
+    The numbers are how many each image keeps, and whether that has converged. settle: as for ``nms_per_class``.
+    """
     images, levels, longest = len(boxes), len(counts), max(counts)
     index, inside, back = _level_layout(counts, boxes.device)
-    step = max(1, MASK_PAIRS // (levels * longest**2))
-    kept: list[Tensor] = []
-    for start in range(0, images, step):
-        part = slice(start, start + step)
-        size = len(boxes[part])
-        padded = boxes[part][:, index].view(size * levels, longest, 4)
-        alive = (valid[part][:, index] & inside).view(size * levels, longest)
-        suppression = PairwiseNMS(padded, alive, boxes.new_full((size * levels,), exact_threshold(threshold)))
-        settled = False
-        while not settled:
-            keep, done = suppression.advance(LEVEL_ROUNDS)
-            keep = keep.view(size, levels * longest)[:, back]
-            order = torch.where(keep, scores[part], -1.0).sort(dim=1, descending=True, stable=True).indices
-            (numbers,) = download(torch.cat((keep.sum(dim=1), done[None])))
-            settled = bool(numbers[-1])
-        kept += [row[:number] for row, number in zip(order, numbers.tolist()[:-1], strict=True)]
-    return kept
+    padded = boxes[:, index].view(images * levels, longest, 4)
+    alive = (valid[:, index] & inside).view(images * levels, longest)
+    limits = boxes.new_full((images * levels,), exact_threshold(threshold))
+    keep, settled = _converge(PairwiseNMS(padded, alive, limits), LEVEL_ROUNDS, settle)
+    keep = keep.view(images, levels * longest)[:, back]
+    order = torch.where(keep, scores, -1.0).sort(dim=1, descending=True, stable=True).indices
+    return order, torch.cat((keep.sum(dim=1), settled[None]))
+
+
+def _converge(pairs: PairwiseNMS, rounds: int, settle: bool) -> tuple[Tensor, Tensor]:
+    """Advance by ``rounds``; with ``settle``, for which the host waits, until nothing changes any more."""
+    keep, settled = pairs.advance(rounds)
+    while settle and not bool(download(settled)[0]):
+        keep, settled = pairs.advance(rounds)
+    return keep, settled
 
 
 @lru_cache(maxsize=64)
@@ -236,10 +265,12 @@ def nms_per_class(
         place = torch.arange(longest, device=boxes.device)[None]
         inside = place < sizes
         rows = order[first + torch.minimum(place, sizes - 1)]
-        suppression = PairwiseNMS(boxes[rows], valid[rows] & inside, limits)
-        kept, settled = suppression.advance(CLASS_ROUNDS)
-        while settle and not bool(download(settled)[0]):
-            kept, settled = suppression.advance(CLASS_ROUNDS)
+        alive = valid[rows] & inside
+        if longest**2 > MASK_PAIRS:
+            members_alive = rows[0][alive[0]]
+            keep[members_alive[sorted_nms(boxes[members_alive], thresholds[members[0]])]] = True
+            continue
+        kept, settled = _converge(PairwiseNMS(boxes[rows], alive, limits), CLASS_ROUNDS, settle)
         keep.scatter_(0, torch.where(inside, rows, len(boxes)).flatten(), kept.flatten())
         done &= settled
     return keep[:-1], done

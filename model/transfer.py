@@ -24,20 +24,23 @@ def upload(values: Sequence[Any] | npt.NDArray[Any] | Tensor, dtype: torch.dtype
 
 
 def download(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Copy tensors of one device to the host: on a GPU as the bytes of one tensor, with one wait for all of them."""
+    """Copy tensors of one device to the host: on a GPU as the bytes of one tensor, with one wait for all of them.
+
+    Tensors that are on the host already are returned as they are.
+    """
     if not tensors or tensors[0].device.type != "cuda":
         return tensors
-    # Wide types first: then each part begins at a multiple of its item's size.
-    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
-    packed = torch.cat([_flat(tensors[i]).view(torch.uint8) for i in order])
+    packed = torch.cat([_flat(tensor).view(torch.uint8) for tensor in tensors])
     # A copy to the host that does not block gets pinned memory from torch.
     arriving = packed.to("cpu", non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(packed.device))
     arrived.synchronize()
-    parts = arriving.split([tensors[i].numel() * tensors[i].element_size() for i in order])
-    copies = dict(zip(order, parts, strict=True))
-    return tuple(copies[i].view(tensor.dtype).view(tensor.shape) for i, tensor in enumerate(tensors))
+    parts = arriving.split([tensor.numel() * tensor.element_size() for tensor in tensors])
+    # Copies, so that none keeps the pinned memory of all, and each begins where its type may begin.
+    return tuple(
+        part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
+    )
 
 
 def _flat(tensor: Tensor) -> Tensor:

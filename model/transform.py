@@ -68,7 +68,8 @@ class Transform:
         if planes.device.type == "cpu":
             # uint8 in channels-last memory takes the vectorised path, and rounds to whole values as Pillow does.
             return F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)[0].float()
-        return _antialias_on_gpu(planes.float(), size)[0]
+        # The kernel wants planes that lie one after the other: another order would be copied once more.
+        return _antialias_on_gpu(planes.to(torch.float32, memory_format=torch.contiguous_format), size)[0]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Float [..., 3, h, w] in [0, 255] to what the backbone was trained on (and its channel order)."""
@@ -122,22 +123,31 @@ def clear_padding(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
             pixels[row, :, :, width:] = 0
 
 
-# The GPU's kernel keeps a filter's weights in shared memory, 48 KiB a block: one axis can shrink by about 184 times
-# (ATen/native/cuda/UpSampleBilinear2d.cu).
+# The GPU's kernel keeps a filter's weights in shared memory, 48 KiB a block, so that one axis can shrink by about 184
+# times; and it leaves out, in silence, rows after the 65,535th block (ATen/native/cuda/UpSampleBilinear2d.cu).
 _MOST_SHRINKING = 64
+_MOST_ROWS = 65_535
 
 
 def _antialias_on_gpu(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize float planes [1, 3, h, w] in [0, 255] to ``size`` as the CPU resizes uint8: each axis alone, and rounded.
+    """Resize float planes [1, 3, h, w] in [0, 255] to ``size`` as the CPU resizes uint8: by axis, and rounded."""
+    planes = _resize_rows(planes, size[1])
+    return _resize_rows(planes.transpose(2, 3), size[0]).transpose(2, 3)
 
-    The triangle filter cannot leave [0, 255]. An axis that is over 64 times longer than wanted takes several steps.
+
+def _resize_rows(planes: Tensor, wanted: int) -> Tensor:
+    """Resize each row of float planes [1, 3, h, w] to ``wanted`` pixels, each rounded to a whole value.
+
+    The triangle filter cannot leave [0, 255]. Rows that are over 64 times longer than wanted take several steps.
     """
-    for axis in (3, 2):
-        while planes.shape[axis] != size[axis - 2]:
-            length, wanted = planes.shape[axis], size[axis - 2]
-            if length > wanted * _MOST_SHRINKING:
-                wanted = max(wanted * _MOST_SHRINKING, -(-length // _MOST_SHRINKING))
-            step = (planes.shape[2], wanted) if axis == 3 else (wanted, planes.shape[3])
-            planes = F.interpolate(planes, size=step, mode="bilinear", antialias=True, align_corners=False)
-            planes = planes.add_(0.5).floor_()  # a half is rounded up, as there, and not to the even number
+    while (length := planes.shape[3]) != wanted:
+        step = wanted
+        if length > wanted * _MOST_SHRINKING:
+            step = max(wanted * _MOST_SHRINKING, -(-length // _MOST_SHRINKING))
+        parts = [
+            F.interpolate(part, size=(part.shape[2], step), mode="bilinear", antialias=True, align_corners=False)
+            for part in planes.split(_MOST_ROWS, dim=2)
+        ]
+        # A half is rounded up, as there, and not to the even number.
+        planes = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).add_(0.5).floor_()
     return planes

@@ -167,7 +167,7 @@ def detect(
         _detect_remotely(url, images, out_path, at_once, api_key, score_threshold, max_detections)
         return
 
-    from model.detector import DetectOptions
+    from model.detector import DetectOptions, NotFiniteError
     from service.app import load_detector
     from service.imaging import decode, prepare_pillow
 
@@ -195,6 +195,10 @@ def detect(
             continue
         try:
             [found] = detector.detect([picture], [options])
+        except NotFiniteError as error:
+            _complain(f"{path}: {error}")
+            failed = True
+            continue
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

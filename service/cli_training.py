@@ -56,7 +56,7 @@ def train(
     """Train a detector on your own pictures."""
     import torch
 
-    from model.detector import CheckpointError, DeviceError
+    from model.detector import CheckpointError, DeviceError, NotFiniteError
     from model.training.data import DataError
     from model.training.loop import TrainingError
     from model.training.processes import leave
@@ -82,7 +82,7 @@ def train(
         )
     except DeviceError as error:
         _fail(error, MISCONFIGURED)
-    except (TrainingError, DataError, CheckpointError, ValueError) as error:
+    except (TrainingError, DataError, CheckpointError, NotFiniteError, ValueError) as error:
         _fail(error)
     except RuntimeError as error:
         _fail_without_memory(error)
@@ -105,7 +105,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Average precision of a detector on labelled pictures, and what its scores are worth."""
-    from model.detector import CheckpointError, Detector, DeviceError
+    from model.detector import CheckpointError, Detector, DeviceError, NotFiniteError
     from model.training.data import DataError
     from model.training.evaluate import predict
     from model.training.figures import figures, load_part
@@ -119,7 +119,7 @@ def evaluate(
         differences = [] if written is None else list(result.differences(written))
     except DeviceError as error:
         _fail(error, MISCONFIGURED)
-    except (DataError, CheckpointError, ValueError, OSError) as error:
+    except (DataError, CheckpointError, NotFiniteError, ValueError, OSError) as error:
         _fail(error)
     except RuntimeError as error:
         _fail_without_memory(error)
@@ -146,7 +146,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(min=0, help="which ones")] = 0,
 ) -> None:
     """See what a detector's layers take in, which ``--precision int8`` needs: FILE.ranges.json beside its weights."""
-    from model.detector import CheckpointError, Detector
+    from model.detector import CheckpointError, Detector, NotFiniteError
     from model.training.calibration import calibrate as run
     from service.cli_client import expand
     from service.imaging import Picture, decode, prepare_pillow
@@ -165,7 +165,7 @@ def calibrate(
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
         path, layers = run(detector, map(look, chosen))
-    except (CheckpointError, ValueError, OSError) as error:
+    except (CheckpointError, NotFiniteError, ValueError, OSError) as error:
         _fail(error)
     console.print(f"{path}: {layers} layers, seen on {len(chosen)} pictures", soft_wrap=True)
 
@@ -182,7 +182,7 @@ def factor(
     seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
 ) -> None:
     """Part a detector's fc6 into two thinner layers (Fast R-CNN 3.1): faster, and hardly less exact."""
-    from model.detector import CheckpointError, Detector
+    from model.detector import CheckpointError, Detector, NotFiniteError
     from model.training.data import DataError, load_dataset, split
     from model.training.factoring import factor as factor_fc6
 
@@ -192,7 +192,7 @@ def factor(
         if validation > 0:
             dataset, _ = split(dataset, validation, seed)
         digest, parameters = factor_fc6(detector, dataset, rank, out, pictures=pictures, seed=seed)
-    except (DataError, CheckpointError, ValueError, OSError) as error:
+    except (DataError, CheckpointError, NotFiniteError, ValueError, OSError) as error:
         _fail(error)
     console.print(
         f"{out}: {parameters / 1e6:.2f} M parameters instead of {detector.info.parameters / 1e6:.2f}, {digest}"

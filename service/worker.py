@@ -65,12 +65,14 @@ class BatchReport:
     """What became of one batch.
 
     outcomes: one a task, in their order. failures: kinds (as in ``Outcome``) of the attempts that failed.
-    out_of_memory_at: pictures in the smallest attempt that ran out of memory; None where none did.
+    out_of_memory_at: pictures in the smallest attempt that ran out of memory; None where none did. suspicious: whether
+    the detector itself may be at fault, and is to pass the canary: not where some answers of a batch were right.
     """
 
     outcomes: list[Outcome]
     failures: list[str]
     out_of_memory_at: int | None = None
+    suspicious: bool = False
 
 
 class WorkerDead(Exception):
@@ -191,7 +193,7 @@ class Worker:
     def _detect(self, tasks: Sequence[Task]) -> BatchReport:
         report = BatchReport([], [])
         report.outcomes = self._attempt(tasks, report)
-        if report.failures:
+        if report.suspicious:
             self._check()
         return report
 
@@ -208,6 +210,7 @@ class Worker:
             # The others' answers are right: nothing is computed again.
             finished, failure = time.monotonic(), str(error)
             report.failures.append("not_finite")
+            report.suspicious |= all(result is None for result in error.results)
             log.warning("values are not finite", extra={"pictures": len(tasks), "failure": failure})
             return [
                 Outcome(result, started, finished, *(() if result is not None else (failure, "not_finite")))
@@ -217,6 +220,7 @@ class Worker:
             failure, out_of_memory = f"{type(error).__name__}: {error}", is_out_of_memory(error)
             kind = "memory" if out_of_memory else "error"
             report.failures.append(kind)
+            report.suspicious = True
             if out_of_memory:
                 report.out_of_memory_at = min(report.out_of_memory_at or len(tasks), len(tasks))
             said = {"pictures": len(tasks), "failure": failure[:500]}

@@ -120,7 +120,9 @@ def train(
     save(file, state, preset=preset, classes=dataset.classes, metrics={})
     if held is None:
         return None
-    result = evaluate_detector(Detector.from_checkpoint(file), held, progress=console.is_terminal)
+    result = evaluate_detector(
+        Detector.from_checkpoint(file, device=str(place), precision="fp32"), held, progress=console.is_terminal
+    )
     metrics = {"validation_ap": result.ap, "validation_ap50": result.ap50}
     save(
         file, state, preset=preset, classes=dataset.classes, metrics={k: v for k, v in metrics.items() if v is not None}

@@ -1,5 +1,6 @@
 """The whole detector on a pretended GPU: it runs, answers as on the CPU, and seldom makes the host wait."""
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -45,12 +46,13 @@ def on_gpu(gpu: PretendedGPU) -> Detector:
 
 @cache
 def _network(name: str) -> FasterRCNN:
-    """Make the network of a preset with random weights, for a short side of 96 pixels and 60 proposals."""
+    """Make the network of a preset with random weights, for a short side of 96 pixels, 60 proposals, thin layers."""
     config = next(preset for preset in PRESETS if preset.name == name).with_classes(len(CLASSES))
     torch.manual_seed(0)
     transform = replace(config.transform, min_size=96, max_size=128)
     rpn = replace(config.rpn, pre_nms=150, post_nms=60)
-    model = FasterRCNN(replace(config, transform=transform, rpn=rpn)).eval()
+    head = replace(config.roi_head, fc_channels=(64,) * len(config.roi_head.fc_channels))
+    model = FasterRCNN(replace(config, transform=transform, rpn=rpn, roi_head=head)).eval()
 
     def to_unit_scale(layer: torch.nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
         scale = output.std().clamp(min=1e-30)
@@ -75,33 +77,32 @@ def small(name: str, device: str, precision: str = "fp32") -> Detector:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_preset_answers_as_on_the_cpu(name: str, cat: np.ndarray) -> None:
+def test_every_preset_answers_as_on_the_cpu_and_runs_in_half_precision(name: str, cat: np.ndarray) -> None:
     images = [cat, noise(61, 97), noise(1, 1)]
-    options = DetectOptions(score_threshold=0.3, proposals=10)
+    options = DetectOptions(score_threshold=0.05, proposals=10)
     expected = small(name, "cpu").detect(images, options)
-    assert any(len(right) for right in expected)
+    assert any(right.proposals is not None and len(right.proposals) for right in expected)
     with pretended_gpu():
-        answers = small(name, "cuda").detect(images, options)
+        exact = small(name, "cuda")
+        answers = exact.detect(images, options)
+        pixels = exact.transform([cat], exact.canvas_for(*cat.shape[:2]), exact.device).pixels
+        right_logits = exact.model.dense(pixels).logits.cpu()
+        for precision in ("fp16", "bf16"):
+            rounded = small(name, "cuda", precision)
+            logits = rounded.model.dense(pixels.to(rounded.dtype)).logits.float().cpu()
+            off = (logits - right_logits).square().mean().sqrt() / right_logits.square().mean().sqrt()
+            assert float(off) < 0.05
+            [half] = rounded.detect([cat], DetectOptions(score_threshold=0.0, max_detections=5))
+            assert 1 <= len(half) <= 5
     for answer, right in zip(answers, expected, strict=True):
         assert answer.proposals is not None
         assert right.proposals is not None
-        # Random weights score nearly alike: two neighbours may change places.
-        torch.testing.assert_close(answer.proposals.objectness, right.proposals.objectness, atol=1e-3, rtol=0)
-        assert abs(len(answer) - len(right)) <= 2
-        torch.testing.assert_close(answer.scores[:5], right.scores[:5], atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_preset_runs_in_half_precision(name: str, cat: np.ndarray, gpu: PretendedGPU) -> None:
-    exact = small(name, "cuda")
-    pixels = exact.transform([cat], exact.canvas_for(*cat.shape[:2]), exact.device).pixels
-    right = exact.model.dense(pixels).logits.cpu()
-    for precision in ("fp16", "bf16"):
-        rounded = small(name, "cuda", precision)
-        logits = rounded.model.dense(pixels.to(rounded.dtype)).logits.float().cpu()
-        assert float((logits - right).square().mean().sqrt() / right.square().mean().sqrt()) < 0.05
-        [answer] = rounded.detect([cat], DetectOptions(score_threshold=0.0, max_detections=5))
-        assert 1 <= len(answer) <= 5
+        assert answer.proposals.anchor_indices.tolist() == right.proposals.anchor_indices.tolist()
+        torch.testing.assert_close(answer.proposals.boxes, right.proposals.boxes, atol=0.2, rtol=0)
+        # Scores of random weights are nearly tied: boxes may change places.
+        assert answer.class_ids.bincount().tolist() == right.class_ids.bincount().tolist()
+        if len(right):
+            assert float(torch.cdist(answer.boxes, right.boxes, p=math.inf).amin(dim=1).max()) <= 0.2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
@@ -162,7 +163,7 @@ def test_one_batch_may_mix_regions_classes_thresholds_and_proposals(
 
 
 @pytest.mark.parametrize("count", [1, 8])
-@pytest.mark.parametrize(("name", "launches"), [("lite-voc20", 425), ("RESNET50_FPN", 465)])
+@pytest.mark.parametrize(("name", "launches"), [("lite-voc20", 430), ("RESNET50_FPN", 465)])
 def test_the_host_waits_four_times_whatever_the_batch(
     name: str, launches: int, count: int, gpu: PretendedGPU, cat: np.ndarray
 ) -> None:

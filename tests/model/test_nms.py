@@ -155,7 +155,9 @@ def test_levels_together_are_levels_one_by_one(monkeypatch: pytest.MonkeyPatch, 
     assert [kept.tolist() for kept in together] == [kept.tolist() for kept in expected]
 
 
-@pytest.mark.parametrize("mask_pairs", [2**27, 200], ids=["in one mask", "in several masks"])
+@pytest.mark.parametrize(
+    "mask_pairs", [2**27, 20_000, 200], ids=["in one mask", "in several masks", "by torchvision's operator"]
+)
 def test_classes_together_are_classes_one_by_one(monkeypatch: pytest.MonkeyPatch, mask_pairs: int) -> None:
     monkeypatch.setattr(suppression, "MASK_PAIRS", mask_pairs)
     boxes, scores = _boxes(400, 100), torch.rand(400).mul(50).floor() / 50  # with ties
