@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 from torchvision import ops as tv_ops
 
-from model.boxes import area
 from model.transfer import download, upload
 
 # Comparisons of two boxes that take as long as a call of torchvision's operator with its sorting (docs/engine.md).
 _PAIRS_A_CALL = 40_000
 
 # Rounds of the iteration before its convergence is read for the first time, and then again each time. On photographs
-# the bundled weights' RPN needs 9 to 16, classes 1 to 8 (`python -m benchmarks.nms_rounds`); a chain of n boxes, each
+# the bundled weights' RPN needs 10 to 21, classes 1 to 9 (`python -m benchmarks.nms_rounds`); a chain of n boxes, each
 # of which overlaps its neighbours alone, needs n.
 LEVEL_ROUNDS = 20
 CLASS_ROUNDS = 8
@@ -95,15 +94,16 @@ class PairwiseNMS:
         dtype = torch.float16 if boxes.is_cuda else torch.float32
         self._valid = valid.to(dtype)[:, None]
         self._overlaps = torch.empty((groups, count, count), dtype=dtype, device=boxes.device)
+        areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
         rows = max(1, min(count, _PAIRS_AT_ONCE // max(1, count)))
         step = max(1, _PAIRS_AT_ONCE // max(1, rows * count))
         for start in range(0, groups, step):
             part = slice(start, start + step)
-            limits = thresholds[part, None, None]
             for first in range(0, count, rows):
-                above = _iou(boxes[part, first : first + rows], boxes[part]) > limits
+                some = slice(first, first + rows)
+                iou = _iou(boxes[part, some], boxes[part], areas[part, some], areas[part])
                 # Row i, column j: i comes before j.
-                self._overlaps[part, first : first + rows] = above.triu_(first + 1)
+                self._overlaps[part, some] = (iou > thresholds[part, None, None]).triu_(first + 1)
         self._keep = self._valid
 
     def advance(self, rounds: int) -> tuple[Tensor, Tensor]:
@@ -118,13 +118,16 @@ class PairwiseNMS:
         return self._keep[:, 0] > 0, (self._keep == before).all()
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the IoU, float32 [G, M, K], of each box of ``a`` [G, M, 4] with each of ``b`` [G, K, 4] of its group."""
+def _iou(a: Tensor, b: Tensor, areas_a: Tensor, areas_b: Tensor) -> Tensor:
+    """Compute the IoU, float32 [G, M, K], of each box of ``a`` [G, M, 4] with each of ``b`` [G, K, 4] of its group.
+
+    areas_a, areas_b: theirs, float32 [G, M] and [G, K].
+    """
     sides = torch.minimum(a[:, :, None, 2:], b[:, None, :, 2:])
     sides = sides.sub_(torch.maximum(a[:, :, None, :2], b[:, None, :, :2])).clamp_(min=0)
     shared = sides[..., 0] * sides[..., 1]
     del sides
-    union = (area(a)[:, :, None] + area(b)[:, None]).sub_(shared)
+    union = (areas_a[:, :, None] + areas_b[:, None]).sub_(shared)
     return shared.div_(union)
 
 
@@ -175,22 +178,24 @@ def _nms_per_level_together(
     step = max(1, MASK_PAIRS // (len(counts) * max(counts) ** 2))
     parts = [(boxes[i : i + step], valid[i : i + step], scores[i : i + step]) for i in range(0, len(boxes), step)]
     results = [_order_kept(*part, counts, threshold, settle=False) for part in parts]
-    numbers = download(*(numbers for _, numbers in results))
+    numbers = iter(download(*(tensor for _, *pair in results for tensor in pair)))
     kept: list[Tensor] = []
-    for part, (order, _), (*lengths, settled) in zip(parts, results, (row.tolist() for row in numbers), strict=True):
+    for part, (order, *_) in zip(parts, results, strict=True):
+        lengths, settled = next(numbers), next(numbers)
         if not settled:
-            order, again = _order_kept(*part, counts, threshold, settle=True)
-            lengths = download(again)[0].tolist()[:-1]
-        kept += [row[:length] for row, length in zip(order, lengths, strict=True)]
+            order, *pair = _order_kept(*part, counts, threshold, settle=True)
+            lengths, _ = download(*pair)
+        kept += [row[:length] for row, length in zip(order, lengths.tolist(), strict=True)]
     return kept
 
 
 def _order_kept(
     boxes: Tensor, valid: Tensor, scores: Tensor, counts: tuple[int, ...], threshold: float, *, settle: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the indices of each image, int64 [B, M], the kept ones first and by falling score, and B + 1 numbers.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the indices of each image, int64 [B, M], the kept ones first and by falling score.
 
-    The numbers are how many each image keeps, and whether that has converged. settle: as for ``nms_per_class``.
+    Also how many each image keeps, int64 [B], and whether that has converged, bool []. settle: as for
+    ``nms_per_class``.
     """
     images, levels, longest = len(boxes), len(counts), max(counts)
     index, inside, back = _level_layout(counts, boxes.device)
@@ -200,7 +205,7 @@ def _order_kept(
     keep, settled = _converge(PairwiseNMS(padded, alive, limits), LEVEL_ROUNDS, settle)
     keep = keep.view(images, levels * longest)[:, back]
     order = torch.where(keep, scores, -1.0).sort(dim=1, descending=True, stable=True).indices
-    return order, torch.cat((keep.sum(dim=1), settled[None]))
+    return order, keep.sum(dim=1), settled
 
 
 def _converge(pairs: PairwiseNMS, rounds: int, settle: bool) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ def pool_table(
     low, high = regions[:, 1:3] * scale, regions[:, 3:5] * scale
     limit = torch.stack((width, height), dim=1)[..., None]
     size = (high - low).clamp(min=1.0)
-    steps = (torch.arange(resolution * sampling, device=device, dtype=torch.float32) + 0.5) / sampling
+    steps = constant(tuple((i + 0.5) / sampling for i in range(resolution * sampling)), device)
     points = low[..., None] + steps * (size / resolution)[..., None]
     inside = (points >= -1.0) & (points <= limit)
     points = points.clamp(min=0.0)

@@ -231,7 +231,7 @@ class RoIHead(nn.Module):
 
 
 class Found(NamedTuple):
-    """What a batch's pictures show, by falling score over all of them, on the host.
+    """What a batch's pictures show, by falling score over all of them; on the host, but for candidates within ``find``.
 
     boxes: float32 [D, 4] on the canvas. scores: float32 [D]. class_ids: int64 [D]. rows: int64 [D], the region that
     each comes from, counted over the batch. pictures: int64 [D].

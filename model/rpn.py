@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from model import boxes as box_ops
 from model.config import AnchorConfig, RPNConfig
 from model.nms import nms_per_level
 from model.structures import Proposals
+from model.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,11 @@ class RPN(nn.Module):
         """
         limit = self.config.pre_nms_train if self.training else self.config.pre_nms
         kept = tuple(min(limit, count) for count in counts)
-        levels, ranks = _levels_and_ranks(kept, logits.device)
-        top, start = [], 0
-        for count, keep in zip(counts, kept, strict=True):
-            top.append(logits[:, start : start + count].topk(keep, dim=1).indices + start)
-            start += count
+        levels, ranks, starts = _levels_ranks_and_starts(kept, tuple(counts), logits.device)
+        parts = zip(logits.split(tuple(counts), dim=1), kept, strict=True)
+        top = [part.topk(keep, dim=1).indices for part, keep in parts]
         # topk leaves ties in any order: so first by index, then stably by score, then stably by level (trap 11).
-        index = torch.cat(top, dim=1).sort(dim=1).values
+        index = (torch.cat(top, dim=1) + starts).sort(dim=1).values
         order = logits.gather(1, index).sort(dim=1, descending=True, stable=True).indices
         order = order.gather(1, levels[order].sort(dim=1, stable=True).indices)
         index = index.gather(1, order)
@@ -173,8 +173,16 @@ class RPN(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def _levels_and_ranks(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Level and rank, int64 [M] each, of candidates that lie level by level. Cached: callers must not write to them."""
+def _levels_ranks_and_starts(
+    kept: tuple[int, ...], counts: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Level, rank and its level's first anchor, int64 [M] each, of candidates that lie level by level.
+
+    kept: candidates of each level; they sum to M. counts: its anchors. Cached: callers must not write to them.
+    """
+    sizes = np.array(kept)
+    levels = np.repeat(np.arange(len(kept)), sizes)
+    ranks = np.concatenate([np.arange(count) for count in kept])
+    starts = np.repeat(np.cumsum([0, *counts[:-1]]), sizes)
     with torch.inference_mode(False):  # training may meet them in the cache
-        levels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
-        return levels, torch.cat([torch.arange(count) for count in counts]).to(device)
+        return tuple(upload(part, torch.int64, device) for part in (levels, ranks, starts))  # type: ignore[return-value]

@@ -30,7 +30,8 @@ def download(*tensors: Tensor) -> tuple[Tensor, ...]:
     """
     if not tensors or tensors[0].device.type != "cuda":
         return tensors
-    packed = torch.cat([_flat(tensor).view(torch.uint8) for tensor in tensors])
+    flat = [_flat(tensor).view(torch.uint8) for tensor in tensors]
+    packed = flat[0] if len(flat) == 1 else torch.cat(flat)
     # A copy to the host that does not block gets pinned memory from torch.
     arriving = packed.to("cpu", non_blocking=True)
     arrived = torch.cuda.Event()

@@ -60,8 +60,8 @@ _HALF_IN_FLOAT = {
 }
 
 
-def missing_types() -> dict[str, frozenset[torch.dtype]]:
-    """List the types that CUDA has kernels for, by operator, where that is read from the libraries.
+def supported_types() -> dict[str, frozenset[torch.dtype]]:
+    """List the types that CUDA has kernels for, by operator, as read from the libraries.
 
     Where a library has no CUDA kernels, the list is what torch 2.11 to 2.14 and torchvision 0.26 to 0.29 have.
     """
@@ -110,7 +110,7 @@ class PretendedGPU:
     """
 
     def __init__(self) -> None:
-        self.kernels = missing_types()
+        self.kernels = supported_types()
         self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.reset()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.gpu.kernels import kernel_types, torch_cuda, torchvision_ops
-from tests.gpu.pretended import missing_types
+from tests.gpu.pretended import supported_types
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
@@ -34,7 +34,7 @@ def test_a_kernel_that_there_is_not_has_no_types() -> None:
 
 
 def test_what_is_not_read_is_known() -> None:
-    types = missing_types()
+    types = supported_types()
     assert torch.uint8 not in types["aten::_upsample_bilinear2d_aa"]
     assert torch.bfloat16 not in types["torchvision::nms"]
     assert all(torch.float32 in known for known in types.values())
