@@ -27,7 +27,7 @@ ADVICE = {
     "FrcnnSlow": "The panel of stages says where: queue, add replicas; decode, more FRCNN_DECODE_THREADS",
     "FrcnnQueues": "The device is the bottleneck: add replicas",
     "FrcnnOutOfMemory": "Nothing was lost. Lower FRCNN_MAX_BATCH_PIXELS, or find who else uses the device",
-    "FrcnnBatchErrors": "Pictures fail on the device alone: the log has the exception; if all do, the process ends",
+    "FrcnnBatchErrors": 'Images fail alone: the log has the exception, or "not finite"; if all do, the process ends',
     "FrcnnPads": "Pictures fit the canvases badly; FRCNN_CANVAS=exact pads less, and batches less",
 }
 

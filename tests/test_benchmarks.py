@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import engine, memory, pairs, report, serve
+from benchmarks import engine, memory, nms_rounds, pairs, report, serve
 from benchmarks.engine import Found
 from model.detector import Detector
+from model.nms import CLASS_ROUNDS, LEVEL_ROUNDS
 from model.runtime.precision import multiplies_bf16
 
 SAID = (
@@ -152,3 +153,25 @@ def test_memory_that_grows_is_seen_and_filling_pools_are_not() -> None:
     assert steady["mib_per_1000_requests"] == 0
     assert steady["last_fifth_mib"] == steady["second_fifth_mib"]
     assert leaking["mib_per_1000_requests"] == pytest.approx(100)
+
+
+def test_rounds_of_nms_are_counted_to_the_one_that_changes_nothing() -> None:
+    left = torch.arange(5.0) * 5
+    chain = torch.stack((left, torch.zeros(5), left + 10, torch.ones(5)), dim=1)[None]  # each overlaps its neighbours
+    assert [nms_rounds.rounds(chain[:, :n], torch.ones(1, n), 0.3) for n in (1, 2, 3, 5)] == [1, 2, 3, 5]
+    assert nms_rounds.rounds(chain, torch.ones(1, 5), 0.4) == 1  # 1 / 3 is not above it
+
+
+def test_rounds_of_nms_are_those_of_each_batch() -> None:
+    detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32")
+    photograph = engine.pictures(1)[0]
+    images = [photograph, photograph.transpose(1, 0, 2), photograph]
+    before = detector.detect(images)
+    found = nms_rounds.survey(detector, images, 2, [0.35, 0.05])
+    assert [len(one["rounds"]) for one in found.values()] == [2, 2, 2]  # two canvases
+    levels, few, many = (one["rounds"] for one in found.values())
+    assert all(1 < number <= LEVEL_ROUNDS for number in levels)
+    assert all(1 <= a <= b <= CLASS_ROUNDS for a, b in zip(few, many, strict=True))
+    after = detector.detect(images)
+    assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(before, after, strict=True))
+    assert " 2 " in nms_rounds.table(found, "Title.").markdown()
