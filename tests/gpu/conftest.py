@@ -25,10 +25,14 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
+# A cat, uint8 [300, 451, 3]: scikit-image's `chelsea`, CC0.
+CAT = np.asarray(Image.open(WEB / "chelsea.jpg").convert("RGB"))
+
+
+@pytest.fixture
 def cat() -> np.ndarray:
-    """A cat, uint8 [300, 451, 3]: scikit-image's `chelsea`, CC0."""
-    return np.asarray(Image.open(WEB / "chelsea.jpg").convert("RGB"))
+    """The cat."""
+    return CAT
 
 
 def noise(height: int, width: int) -> np.ndarray:

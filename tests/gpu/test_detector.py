@@ -2,26 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from copy import deepcopy
-from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import ResolvedCheckpoint
 from model.config import PRESETS
 from model.detector import Detector
-from model.faster_rcnn import FasterRCNN
 from model.rpn import RPN
-from model.runtime.precision import float32_products, probe_image
-from model.structures import DetectOptions, NotFiniteError
+from model.structures import DetectOptions
 from tests.gpu.conftest import distance, noise
+from tests.gpu.networks import small
 from tests.gpu.pretended import PretendedGPU, pretended_gpu
 
-CLASSES = ("__background__", "cat", "dog")
 NAMES = [config.name for config in PRESETS]
 # Boxes in pixels, scores. fp32: the sums run in the same order; the antialiased resize rounds a value here and there
 # otherwise. Short types: the bundled weights on a cat, whose box is 394 pixels wide.
@@ -44,65 +37,33 @@ def on_gpu(gpu: PretendedGPU) -> Detector:
     return Detector.from_checkpoint("lite-voc20", device="cuda", precision="fp32")
 
 
-@cache
-def _network(name: str) -> FasterRCNN:
-    """Make the network of a preset with random weights, for a short side of 96 pixels, 60 proposals, thin layers."""
-    config = next(preset for preset in PRESETS if preset.name == name).with_classes(len(CLASSES))
-    torch.manual_seed(0)
-    transform = replace(config.transform, min_size=96, max_size=128)
-    rpn = replace(config.rpn, pre_nms=150, post_nms=60)
-    head = replace(config.roi_head, fc_channels=(64,) * len(config.roi_head.fc_channels))
-    model = FasterRCNN(replace(config, transform=transform, rpn=rpn, roi_head=head)).eval()
-
-    def to_unit_scale(layer: torch.nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
-        scale = output.std().clamp(min=1e-30)
-        layer.weight /= scale  # type: ignore[operator]
-        return output / scale
-
-    # Random weights let values die away from layer to layer, or grow; a trained network's do neither.
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
-    hooks = [layer.register_forward_hook(to_unit_scale) for layer in layers]
-    with torch.no_grad():
-        maps = model.dense(torch.randn(1, 3, 96, 128)).maps
-        model.roi_heads(maps, torch.tensor([[0.0, 0.0, 0.0, 64.0, 64.0], [0.0, 30.0, 20.0, 100.0, 90.0]]))
-    for hook in hooks:
-        hook.remove()
-    return model
-
-
-def small(name: str, device: str, precision: str = "fp32") -> Detector:
-    """Make a detector of it; exact canvases leave out what makes a CPU's sums run in another order."""
-    checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset=name, classes=CLASSES)
-    return Detector(deepcopy(_network(name)), checkpoint, device=device, precision=precision, canvas="exact")
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_every_preset_answers_as_on_the_cpu_and_runs_in_half_precision(name: str, cat: np.ndarray) -> None:
-    images = [cat, noise(61, 97), noise(1, 1)]
-    options = DetectOptions(score_threshold=0.05, proposals=10)
+def test_every_preset_answers_as_on_the_cpu_and_nearly_so_in_half_precision(name: str, cat: np.ndarray) -> None:
+    images, options = [cat, noise(1, 1)], DetectOptions(score_threshold=0.05, trace=True)
     expected = small(name, "cpu").detect(images, options)
-    assert any(right.proposals is not None and len(right.proposals) for right in expected)
     with pretended_gpu():
-        exact = small(name, "cuda")
-        answers = exact.detect(images, options)
-        pixels = exact.transform([cat], exact.canvas_for(*cat.shape[:2]), exact.device).pixels
-        right_logits = exact.model.dense(pixels).logits.cpu()
-        for precision in ("fp16", "bf16"):
-            rounded = small(name, "cuda", precision)
-            logits = rounded.model.dense(pixels.to(rounded.dtype)).logits.float().cpu()
-            off = (logits - right_logits).square().mean().sqrt() / right_logits.square().mean().sqrt()
-            assert float(off) < 0.05
-            [half] = rounded.detect([cat], DetectOptions(score_threshold=0.0, max_detections=5))
-            assert 1 <= len(half) <= 5
+        answers = small(name, "cuda").detect(images, options)
+        halves = [small(name, "cuda", precision).detect([cat], options)[0] for precision in ("fp16", "bf16")]
     for answer, right in zip(answers, expected, strict=True):
-        assert answer.proposals is not None
-        assert right.proposals is not None
-        assert answer.proposals.anchor_indices.tolist() == right.proposals.anchor_indices.tolist()
-        torch.testing.assert_close(answer.proposals.boxes, right.proposals.boxes, atol=0.2, rtol=0)
-        # Scores of random weights are nearly tied: boxes may change places.
-        assert answer.class_ids.bincount().tolist() == right.class_ids.bincount().tolist()
-        if len(right):
-            assert float(torch.cdist(answer.boxes, right.boxes, p=math.inf).amin(dim=1).max()) <= 0.2
+        assert answer.trace is not None
+        assert right.trace is not None
+        torch.testing.assert_close(answer.trace.objectness, right.trace.objectness, atol=5e-3, rtol=0)
+        kept, known = answer.trace.candidates[answer.trace.kept], right.trace.candidates[right.trace.kept]
+        # Scores of random weights are nearly tied: boxes may change places, and one may give way to another.
+        assert _without_partner(kept.boxes, known.boxes) <= 1
+        assert _without_partner(answer.boxes, right.boxes) <= 2  # one of each class
+        assert abs(len(answer) - len(right)) <= 2
+    for half in halves:
+        assert half.trace is not None
+        assert answers[0].trace is not None
+        assert float((half.trace.objectness - answers[0].trace.objectness).abs().mean()) < 0.02
+
+
+def _without_partner(boxes: torch.Tensor, others: torch.Tensor) -> int:
+    """Count the boxes that have no other within 0.2 pixels on each side."""
+    if not len(boxes) or not len(others):
+        return len(boxes)
+    return int((torch.cdist(boxes, others, p=math.inf).amin(dim=1) > 0.2).sum())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
@@ -180,9 +141,9 @@ def test_the_host_waits_four_times_whatever_the_batch(
 
 
 def test_proposals_and_traces_come_with_the_same_copy(gpu: PretendedGPU, on_gpu: Detector, cat: np.ndarray) -> None:
-    on_gpu.detect([cat] * 4, DetectOptions(trace=True, proposals=300))
+    on_gpu.detect([cat] * 2, DetectOptions(trace=True, proposals=300))
     gpu.reset()
-    on_gpu.detect([cat] * 4, DetectOptions(trace=True, proposals=300))
+    on_gpu.detect([cat] * 2, DetectOptions(trace=True, proposals=300))
     assert gpu.wait_count <= 4, gpu.waits
 
 
@@ -197,113 +158,6 @@ def test_a_score_threshold_of_nothing_costs_a_bounded_number_of_waits(
     [right] = on_cpu.detect([cat], options)
     assert len(answer) == len(right) == 1000
     torch.testing.assert_close(answer.scores, right.scores, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("part", ["map", "logit", "offset", "class logit", "class offset"])
-@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_value_that_is_not_finite_fails_its_own_image(
-    part: str, value: float, device: str, cat: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pretended_gpu():
-        detector = small("LITE", device)
-        model = detector.model
-
-        def spoil(tensor: torch.Tensor, row: int) -> torch.Tensor:
-            tensor = tensor.clone()
-            tensor[(row, *(0,) * (tensor.dim() - 1))] = value
-            return tensor
-
-        backbone, head, classify = model.backbone.forward, model.rpn.head.forward, model.roi_heads.classify
-        if part == "map":
-            monkeypatch.setattr(model.backbone, "forward", lambda pixels: [spoil(m, 1) for m in backbone(pixels)])
-        elif part in ("logit", "offset"):
-            which = ("logit", "offset").index(part)
-            monkeypatch.setattr(
-                model.rpn.head,
-                "forward",
-                lambda maps: tuple(spoil(t, 1) if i == which else t for i, t in enumerate(head(maps))),
-            )
-        else:
-            which = ("class logit", "class offset").index(part)
-            monkeypatch.setattr(
-                model.roi_heads,
-                "classify",
-                lambda pooled: tuple(
-                    spoil(t, len(t) // 2) if i == which else t for i, t in enumerate(classify(pooled))
-                ),
-            )
-        options = DetectOptions(score_threshold=0.3)
-        expected = small("LITE", device).detect([cat, cat, cat], options)
-        with pytest.raises(NotFiniteError, match=r"fp32 are not finite for 1 of 3 image\(s\)") as caught:
-            detector.detect([cat, cat, cat], options)
-        first, spoilt, last = caught.value.results
-        assert spoilt is None
-        assert first is not None
-        assert last is not None
-        assert distance(first, expected[0]) <= (1e-3, 1e-5)
-        assert distance(last, expected[2]) <= (1e-3, 1e-5)
-
-
-def test_fp16_that_overflows_fails_the_image_and_auto_does_not_choose_it(gpu: PretendedGPU, cat: np.ndarray) -> None:
-    checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset="LITE", classes=CLASSES)
-
-    def loud() -> FasterRCNN:
-        model = deepcopy(_network("LITE"))
-        with torch.no_grad():
-            model.rpn.head.conv[0][0].weight.mul_(1e7)  # type: ignore[index, operator, union-attr]
-            model.rpn.head.cls_logits.weight.mul_(1e-7)
-            model.rpn.head.bbox_pred.weight.mul_(1e-7)
-        return model
-
-    with pytest.raises(NotFiniteError, match=r"fp16 are not finite .* FRCNN_PRECISION=bf16 or fp32"):
-        Detector(loud(), checkpoint, device="cuda", precision="fp16").detect([cat])
-    detector = Detector(loud(), checkpoint, device="cuda", precision="auto")
-    assert detector.precision == "bf16"
-    assert "fp16 moves its answer by inf" in detector.info.engine_note
-    detector.detect([cat])
-
-
-@pytest.mark.parametrize(
-    ("capability", "offered"), [((7, 5), {"fp32", "fp16"}), ((8, 0), {"fp32", "tf32", "bf16", "fp16"})]
-)
-def test_the_capability_says_which_precisions_there_are(capability: tuple[int, int], offered: set[str]) -> None:
-    with pretended_gpu(capability):
-        assert small("LITE", "cuda", "auto").precision == "fp16"
-        for precision in ("fp32", "tf32", "bf16", "fp16", "int8"):
-            if precision in offered:
-                assert small("LITE", "cuda", precision).precision == precision
-                continue
-            with pytest.raises(ValueError, match=f"precision {precision} "):
-                small("LITE", "cuda", precision)
-
-
-def test_the_choice_is_said_with_what_was_measured(gpu: PretendedGPU) -> None:
-    note = Detector.from_checkpoint("lite-voc20", device="cuda").info.engine_note
-    assert "Precision fp16 was chosen for compute capability 9.0: fp16 moves its answer by" in note
-
-
-def test_fp32_multiplies_float32_exactly_and_tf32_does_not(gpu: PretendedGPU) -> None:
-    def now() -> tuple[str, str]:
-        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-
-    device, before = torch.device("cuda"), now()
-    with float32_products("tf32", device):
-        assert now() == ("tf32", "tf32")
-        with float32_products("fp32", device):  # another detector: exact is right for both
-            assert now() == ("ieee", "ieee")
-        assert now() == ("tf32", "tf32")
-    assert now() == before
-    with float32_products("fp32", torch.device("cpu")):
-        assert now() == before
-
-
-def test_the_image_to_measure_with_is_always_the_same() -> None:
-    image = probe_image((64, 96))
-    assert image.shape == (64, 96, 3)
-    assert image.dtype == torch.uint8
-    assert torch.equal(image, probe_image((64, 96)))
-    assert image.float().std() > 30
 
 
 def test_every_proposal_layer_is_exact_float32(gpu: PretendedGPU) -> None:
