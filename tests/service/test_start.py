@@ -12,7 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from model.detector import CheckpointError, Detector, DeviceError
+from model.detector import CheckpointError, Detector, DeviceError, NotFiniteError
+from model.structures import Detections
 from service import app as service_app
 from service.app import create_app
 from service.cli import app
@@ -187,6 +188,25 @@ def test_detect_without_memory_says_what_to_do(monkeypatch, tmp_path, cat_jpeg):
     assert "cat.jpg: The GPU ran out of memory on this image" in done.stderr
 
 
+def test_detect_goes_on_after_an_image_whose_values_are_not_finite(monkeypatch, tmp_path, cat_jpeg):
+    for name in ("bad.jpg", "good.jpg"):
+        (tmp_path / name).write_bytes(cat_jpeg)
+    detector, answers = Detector.random("LITE", classes=CLASSES), iter(["bad", "good"])
+
+    def overflow(images: object, options: object) -> list[Detections]:
+        if next(answers) == "bad":
+            raise NotFiniteError([None], "fp16")
+        return [FaultyDetector._answer((300, 451), 1)]
+
+    monkeypatch.setattr(detector, "detect", overflow)
+    monkeypatch.setattr(service_app, "load_detector", lambda _: detector)
+    done = run(app, ["detect", "--json", str(tmp_path / "bad.jpg"), str(tmp_path / "good.jpg")])
+    assert done.exit_code == 1
+    assert "bad.jpg: The network's values in fp16 are not finite" in done.stderr
+    assert "FRCNN_PRECISION=bf16 or fp32" in done.stderr
+    assert '"labels":["cat"]' in done.stdout.replace(" ", "")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_training_and_evaluating_without_memory_say_what_to_do(monkeypatch, command):
     def no_memory(*_: object, **__: object) -> None:
@@ -198,6 +218,16 @@ def test_training_and_evaluating_without_memory_say_what_to_do(monkeypatch, comm
     assert done.exit_code == 1
     assert "The GPU ran out of memory" in done.stderr
     assert "smaller --batch-size" in done.stderr
+
+
+def test_evaluating_values_that_are_not_finite_ends_with_a_sentence(monkeypatch):
+    def overflow(*_: object, **__: object) -> None:
+        raise NotFiniteError([None], "fp16")
+
+    monkeypatch.setattr(Detector, "from_checkpoint", overflow)
+    done = run(app, ["evaluate", "--data", "x"])
+    assert done.exit_code == 1
+    assert "The network's values in fp16 are not finite for 1 of 1 image(s)" in done.stderr
 
 
 @pytest.mark.parametrize(
