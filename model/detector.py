@@ -278,7 +278,7 @@ class Detector:
         return [None if result is None else replace(result, timings=laps) for result in results]
 
     def _drift(self, model: FasterRCNN, dtype: torch.dtype) -> float:
-        """How far ``dtype`` moves the answer of ``model``, which is in float32 and goes to the device."""
+        """Measure how far ``dtype`` moves the answer of ``model``, which is in float32 and is moved to the device."""
         canvas = self.canvas_for(480, 640)
         batch = self.transform([probe_image(canvas).numpy()], canvas, self.device)
         regions = random_regions(canvas, 100, self.device)

@@ -30,8 +30,8 @@ LEVEL_ROUNDS = 20
 CLASS_ROUNDS = 8
 # Pairs whose overlaps are computed at one time, in temporaries of at most 20 bytes a pair: 320 MiB.
 _PAIRS_AT_ONCE = 2**24
-# Pairs of the masks that lie in memory together, of 2 bytes each: 256 MiB. A group of more pairs than this, which is
-# one of over 11,585 boxes, is left to torchvision's operator.
+# Pairs of the masks that lie in memory together, of 2 bytes each: 256 MiB. An image whose levels have more, or a class
+# that has (over 11,585 boxes), is left to torchvision's operator.
 MASK_PAIRS = 2**27
 
 
@@ -153,7 +153,7 @@ def nms_per_level(
     boxes: float32 [B, M, 4], level by level, by falling score within each. valid: bool [B, M]. scores: float32 [B, M].
     counts: boxes of each level; they sum to M.
     """
-    if boxes.is_cuda and max(counts) ** 2 <= MASK_PAIRS:
+    if boxes.is_cuda and len(counts) * max(counts) ** 2 <= MASK_PAIRS:
         return _nms_per_level_together(boxes, valid, scores, tuple(counts), threshold)
     kept = []
     for image in range(len(boxes)):

@@ -202,7 +202,7 @@ class RoIHead(nn.Module):
         return self._suppress(candidates.at(large.nonzero().squeeze(1)), nms_thresholds)
 
     def _suppress(self, candidates: Found, thresholds: Sequence[float]) -> Found:
-        """NMS within each class of each picture, at the picture's threshold."""
+        """Run NMS within each class of each image, at the image's threshold, on a CPU."""
         boxes, scores, classes, _, picture = candidates
         groups = picture * self.num_classes + classes
         if len(set(thresholds)) == 1:
@@ -217,7 +217,10 @@ class RoIHead(nn.Module):
     def _suppress_on_device(
         self, candidates: Found, large: Tensor, counts: Sequence[int], thresholds: Sequence[float]
     ) -> Found:
-        """The same on a GPU: the host waits once, for the answer, unless NMS needs more than its usual rounds."""
+        """Do the same on a GPU: the host waits once, for the answer, unless NMS needs more than its usual rounds.
+
+        large: bool [N], the candidates that may be kept. counts: candidates of each class of each image, image-major.
+        """
         boxes, scores, classes, _, picture = candidates
         groups = picture * self.num_classes + classes
         limits = [threshold for threshold in thresholds for _ in range(self.num_classes)]
@@ -244,7 +247,7 @@ class Found(NamedTuple):
     pictures: Tensor
 
     def at(self, index: Tensor) -> Found:
-        """The rows ``index`` (int64 [K])."""
+        """Take the rows ``index``, int64 [K]."""
         return Found(*(part[index] for part in self))
 
 

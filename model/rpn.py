@@ -153,7 +153,7 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def survivors(self, candidates: Candidates) -> list[Tensor]:
-        """Step 4 up to the cut: for each picture the candidates int64 [K] that NMS leaves, by falling objectness.
+        """Run NMS, step 4 up to the cut: for each image the candidates int64 [K] that it leaves, by falling objectness.
 
         Equal objectness is ordered by index (trap 11).
         """
@@ -162,7 +162,7 @@ class RPN(nn.Module):
         return nms_per_level(candidates.boxes, candidates.valid, objectness, candidates.counts, threshold)
 
     def cut(self, survivors: Sequence[Tensor]) -> list[Tensor]:
-        """Step 4's cut: the best of each picture's survivors, int64 [R], its final proposals."""
+        """Cut to the limit, the end of step 4: the best survivors of each image, int64 [R], are its proposals."""
         limit = self.config.post_nms_train if self.training else self.config.post_nms
         return [index[:limit] for index in survivors]
 
@@ -176,7 +176,7 @@ class RPN(nn.Module):
 def _levels_ranks_and_starts(
     kept: tuple[int, ...], counts: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Level, rank and its level's first anchor, int64 [M] each, of candidates that lie level by level.
+    """Return level, rank and the level's first anchor, int64 [M] each, of candidates that lie level by level.
 
     kept: candidates of each level; they sum to M. counts: its anchors. Cached: callers must not write to them.
     """

@@ -40,7 +40,7 @@ class ImageBatch:
 
     @cached_property
     def device_sizes(self) -> Tensor:
-        """``sizes`` as float32 on the device of the pixels, copied once."""
+        """Return ``sizes`` as float32 [B, 2] on the device of the pixels, copied there once."""
         return upload(self.sizes, torch.float32, self.pixels.device)
 
     @property
@@ -102,13 +102,13 @@ class Proposals:
 
     @classmethod
     def of(cls, tensors: tuple[Tensor, ...], places: AnchorPlaces | None = None) -> Proposals:
-        """The opposite of ``tensors``."""
+        """Make proposals of ``tensors``, as that property orders them."""
         boxes, objectness, levels, anchor_indices, anchors, deltas, ranks = tensors
         return cls(boxes, objectness, levels, anchor_indices, anchors, deltas, ranks, places)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Everything but the places, in the order of the fields."""
+        """Return everything but the places, in the order of the fields."""
         return (
             self.boxes,
             self.objectness,

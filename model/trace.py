@@ -21,7 +21,7 @@ from model.structures import DetectOptions, ImageBatch, Proposals, Trace
 def in_picture(
     proposals: Proposals, batch: ImageBatch, picture: int, config: AnchorConfig, maps: tuple[tuple[int, int], ...]
 ) -> Proposals:
-    """Proposals of picture number ``picture`` from the canvas to its own pixels, with their places; all on the CPU.
+    """Carry proposals of image number ``picture`` from the canvas to its own pixels, with their places; all on the CPU.
 
     maps: (Hl, Wl) by level.
     """
@@ -60,7 +60,11 @@ class TraceTensors(NamedTuple):
 def gather(
     picture: int, dense: Dense, candidates: Candidates, survivors: Tensor, rows: tuple[Tensor, Tensor]
 ) -> TraceTensors:
-    """What belongs to picture number ``picture``, on the device. rows: the detector's logits and offsets for it."""
+    """Collect what belongs to image number ``picture``, on the device.
+
+    survivors: int64 [K], the candidates that the RPN's NMS left. rows: the detector's logits [R, classes] and offsets
+    [R, classes, 4] for it.
+    """
     return TraceTensors(
         candidates.anchors,
         dense.logits[picture],
@@ -87,7 +91,7 @@ def record(
     classes: tuple[str, ...],
     options: DetectOptions,
 ) -> Trace:
-    """The trace of picture number ``picture`` of a batch that has been through the model.
+    """Make the trace of image number ``picture`` of a batch that has been through the model.
 
     maps: (Hl, Wl) by level. tensors: on the CPU. found: int64 [F, 2], (proposal, class) of what class NMS left.
     options: without a None.

@@ -42,7 +42,7 @@ def run(
     device = batch.pixels.device
     asking = [i for i, wanted in enumerate(options) if wanted.regions is None]
     maps, dense = run_dense(model, batch.pixels.to(dtype), asking)
-    finite = _finite_pictures(maps)
+    finite = _finite_images(maps)
     clock.lap("backbone")
     boxes_in = [_on_canvas(wanted.regions, batch, i) for i, wanted in enumerate(options)]
     candidates, asked, survivors = None, batch, []
@@ -52,7 +52,7 @@ def run(
         survivors = model.rpn.survivors(candidates)
         for row, index in enumerate(model.rpn.cut(survivors)):
             boxes_in[asking[row]] = candidates.boxes[row, index]
-        answered = _finite_pictures((dense.logits, dense.deltas))
+        answered = _finite_images((dense.logits, dense.deltas))
         if asked is not batch:
             answered = torch.ones_like(finite).scatter_(0, upload(asking, torch.int64, device), answered)
         finite = finite & answered
@@ -119,8 +119,11 @@ def run_dense(model: FasterRCNN, pixels: Tensor, asking: Sequence[int]) -> tuple
     return maps, Dense(theirs, *model.rpn.head(theirs))
 
 
-def _finite_pictures(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether all values of tensors [B, ...] are finite, bool [B]: a sum in float32 is, where no part is inf or NaN."""
+def _finite_images(tensors: Sequence[Tensor]) -> Tensor:
+    """Say for tensors [B, ...] whether all values of a row are finite, bool [B].
+
+    A sum in float32 is finite where none of its parts is infinite or no number.
+    """
     sums = [tensor.sum(dim=tuple(range(1, tensor.dim())), dtype=torch.float32) for tensor in tensors]
     return (torch.stack(sums).sum(dim=0) * 0) == 0
 
@@ -128,7 +131,7 @@ def _finite_pictures(tensors: Sequence[Tensor]) -> Tensor:
 def _to_host(
     finite: Tensor, proposals: dict[int, Proposals], traces: dict[int, TraceTensors]
 ) -> tuple[list[bool], dict[int, Proposals], dict[int, TraceTensors]]:
-    """All of it on the CPU, in one copy."""
+    """Copy all of it to the CPU, with one wait for a GPU."""
     tensors = [finite]
     for those in proposals.values():
         tensors += those.tensors
@@ -144,7 +147,7 @@ def _to_host(
 
 
 def _part(found: Found, batch: ImageBatch, counts: Sequence[int], classes: tuple[str, ...]) -> list[Detections]:
-    """What was found, by picture and in its pixels; ``counts``: regions of each picture."""
+    """Divide what was found by image, and carry its boxes into the image's pixels; counts: regions of each image."""
     sizes, originals = batch.sizes[found.pictures], batch.original_sizes[found.pictures]
     boxes = box_ops.rescale(found.boxes, sizes, originals)
     results, start = [], 0
@@ -179,7 +182,7 @@ def _first(found: Detections, limit: int) -> Detections:
 
 
 def _on_canvas(regions: tuple[tuple[float, ...], ...] | None, batch: ImageBatch, picture: int) -> Tensor:
-    """A caller's regions as float32 [R, 4] on the canvas, cut to the picture; none for None."""
+    """Return a caller's regions as float32 [R, 4] on the canvas, on the device, cut to the image; none for None."""
     boxes = torch.tensor(regions or (), dtype=torch.float32).reshape(-1, 4)
     if regions:
         size, original = batch.sizes[picture], batch.original_sizes[picture]

@@ -22,7 +22,8 @@ def network(name: str) -> FasterRCNN:
     torch.manual_seed(0)
     transform = replace(config.transform, min_size=96, max_size=128)
     rpn = replace(config.rpn, pre_nms=100, post_nms=24)
-    head = replace(config.roi_head, fc_channels=(64,) * len(config.roi_head.fc_channels))
+    thin = {name: (64,) * len(getattr(config.roi_head, name)) for name in ("fc_channels", "conv_channels")}
+    head = replace(config.roi_head, **thin)
     model = FasterRCNN(replace(config, transform=transform, rpn=rpn, roi_head=head)).eval()
 
     def to_unit_scale(layer: torch.nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:

@@ -8,15 +8,10 @@ from torchvision import ops as tv_ops
 
 from model import nms as suppression
 from model.nms import PairwiseNMS, exact_threshold, grouped_nms, nms, nms_per_class, nms_per_level
+from tests.gpu.pretended import pretended_gpu
+from tests.model.random_boxes import random_boxes
 
 CPU = torch.device("cpu")
-
-
-def _boxes(count: int, size: float, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * size * 0.6
-    side = torch.rand(count, 2, generator=generator) * size
-    return torch.cat((corner - 5, corner + side + 1), dim=1)  # some begin outside the canvas
 
 
 def test_nms_drops_what_overlaps_by_more_than_the_threshold_only() -> None:
@@ -40,7 +35,7 @@ def test_groups_do_not_suppress_each_other() -> None:
 
 @pytest.mark.parametrize("count", [500, 3000], ids=["in one call", "group by group"])
 def test_grouped_nms_agrees_with_torchvision_group_by_group(count: int) -> None:
-    boxes, scores = _boxes(count, 100).clamp(min=0), torch.rand(count)
+    boxes, scores = random_boxes(count, 100).clamp(min=0), torch.rand(count)
     groups = torch.randint(0, 5, (count,))
     kept = grouped_nms(boxes, scores, groups, 0.6)
     expected = torch.cat(
@@ -83,7 +78,7 @@ def _settled(pairs: PairwiseNMS, rounds: int = 1) -> tuple[torch.Tensor, int]:
 
 
 def _falling(groups: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    boxes = torch.stack([_boxes(count, 100, seed) for seed in range(groups)])
+    boxes = torch.stack([random_boxes(count, 100, seed) for seed in range(groups)])
     return boxes, torch.rand(groups, count).sort(dim=1, descending=True).values
 
 
@@ -145,7 +140,7 @@ def test_levels_together_are_levels_one_by_one(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(suppression, "MASK_PAIRS", pairs_at_once)
     monkeypatch.setattr(suppression, "_PAIRS_AT_ONCE", pairs_at_once)
     counts = (120, 60, 7, 1)
-    boxes, scores = _boxes(3 * sum(counts), 100).view(3, -1, 4), torch.rand(3, sum(counts))
+    boxes, scores = random_boxes(3 * sum(counts), 100).view(3, -1, 4), torch.rand(3, sum(counts))
     scores = torch.cat([part.sort(dim=1, descending=True).values for part in scores.split(counts, dim=1)], dim=1)
     scores[1] = scores[1].mul(4).floor() / 4  # ties
     valid = torch.rand(3, sum(counts)) > 0.2
@@ -160,7 +155,7 @@ def test_levels_together_are_levels_one_by_one(monkeypatch: pytest.MonkeyPatch, 
 )
 def test_classes_together_are_classes_one_by_one(monkeypatch: pytest.MonkeyPatch, mask_pairs: int) -> None:
     monkeypatch.setattr(suppression, "MASK_PAIRS", mask_pairs)
-    boxes, scores = _boxes(400, 100), torch.rand(400).mul(50).floor() / 50  # with ties
+    boxes, scores = random_boxes(400, 100), torch.rand(400).mul(50).floor() / 50  # with ties
     groups = torch.randint(0, 9, (400,)).clamp(max=6)  # group 6 is large, 7 and 8 are empty
     counts = torch.bincount(groups, minlength=9).tolist()
     thresholds = [0.1 * group for group in range(9)]
@@ -171,6 +166,22 @@ def test_classes_together_are_classes_one_by_one(monkeypatch: pytest.MonkeyPatch
         members = ((groups == group) & valid).nonzero().squeeze(1)
         expected = members[nms(boxes[members], scores[members], thresholds[group])]
         assert (keep & (groups == group)).nonzero().squeeze(1).tolist() == sorted(expected.tolist())
+
+
+def test_levels_whose_masks_would_be_too_large_are_left_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, boxes = (30, 20), random_boxes(50, 100)[None]
+    scores = torch.cat([torch.rand(1, count).sort(dim=1, descending=True).values for count in counts], dim=1)
+    valid = torch.ones(1, 50, dtype=torch.bool)
+    expected = nms_per_level(boxes, valid, scores, counts, 0.5)
+    for pairs, together in ((2 * 30**2, True), (2 * 30**2 - 1, False)):
+        monkeypatch.setattr(suppression, "MASK_PAIRS", pairs)
+        with pretended_gpu() as gpu:
+            there = [part.pin_memory().to("cuda", non_blocking=True) for part in (boxes, valid, scores)]
+            gpu.reset()
+            answers = nms_per_level(*there, counts, 0.5)
+            waits = gpu.wait_count
+            assert [answer.tolist() for answer in answers] == [right.tolist() for right in expected]
+        assert (waits == 1) == together
 
 
 def test_no_candidates_leave_no_detections() -> None:

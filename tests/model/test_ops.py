@@ -5,20 +5,14 @@ from torchvision import ops as tv_ops
 from torchvision.ops import MultiScaleRoIAlign
 
 from model.ops import flatten_maps, map_shapes, pool_table, table_layout
+from tests.model.random_boxes import random_boxes
 
 CPU = torch.device("cpu")
 
 
-def _boxes(count: int, size: float, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * size * 0.6
-    side = torch.rand(count, 2, generator=generator) * size
-    return torch.cat((corner - 5, corner + side + 1), dim=1)  # some begin outside the canvas
-
-
 def test_pooling_from_the_table_is_roi_align_on_every_level() -> None:
     maps = [torch.randn(2, 8, 256 // s, 320 // s) for s in (8, 16, 32)]
-    boxes = [_boxes(40, 256, seed) for seed in (1, 2)]
+    boxes = [random_boxes(40, 256, seed) for seed in (1, 2)]
     regions = torch.cat([torch.cat((torch.full((40, 1), float(i)), b), dim=1) for i, b in enumerate(boxes)])
     reference = MultiScaleRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=112)
     expected = reference(dict(zip("012", maps, strict=True)), boxes, [(256, 320), (256, 320)])
@@ -42,7 +36,7 @@ def test_pooling_from_short_maps_keeps_the_regions_exact() -> None:
 
 def test_pooling_gives_the_maps_the_gradient_that_roi_align_gives() -> None:
     level = torch.randn(1, 4, 16, 16, requires_grad=True)
-    regions = torch.cat((torch.zeros(10, 1), _boxes(10, 128)), dim=1)
+    regions = torch.cat((torch.zeros(10, 1), random_boxes(10, 128)), dim=1)
     weight = torch.randn(10, 4, 7, 7)
     tv = (tv_ops.roi_align(level, regions, 7, 1 / 8, 2, aligned=False) * weight).sum()
     (expected,) = torch.autograd.grad(tv, level)
