@@ -40,12 +40,8 @@ from benchmarks import curves, unknown
 from benchmarks.failures import Seen, summary, watch
 from model.checkpoint import load_into, merged, read_state, resolve, save, sha256
 from model.detector import DetectOptions, Detector
-from model.faster_rcnn import FasterRCNN
-from model.runtime.precision import multiplies_bf16
-from model.training.evaluate import WHOLE_CURVE, Prediction, look
-from model.training.figures import Figures, figures, load_part
-from model.training.samples import Dataset
-from model.training.scores import (
+from model.evaluation.coco import WHOLE_CURVE, Prediction, look
+from model.evaluation.operating_points import (
     HEARD,
     IGNORED,
     Calibration,
@@ -59,6 +55,10 @@ from model.training.scores import (
     recalibrated,
     report,
 )
+from model.faster_rcnn import FasterRCNN
+from model.runtime.precision import multiplies_bf16
+from model.training.figures import Figures, figures, load_part
+from model.training.samples import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "lite-voc20"

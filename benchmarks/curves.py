@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from model.training.scores import Curve, Point, bins, curve
+from model.evaluation.operating_points import Curve, Point, bins, curve
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "benchmarks/results/lite-voc20-training.jsonl"
@@ -69,7 +69,7 @@ def scores(
 ) -> None:
     """Three panels over all judged detections: precision against recall, F1 by threshold, reliability.
 
-    confidence, right: as ``model.training.scores.judge`` gives them; served: the default threshold on these pictures;
+    confidence, right: as ``model.evaluation.operating_points.judge`` gives them; served: the default threshold on these pictures;
     chosen: the threshold of validation's best F1.
     """
     mpl.rcParams.update(STYLE)

@@ -30,7 +30,7 @@ from PIL import Image
 
 from benchmarks import report
 from service.errors import ServiceError
-from service.imaging import prepare_pillow, read
+from service.inference.decoding import prepare_pillow, read
 
 DATA = report.ROOT.parent / "shared/data/voc20"
 SIZES = ((640, 480), (1920, 1080), (4032, 3024))
@@ -55,7 +55,7 @@ def ways() -> dict[str, Callable[[bytes], Any]]:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     from model.config import LITE, RESNET50_FPN
-    from model.runtime.canvas import Canvases
+    from model.runtime.buckets import Canvases
 
     lite, resnet = Canvases(LITE.transform), Canvases(RESNET50_FPN.transform)
     found: dict[str, Callable[[bytes], Any]] = {
@@ -176,7 +176,7 @@ def drift(count: int) -> dict[str, Any]:
     For a measure of what these distances mean: decoded in full, and moved by one pixel of the large picture.
     """
     from model.detector import Detector
-    from model.training.evaluate import WHOLE_CURVE, evaluate
+    from model.evaluation.coco import WHOLE_CURVE, evaluate
 
     detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32")
     rows = []

@@ -36,9 +36,9 @@ from model.boxes import iou
 from model.checkpoint import ranges_file, resolve
 from model.config import LITE, PRESETS
 from model.detector import Detector
-from model.runtime.canvas import CanvasMode
+from model.runtime.buckets import CanvasMode
 from model.runtime.precision import multiplies_bf16
-from model.training.calibration import calibrate
+from model.training.quantization_ranges import calibrate
 from model.transform import exact_canvas, resized_size
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]

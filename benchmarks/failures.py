@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from model import boxes as box_ops
 from model.detector import Detections, DetectOptions, Detector, explain
-from model.training.evaluate import WHOLE_CURVE, Prediction, look
+from model.evaluation.coco import WHOLE_CURVE, Prediction, look
+from model.evaluation.operating_points import WRONG, match
 from model.training.samples import Dataset, Sample
-from model.training.scores import WRONG, match
 
 _TOUCHES = 0.1  # below this overlap two boxes have nothing to do with one another
 

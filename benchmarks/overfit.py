@@ -31,14 +31,14 @@ from benchmarks.report import commit
 from model import checkpoint
 from model.config import PAPER_VGG16
 from model.detector import Detector
+from model.evaluation.coco import Evaluation, evaluate_detector
 from model.faster_rcnn import FasterRCNN
-from model.runtime.memory import keep_freed_memory
+from model.runtime.malloc import keep_freed_memory
 from model.training.augment import PLAIN
 from model.training.data import Dataset, load_dataset
-from model.training.evaluate import Evaluation, evaluate_detector
 from model.training.log import Log
-from model.training.loop import Recipe, Trainer, new_model
 from model.training.losses import Losses
+from model.training.trainer import Recipe, Trainer, new_model
 from model.transform import Transform
 
 ROOT = Path(__file__).resolve().parent.parent

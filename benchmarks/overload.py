@@ -150,7 +150,7 @@ def serve_and_measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     environment = os.environ | {f"FRCNN_{name}": str(value) for name, value in settings.items()}
     until = time.monotonic() + arguments.budget
-    command = [sys.executable, "-c", "from service.cli import app; app()", "serve"]
+    command = [sys.executable, "-m", "service.cli", "serve"]
     process = subprocess.Popen(command, env=environment, cwd=ROOT)
     url = f"http://127.0.0.1:{arguments.port}"
     try:

@@ -26,8 +26,8 @@ from typing import Any
 import httpx
 
 from benchmarks.load import pictures
-from service import front
 from service.client import AsyncClient, DetectError, Found
+from service.server import ray_proxy
 from service.settings import Settings
 
 PATIENCE = 400  # seconds for Ray to do one thing, on a machine that has much else to do
@@ -99,7 +99,7 @@ def cluster(settings: Settings) -> Iterator[Any]:
     """A head with Ray's own processes and one CPU, and a function that adds nodes of one CPU; gone at the end."""
     folder = tempfile.mkdtemp(prefix="ledger", dir="/tmp")  # short: the paths of sockets must be
     os.environ.update(
-        front.environment(settings),
+        ray_proxy.environment(settings),
         RAY_TMPDIR=folder,
         RAY_USAGE_STATS_ENABLED="0",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
@@ -233,7 +233,7 @@ def run_ledger(clients: int, count: int) -> dict[str, Any]:
         from ray import serve
         from ray.serve.config import HTTPOptions, ProxyLocation
 
-        from service.scale_out import NAME, Scale, build
+        from service.server.ray_app import NAME, Scale, build
 
         worker = ours.again()
         # One address for all nodes: they share this machine's ports. In a cluster of machines every node has a proxy.

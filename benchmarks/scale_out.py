@@ -66,7 +66,7 @@ def serving(weights: str, *options: str) -> Iterator[Service]:
             "FRCNN_LOG_LEVEL": "error",
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-c", "from service.cli import app; app()", "serve", "--port", str(port)]
+        command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
         process = subprocess.Popen(
             [*command, "--weights", weights, *options],
             env=os.environ | settings | {"RAY_TMPDIR": folder, "RAY_SERVE_LOG_TO_STDERR": "0"},

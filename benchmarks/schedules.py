@@ -28,15 +28,15 @@ from benchmarks.report import commit
 from model.checkpoint import ResolvedCheckpoint, load_into
 from model.config import LITE
 from model.detector import Detector
+from model.evaluation.coco import evaluate_detector
 from model.faster_rcnn import FasterRCNN
-from model.runtime.memory import keep_freed_memory
+from model.runtime.malloc import keep_freed_memory
 from model.training.alternating import Part, Schedule, parts
 from model.training.data import Dataset, load_dataset, split
-from model.training.evaluate import evaluate_detector
 from model.training.log import Log
-from model.training.loop import Recipe, Trainer, new_model
 from model.training.losses import Losses, Objective
 from model.training.run import begin
+from model.training.trainer import Recipe, Trainer, new_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "schedules.json"

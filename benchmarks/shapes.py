@@ -3,7 +3,7 @@
     python -m benchmarks.shapes
 
 A service meets nine canvases and batches of one to eight pictures. oneDNN makes code for each layer, canvas and
-batch, and keeps so many pieces of it, the latest (model/runtime/memory.py). Here every pair of canvas and batch comes
+batch, and keeps so many pieces of it, the latest (model/runtime/malloc.py). Here every pair of canvas and batch comes
 once a sweep, in an order of its own each time; the first sweep makes all code, the others need it again. Each number of
 pieces has a process of its own, and they take turns.
 """
@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import pairs, report
 from model.detector import Detector
-from model.runtime.memory import PRIMITIVES
+from model.runtime.malloc import PRIMITIVES
 
 DEFAULT, OURS = 1024, PRIMITIVES
 PIECES = (128, DEFAULT, OURS)

@@ -71,8 +71,8 @@ def serve(weights: str) -> None:
 
     from model.detector import Detector
     from service.app import create_app, load_detector
-    from service.logs import configure_logging
-    from service.server import Server
+    from service.server.logging import configure_logging
+    from service.server.uvicorn_server import Server
     from service.settings import load_settings
 
     settings = load_settings(port=0, weights=weights, torch_threads=1, max_queue=32)

@@ -30,17 +30,19 @@ from model.checkpoint import (
     with_rank_of,
 )
 from model.config import PRESETS, DetectorConfig
-from model.explain import explain
-from model.explanation import STAGES, Explanation, Stage
+from model.explain.explain import explain
+from model.explain.stages import STAGES, Explanation, Stage
 from model.faster_rcnn import FasterRCNN
-from model.runtime.batch import run
-from model.runtime.canvas import Canvas, Canvases, CanvasMode
-from model.runtime.clock import Clock
+from model.runtime.buckets import Canvas, Canvases, CanvasMode
+from model.runtime.cpu.emulate_bf16 import round_weights_and_maps
+from model.runtime.cpu.int8.quantize import quantize
+from model.runtime.cpu.onednn_conv import can_pack, pack_convolutions
+from model.runtime.cpu.winograd import use_winograd
 from model.runtime.device import DeviceError, choose_device, choose_devices
-from model.runtime.flatten import flatten_channels_last
-from model.runtime.fold import fold_norms
-from model.runtime.memory import keep_freed_memory, keep_primitives
-from model.runtime.packing import can_pack, pack_convolutions
+from model.runtime.flatten_channels_last import flatten_channels_last
+from model.runtime.fold_batchnorm import fold_norms
+from model.runtime.forward import run
+from model.runtime.malloc import keep_freed_memory, keep_primitives
 from model.runtime.precision import (
     PRECISIONS,
     choose_precision,
@@ -50,9 +52,7 @@ from model.runtime.precision import (
     probe_image,
     random_regions,
 )
-from model.runtime.quantization import quantize
-from model.runtime.rounding import round_weights_and_maps
-from model.runtime.winograd import use_winograd
+from model.runtime.stage_timer import Clock
 from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError, Proposals
 from model.transform import Image, Transform, check_image
 

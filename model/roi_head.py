@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model import boxes as box_ops
 from model.config import RoIHeadConfig
 from model.nms import grouped_nms, nms_per_class
-from model.ops import flatten_maps, map_shapes, pool_table, roi_pool, table_layout
+from model.roi_align import flatten_maps, map_shapes, pool_table, roi_pool, table_layout
 from model.transfer import download, upload
 
 

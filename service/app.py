@@ -12,19 +12,19 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service.api.compat import deepstack, huggingface, open_inference
+from service.api.middleware import Envelope
+from service.api.openapi import add_problem_schema
+from service.api.problems import handle_error
+from service.api.routes import detect, docs, explain, health, model, proposals, web
 from service.errors import ServiceError
-from service.exits import is_plain
-from service.imaging import prepare_pillow
+from service.exit_codes import is_plain
+from service.inference.decoding import prepare_pillow
+from service.inference.pipeline import Pipeline
+from service.inference.threads import cores
+from service.inference.worker import Detects
 from service.metrics import Metrics
-from service.middleware import Envelope
-from service.pipeline import Pipeline
-from service.problems import handle_error
-from service.routes import detect, docs, explain, health, model, proposals, web
-from service.routes.describe import add_problem_schema
-from service.routes.dialects import deepstack, huggingface, open_inference
 from service.settings import Settings, load_settings
-from service.threads import cores
-from service.worker import Detects
 
 log = logging.getLogger("frcnn.app")
 

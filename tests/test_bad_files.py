@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from model.config import LITE
 from model.detector import CheckpointError, Detector
 from model.faster_rcnn import FasterRCNN
-from service.cli import app
+from service.cli.main import app
 
 PICTURE = io.BytesIO()
 Image.new("RGB", (48, 32), (200, 30, 30)).save(PICTURE, "PNG")

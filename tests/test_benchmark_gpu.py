@@ -23,7 +23,7 @@ from benchmarks.gpu.run import Run, forked
 from benchmarks.gpu.section import LOST, OUT_OF_TIME, Data, Point, Section, Skipped, failures
 from benchmarks.gpu.settings import Settings
 from model.config import LITE, RESNET50_FPN
-from model.runtime.canvas import Canvases
+from model.runtime.buckets import Canvases
 
 TINY = Settings(device="cpu", tiny=True)
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

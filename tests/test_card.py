@@ -12,10 +12,10 @@ from benchmarks import card, curves, unknown
 from benchmarks.failures import FalseDetection, failures, summary
 from model.checkpoint import sha256
 from model.detector import DetectOptions, Detector
+from model.evaluation.operating_points import Calibration, recalibrated
 from model.training.data import Dataset, Sample
 from model.training.figures import figures, load_part
-from model.training.scores import Calibration, recalibrated
-from service.cli import app
+from service.cli.main import app
 
 TEXT = "Mine.\n<!-- card: one -->\nold\nlines\n<!-- end -->\nMine too.\n<!-- card: two -->\n<!-- end -->\n"
 

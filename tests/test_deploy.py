@@ -143,11 +143,11 @@ def test_rays_own_schema_and_our_builder_take_the_serve_config(ray_service: Any)
     pytest.importorskip("ray", reason="needs Ray: pip install 'frcnn-service[ray]'")
     from ray.serve.schema import ServeDeploySchema
 
-    from service.scale_out import Scale, app
+    from service.server.ray_app import Scale, app
 
     config = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
     [application] = ServeDeploySchema.model_validate(config).applications
-    assert application.import_path == "service.scale_out:app"
+    assert application.import_path == "service.server.ray_app:app"
     scale = Scale.model_validate(application.args)
     assert app(scale)
     [workers] = ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
@@ -164,7 +164,7 @@ def test_every_pod_of_the_ray_service_has_the_front_and_runs_as_nobody(repo: Pat
     for template in pod_templates(ray_service):
         [container] = template["spec"]["containers"]
         environment = {one["name"]: one["value"] for one in container["env"]}
-        assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "service.front:proxy_middlewares"
+        assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "service.server.ray_proxy:proxy_middlewares"
         assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert template["spec"]["securityContext"]["runAsNonRoot"] is True

@@ -21,10 +21,10 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.front import Front, environment
+from service.inference.worker import Worker
 from service.metrics import Metrics
+from service.server.ray_proxy import Front, environment
 from service.settings import Settings, SettingsError
-from service.worker import Worker
 
 NO_RAY = "needs Ray: pip install 'frcnn-service[ray]'"
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=NO_RAY)
@@ -143,7 +143,7 @@ async def test_the_proxy_keeps_no_more_of_all_bodies_than_it_may() -> None:
 
 
 def test_the_front_starts_without_torch() -> None:
-    program = "import sys, service.front; sys.exit('torch' in sys.modules)"
+    program = "import sys, service.server.ray_proxy; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -224,7 +224,7 @@ def test_a_replica_is_unhealthy_when_its_detector_is(scale_out: Any) -> None:
 
 
 def test_without_ray_the_command_says_what_to_install() -> None:
-    program = "import sys; sys.modules['ray'] = None; from service.cli import app; app()"
+    program = "import sys; sys.modules['ray'] = None; from service.cli.main import app; app()"
     done = subprocess.run(
         [sys.executable, "-c", program, "serve", "--ray"], capture_output=True, text=True, check=False
     )
@@ -281,7 +281,7 @@ def test_frcnn_serve_ray_keeps_the_contract_and_loses_nothing_at_its_end(
         "FRCNN_TORCH_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", "from service.cli import app; app()", "serve", "--ray"]
+    command = [sys.executable, "-m", "service.cli", "serve", "--ray"]
     options = ["--port", str(unused_tcp_port), "--max-body-bytes", "300000", "--log-level", "warning"]
     with (rays_folder / "log").open("w") as log, httpx.Client(base_url=url, timeout=PATIENCE) as client:
         process = subprocess.Popen(
@@ -297,7 +297,7 @@ def test_frcnn_serve_ray_keeps_the_contract_and_loses_nothing_at_its_end(
                     return False
 
             assert until(ready, PATIENCE), (rays_folder / "log").read_text()
-            picture = (repo / "service/canary.jpg").read_bytes()
+            picture = (repo / "service/inference/self_test.jpg").read_bytes()
             found = client.post("/detect", content=picture, headers={"X-Request-ID": "mine"})
             assert found.json()["labels"] == ["cat"]
             assert found.headers.get_list("x-request-id") == ["mine"]
@@ -350,4 +350,4 @@ def test_no_answer_is_lost_when_a_replica_and_then_a_node_is_killed_under_load(r
 def test_the_proxies_know_the_limits_of_the_service() -> None:
     known = environment(Settings(max_body_bytes=12345, timeout_ms=99))
     assert (known["FRCNN_MAX_BODY_BYTES"], known["FRCNN_TIMEOUT_MS"]) == ("12345", "99")
-    assert known["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "service.front:proxy_middlewares"
+    assert known["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "service.server.ray_proxy:proxy_middlewares"

@@ -49,7 +49,7 @@ def test_the_detector_runs_on_the_pair_it_was_compared_with(pins: dict[str, str]
 
 def test_the_package_knows_its_command() -> None:
     (script,) = [s for s in metadata.entry_points(group="console_scripts") if s.name == "frcnn"]
-    assert script.value == "service.cli:app"
+    assert script.value == "service.cli.main:app"
 
 
 def test_no_registry_is_named(repo: Path) -> None:

@@ -11,7 +11,7 @@ from benchmarks.gpu.section import Data, Point, Section
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.speed import canvas_images
 from model.config import PRESETS
-from model.runtime.canvas import Canvases
+from model.runtime.buckets import Canvases
 
 
 def measure(preset: str, batch: int, settings: Settings, _: float) -> Data:

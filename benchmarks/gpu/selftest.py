@@ -1,7 +1,7 @@
 """The service's self-test: the bundled weights' stored answer for the canary, in a precision.
 
-``service.canary`` does it where it can be imported; where a package of the service is missing, the few lines below
-compare the objects alone.
+``service.inference.self_test`` does it where it can be imported; where a package of the service is missing, the few
+lines below compare the objects alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.gpu.section import Skipped
 from model.boxes import iou
 from model.detector import Detector
 
-# As service/canary.py has them: IoU at least, score off by at most.
+# As service/inference/self_test.py has them: IoU at least, score off by at most.
 _LIMITS = {"fp32": (0.98, 0.01), "tf32": (0.90, 0.05), "bf16": (0.90, 0.05), "fp16": (0.90, 0.05)}
 
 
@@ -27,20 +27,20 @@ def check(precision: str, device: str) -> dict[str, Any]:
     """Which way it was checked; raises where the answer is not the stored one."""
     detector = load("LITE", precision, device)
     try:
-        from service.canary import Canary
+        from service.inference.self_test import Canary
     except ModuleNotFoundError as error:
         return _plainly(detector, precision) | {"checked_by": f"this benchmark ({error.name} is not installed)"}
     Canary.prepare(detector)
-    return {"checked_by": "service.canary"}
+    return {"checked_by": "service.inference.self_test"}
 
 
 def _plainly(detector: Detector, precision: str) -> dict[str, Any]:
     """Every stored object is found again."""
-    folder = report.ROOT / "service"
-    stored = json.loads((folder / "canary.json").read_text()).get(detector.info.sha256)
+    folder = report.ROOT / "service/inference"
+    stored = json.loads((folder / "self_test.json").read_text()).get(detector.info.sha256)
     if stored is None:
         raise Skipped("no answer is stored for these weights")
-    [found] = detector.detect([np.array(Pillow.open(folder / "canary.jpg").convert("RGB"))])
+    [found] = detector.detect([np.array(Pillow.open(folder / "self_test.jpg").convert("RGB"))])
     least, most = _LIMITS[precision]
     worst_iou, worst_score = 1.0, 0.0
     for class_id, score, box in zip(stored["class_ids"], stored["scores"], stored["boxes"], strict=True):

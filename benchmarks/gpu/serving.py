@@ -55,7 +55,12 @@ def measure(preset: str, settings: Settings, _: float) -> Data:
         "FRCNN_LOG_LEVEL": "error",
         "FRCNN_TIMEOUT_MS": "60000",
     }
-    command = [sys.executable, "-c", "from service.cli import app; app()", "serve"]  # as frcnn does, installed or not
+    command = [
+        sys.executable,
+        "-c",
+        "from service.cli.main import app; app()",
+        "serve",
+    ]  # as frcnn does, installed or not
     begun = time.monotonic()
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as folder:
         given["PYTHONPATH"] = os.pathsep.join(filter(None, (metadata(Path(folder)), os.environ.get("PYTHONPATH"))))

@@ -24,7 +24,7 @@ from benchmarks.gpu.images import Image, Size, images, size_for
 from benchmarks.gpu.section import Data, Point, Section, attempt, failure
 from benchmarks.gpu.settings import Settings
 from model.config import PRESETS
-from model.runtime.canvas import Canvases
+from model.runtime.buckets import Canvases
 
 CANVASES: tuple[tuple[str, Size], ...] = (
     ("RESNET50_FPN", (800, 1088)),

@@ -16,8 +16,8 @@ from benchmarks.gpu.settings import Settings
 from model.detector import find_preset
 from model.runtime.device import choose_device
 from model.training.augment import PLAIN, Batches
-from model.training.loop import Recipe, Trainer, new_model
 from model.training.samples import Dataset, Sample
+from model.training.trainer import Recipe, Trainer, new_model
 
 _CLASSES = ("__background__", *(f"class {number}" for number in range(1, 21)))
 

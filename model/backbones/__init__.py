@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from model.backbones.efficientnet_lite import efficientnet_lite0
 from model.backbones.fpn import FeaturePyramid
@@ -12,7 +13,6 @@ from model.backbones.mobilenet import mobilenet_v3_large
 from model.backbones.resnet import resnet50
 from model.backbones.vgg import vgg16
 from model.config import DetectorConfig
-from model.ops import FrozenBatchNorm2d
 
 
 class Backbone(nn.Module):

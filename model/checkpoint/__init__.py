@@ -13,13 +13,13 @@ A folder of seven rooms, and the one place in ``model/`` that touches files:
 Loading is safe: safetensors, or ``torch.load(weights_only=True)``. Nothing here ever runs code that a file brings.
 """
 
-from model.checkpoint.files import ResolvedCheckpoint, read_state, resolve, save, sha256, verify
 from model.checkpoint.imagenet import from_imagenet
 from model.checkpoint.importing import import_file
-from model.checkpoint.loading import canonical, load_into, preset_of
+from model.checkpoint.io import ResolvedCheckpoint, read_state, resolve, save, sha256, verify
 from model.checkpoint.low_rank import factored, merged, rank_of, with_rank_of
 from model.checkpoint.manifest import CheckpointError, ManifestEntry, cache_dir, load_manifest, weights_dir
 from model.checkpoint.ranges import Ranges, ranges_file, read_ranges, write_ranges
+from model.checkpoint.state_dict import canonical, load_into, preset_of
 
 __all__ = [
     "CheckpointError",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.files import read_state, resolve, save
-from model.checkpoint.loading import canonical, load_into, preset_of
+from model.checkpoint.io import read_state, resolve, save
 from model.checkpoint.low_rank import with_rank_of
 from model.checkpoint.manifest import CheckpointError, with_background
+from model.checkpoint.state_dict import canonical, load_into, preset_of
 from model.config import PRESETS
 from model.faster_rcnn import FasterRCNN
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from model.checkpoint.files import ResolvedCheckpoint, sha256
+from model.checkpoint.io import ResolvedCheckpoint, sha256
 from model.checkpoint.manifest import CheckpointError
 
 Ranges = Mapping[str, tuple[float, float]]

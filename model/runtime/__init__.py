@@ -1,1 +1,1 @@
-"""What makes inference fast: precision, memory format, folding, canvases, batches."""
+"""What makes inference fast: the forward pass in batches, buckets, precision, and passes that rewrite the model."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.faster_rcnn import FasterRCNN
-from model.runtime.int8 import can_quantize
+from model.runtime.cpu.int8.layers import can_quantize
 
 # By name, the type of what is computed in floating point. tf32 rounds what it multiplies to 10 bits of fraction.
 PRECISIONS = {

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 
 from model.faster_rcnn import FasterRCNN
-from model.training.loop import Recipe, Trainer
 from model.training.losses import DetectorAlone, Objective, joint_losses, rpn_alone
+from model.training.trainer import Recipe, Trainer
 
 Schedule = Literal["joint", "alternating"]
 

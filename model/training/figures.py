@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.evaluation.coco import Evaluation, Prediction, evaluate
+from model.evaluation.operating_points import ScoreReport, report
 from model.structures import DetectorInfo
 from model.training.data import DataError, Dataset, load_dataset, split
-from model.training.evaluate import Evaluation, Prediction, evaluate
-from model.training.scores import ScoreReport, report
 
 HEADLINES = ("ap50", "ap", "ap75", "ar100")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from model.training.loop import Trainer
 from model.training.losses import Losses
+from model.training.trainer import Trainer
 
 
 class Log:

@@ -37,16 +37,16 @@ from model.checkpoint import (
     save,
 )
 from model.detector import Detector, find_preset
+from model.evaluation.coco import Evaluation, evaluate_detector
 from model.faster_rcnn import FasterRCNN
 from model.runtime.device import choose_device
-from model.runtime.memory import keep_freed_memory
+from model.runtime.malloc import keep_freed_memory
 from model.training.alternating import Part, Schedule, parts
 from model.training.data import DataError, Dataset, load_dataset, split
-from model.training.evaluate import Evaluation, evaluate_detector
+from model.training.distributed import Processes
 from model.training.log import Log
-from model.training.loop import Recipe, Trainer, TrainingError, new_model
 from model.training.losses import Losses, Objective
-from model.training.processes import Processes
+from model.training.trainer import Recipe, Trainer, TrainingError, new_model
 
 _PREDICTOR = "roi_heads.box_predictor."
 

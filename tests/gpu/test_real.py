@@ -12,7 +12,7 @@ from torchvision import ops as tv_ops
 from model.config import PRESETS
 from model.detector import Detector
 from model.nms import PairwiseNMS, exact_threshold, nms_per_level
-from model.ops import flatten_maps, map_shapes, pool_table, table_layout
+from model.roi_align import flatten_maps, map_shapes, pool_table, table_layout
 from model.runtime.precision import float32_products
 from model.structures import DetectOptions
 from model.transfer import download, upload

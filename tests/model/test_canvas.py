@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import LITE, PRESETS, RESNET50_FPN
-from model.runtime.canvas import Canvases
+from model.runtime.buckets import Canvases
 from model.transform import resized_size
 
 SIDES = st.integers(1, 20_000)

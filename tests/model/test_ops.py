@@ -4,7 +4,7 @@ import torch
 from torchvision import ops as tv_ops
 from torchvision.ops import MultiScaleRoIAlign
 
-from model.ops import flatten_maps, map_shapes, pool_table, table_layout
+from model.roi_align import flatten_maps, map_shapes, pool_table, table_layout
 from tests.model.random_boxes import random_boxes
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from model import anchors, checkpoint
 from model.config import PAPER_VGG16
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
-from model.ops import roi_pool
+from model.roi_align import roi_pool
 from model.structures import ImageBatch
 from model.training.losses import joint_losses
 from model.training.targets import Truth

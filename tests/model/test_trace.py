@@ -180,7 +180,7 @@ def test_a_trace_costs_no_second_forward_pass(detector: Detector) -> None:
 
 
 def test_who_asks_for_no_trace_pays_for_none(detector: Detector) -> None:
-    with patch("model.runtime.batch.record") as record:
+    with patch("model.runtime.forward.record") as record:
         (answer,) = detector.detect([_picture(150, 190)])
     record.assert_not_called()
     assert answer.trace is None

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign, box_iou, nms, remove_small_boxes
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou, nms, remove_small_boxes
 from torchvision.ops import roi_align as tv_roi_align
 from torchvision.ops.boxes import _batched_nms_coordinate_trick
 from torchvision.ops.poolers import LevelMapper
@@ -25,7 +25,6 @@ from torchvision.ops.poolers import LevelMapper
 from model import anchors as anchor_grid
 from model import boxes as box_ops
 from model import nms as suppression
-from model import ops
 from model.backbones import build_backbone
 from model.config import (
     LITE,
@@ -161,7 +160,7 @@ def test_trap_07_frozen_norms_have_no_epsilon_in_resnet50_v1_alone() -> None:
     ):
         with torch.device("meta"):
             backbone, _ = build_backbone(preset)
-        norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d | ops.FrozenBatchNorm2d)]
+        norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)]
         assert {norm.eps for norm in norms} == {eps}
         assert all(isinstance(norm, nn.BatchNorm2d) for norm in norms) == (preset is RESNET50_FPN_V2)
 

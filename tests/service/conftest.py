@@ -18,8 +18,8 @@ from PIL import Image
 from model.detector import Detector
 from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError
 from service.app import create_app
-from service.connection import BoundedHead
-from service.imaging import prepare_pillow
+from service.inference.decoding import prepare_pillow
+from service.server.http_protocol import BoundedHead
 from service.settings import Settings, load_settings
 
 CLASSES = ("__background__", "cat", "dog", "person")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from service.logs import JsonLines, TextLines
+from service.server.logging import JsonLines, TextLines
 from service.settings import SettingsError
 
 

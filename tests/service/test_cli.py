@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from model.detector import Detector
 from service import app as service_app
-from service.cli import app
+from service.cli.main import app
 from service.settings import Settings
 
 run = CliRunner().invoke

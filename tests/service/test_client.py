@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from service import client as client_module
-from service.cli import app
-from service.cli_client import expand, finished
+from service.cli.main import app
+from service.cli.remote import expand, finished
 from service.client import AsyncClient, Client, DetectError, Found
 
 ANSWER = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from service.app import create_app, each_device
-from service.pace import Pace
+from service.inference.pace import Pace
 from service.settings import load_settings
 from tests.service.conftest import FaultyDetector, serving
 from tests.service.test_queue import clients, queued, send, wait_for, waiting  # noqa: F401

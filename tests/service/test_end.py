@@ -22,8 +22,8 @@ PROGRAM = """
     import sys, threading, time
     import torch
     from service.app import create_app
-    from service.logs import configure_logging
-    from service.server import Server
+    from service.server.logging import configure_logging
+    from service.server.uvicorn_server import Server
     from service.settings import load_settings
     from tests.service.conftest import FaultyDetector
 
@@ -210,7 +210,7 @@ def test_the_command_serves_over_tls(repo, tmp_path):
     names = ["-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*make.split(), *names], check=True, capture_output=True)
     options = f"--port 0 --log-format text --tls-cert-file {cert} --tls-key-file {key}"
-    program = [sys.executable, "-c", "from service.cli import app; app()", "serve", *options.split()]
+    program = [sys.executable, "-m", "service.cli", "serve", *options.split()]
     process = subprocess.Popen(program, cwd=repo, stderr=subprocess.PIPE, text=True)
     try:
         log = ""
@@ -234,7 +234,16 @@ def test_the_command_serves_over_tls(repo, tmp_path):
 def test_a_detector_that_does_not_load_stops_the_start(repo, tmp_path):
     missing = tmp_path / "nothing.safetensors"
     done = subprocess.run(
-        [sys.executable, "-c", "from service.cli import app; app()", "serve", "--port", "0", "--weights", str(missing)],
+        [
+            sys.executable,
+            "-c",
+            "from service.cli.main import app; app()",
+            "serve",
+            "--port",
+            "0",
+            "--weights",
+            str(missing),
+        ],
         cwd=repo,
         capture_output=True,
         text=True,

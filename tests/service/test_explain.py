@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
-from model.explanation import STAGES
+from model.explain.stages import STAGES
 
 LOW = {"score_threshold": 0.01}
 BOX = [100.0, 50.0, 300.0, 250.0]

@@ -6,15 +6,15 @@ import threading
 
 import pytest
 
-from service import pipeline
+from service.inference import pipeline
 from tests.service.conftest import FaultyDetector, serving
 
 # A process of its own: what is asked of the heap lasts as long as the process.
 _GAPS = """
 import resource
 import numpy as np
-from model.runtime.memory import keep_freed_memory
-from service.heap import give_back_free_memory, share_one_heap
+from model.runtime.malloc import keep_freed_memory
+from service.server.heap import give_back_free_memory, share_one_heap
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -18,11 +18,11 @@ import torch
 
 from model.detector import Detector
 from service.app import create_app
-from service.budget import Budget
-from service.canary import TOLERANCES, Canary, CanaryError, Sight, picture, stored_sight
-from service.connection import BoundedHead
 from service.errors import QueueFull
-from service.server import Server
+from service.inference.budget import Budget
+from service.inference.self_test import TOLERANCES, Canary, CanaryError, Sight, picture, stored_sight
+from service.server.http_protocol import BoundedHead
+from service.server.uvicorn_server import Server
 from service.settings import load_settings
 from tests.service.test_queue import clients, hold, queued, send, wait_for  # noqa: F401
 
@@ -185,7 +185,7 @@ BOX, NEIGHBOUR, ELSEWHERE = [0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 100.0, 80.0], [
 )
 def test_a_proposal_may_give_way_to_a_neighbour_and_not_vanish(seen, sound, monkeypatch):
     boxes, objectness = [box for box, _ in seen], [score for _, score in seen]
-    monkeypatch.setattr("service.canary.look", lambda *_: Sight([], [], [], objectness, boxes))
+    monkeypatch.setattr("service.inference.self_test.look", lambda *_: Sight([], [], [], objectness, boxes))
     canary = Canary(picture(), Sight([], [], [], [0.7], [BOX]), TOLERANCES["bf16"])
     if sound:
         canary.check(None)
@@ -195,7 +195,7 @@ def test_a_proposal_may_give_way_to_a_neighbour_and_not_vanish(seen, sound, monk
 
 
 def test_not_all_proposals_may_give_way(monkeypatch):
-    monkeypatch.setattr("service.canary.look", lambda *_: Sight([], [], [], [0.9], [NEIGHBOUR]))
+    monkeypatch.setattr("service.inference.self_test.look", lambda *_: Sight([], [], [], [0.9], [NEIGHBOUR]))
     for flips, sound in ((5, True), (6, False)):
         canary = Canary(picture(), Sight([], [], [], [0.7] * flips, [BOX] * flips), TOLERANCES["bf16"])
         with contextlib.nullcontext() if sound else pytest.raises(CanaryError):
@@ -217,7 +217,7 @@ def test_the_canary_does_not_pass_numbers_that_are_none(detector, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_bundled_weights_give_their_stored_answer(precision):
-    """Where this fails after a training: `python -m service.canary lite-voc20`."""
+    """Where this fails after a training: `python -m service.inference.self_test lite-voc20`."""
     detector = Detector.from_checkpoint("lite-voc20", precision=precision)
     assert stored_sight(detector.info.sha256) is not None
     Canary.prepare(detector).check(detector)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.api.request import open_envelope
 from service.errors import BadImage, ServiceError
-from service.imaging import decode, read
-from service.uploads import open_envelope
+from service.inference.decoding import decode, read
 from tests.service import corpus
 
 MAX_PIXELS = 1_000_000

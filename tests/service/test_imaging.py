@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from service.errors import BadImage, TooLarge, UnsupportedImage
-from service.imaging import decode, read, sniff
+from service.inference.decoding import decode, read, sniff
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from model.detector import Detector
 from model.structures import DetectOptions
 from service.app import each_device, load_detector
-from service.worker import Worker
+from service.inference.worker import Worker
 from tests.gpu.pretended import PretendedGPU, pretended_gpu
 from tests.service.conftest import Live, serving
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from model.config import LITE
 from model.structures import HeatMap
-from service.heatmaps import draw_heat_maps
+from service.rendering.heatmap import draw_heat_maps
 
 STRIDES = (8, 16, 32)
 LONG = LITE.transform.max_size  # the cat's longer side on its canvas

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
-from service.batch_bound import BatchBound
-from service.pace import Pace
+from service.inference.batch_bound import BatchBound
+from service.inference.pace import Pace
 from tests.service.conftest import FaultyDetector
 
 

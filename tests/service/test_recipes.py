@@ -12,9 +12,9 @@ from model.checkpoint import weights_dir
 from model.config import PAPER_VGG16
 from model.faster_rcnn import FasterRCNN
 from model.training.augment import AugmentConfig
-from model.training.loop import Finish, Recipe, TrainingError
-from service.cli import app
-from service.recipes import read_recipe
+from model.training.trainer import Finish, Recipe, TrainingError
+from service.cli.main import app
+from service.cli.recipes import read_recipe
 
 
 @pytest.fixture

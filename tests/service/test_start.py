@@ -16,9 +16,9 @@ from model.detector import CheckpointError, Detector, DeviceError, NotFiniteErro
 from model.structures import Detections
 from service import app as service_app
 from service.app import create_app
-from service.cli import app
-from service.memory import is_out_of_memory
-from service.server import Server
+from service.cli.main import app
+from service.inference.memory import is_out_of_memory
+from service.server.uvicorn_server import Server
 from service.settings import SettingsError, load_settings
 from tests.service.conftest import CLASSES, FaultyDetector
 
@@ -63,7 +63,7 @@ def end_of(monkeypatch, caplog):
     ) -> tuple[int, list[logging.LogRecord]]:
         monkeypatch.setattr(os, "_exit", leave)
         monkeypatch.setattr(logging, "shutdown", lambda: None)
-        monkeypatch.setattr("service.server.share_one_heap", lambda: False)
+        monkeypatch.setattr("service.server.uvicorn_server.share_one_heap", lambda: False)
         chosen = load_settings(**({"port": 0} | settings))
         served = create_app(chosen, detector_factory=lambda _: detector(step, error))
         with pytest.raises(SystemExit) as ended:
@@ -140,7 +140,16 @@ def test_a_certificate_that_is_not_there_is_a_wrong_setting(tmp_path):
 
 @without_gpu
 def test_serve_on_a_gpu_that_is_not_there_ends_at_once_with_one_line(repo: Path):
-    command = [sys.executable, "-c", "from service.cli import app; app()", "serve", "--device", "cuda", "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "from service.cli.main import app; app()",
+        "serve",
+        "--device",
+        "cuda",
+        "--port",
+        "0",
+    ]
     done = subprocess.run(
         [*command, "--log-format", "text"], cwd=repo, capture_output=True, text=True, timeout=120, check=False
     )

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from service.threads import cores, decoding
+from service.inference.threads import cores, decoding
 
 
 @pytest.fixture

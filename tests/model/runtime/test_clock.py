@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from model.runtime import clock as clock_module
-from model.runtime.clock import Clock
+from model.runtime import stage_timer as clock_module
+from model.runtime.stage_timer import Clock
 
 STAGES = ["transform", "backbone", "postprocess"]
 

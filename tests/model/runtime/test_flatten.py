@@ -8,7 +8,7 @@ import torch
 
 from model.config import LITE
 from model.roi_head import BoxHead, ConvBoxHead
-from model.runtime.flatten import flatten_channels_last
+from model.runtime.flatten_channels_last import flatten_channels_last
 
 
 @pytest.mark.parametrize("rank", [None, 5])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from model.config import PRESETS, DetectorConfig
 from model.faster_rcnn import FasterRCNN
-from model.ops import FrozenBatchNorm2d
-from model.runtime.fold import fold_norms
+from model.runtime.fold_batchnorm import fold_norms
 
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d)
 

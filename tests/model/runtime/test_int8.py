@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.runtime.int8 import Grid, Quantize, Quantized, QuantizedConv2d, QuantizedLinear, can_quantize
+from model.runtime.cpu.int8.layers import Grid, Quantize, Quantized, QuantizedConv2d, QuantizedLinear, can_quantize
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_quantize(CPU), reason="this torch has no oneDNN, or other operators")
@@ -124,7 +124,7 @@ def test_a_linear_layer_is_the_float_one_of_what_the_bytes_stand_for() -> None:
 def test_weights_are_laid_out_once_for_a_size_and_sizes_without_end_do_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model.runtime.packing._SHAPES", 4)
+    monkeypatch.setattr("model.runtime.cpu.onednn_conv._SHAPES", 4)
     layer = QuantizedConv2d(_still(nn.Conv2d(8, 8, 3)), GIVEN)  # type: ignore[arg-type]
     for height in range(3, 13):
         layer(_bytes(1, 8, height, 5))

@@ -7,14 +7,14 @@ import sys
 import pytest
 import torch
 
-from model.runtime.memory import keep_primitives
-from model.runtime.packing import can_pack
+from model.runtime.cpu.onednn_conv import can_pack
+from model.runtime.malloc import keep_primitives
 
 # A process of its own: oneDNN reads its settings once. More shapes than it keeps by default, each twice.
 _SHAPES = """
 import torch
 from torch import nn
-from model.runtime.memory import keep_primitives
+from model.runtime.malloc import keep_primitives
 
 keep_primitives()
 conv = nn.Conv2d(1, 1, 1).eval().requires_grad_(False)

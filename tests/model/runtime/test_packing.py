@@ -11,8 +11,8 @@ from model.backbones.efficientnet_lite import Conv
 from model.config import PRESETS, DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
-from model.runtime.fold import fold_norms
-from model.runtime.packing import PackedConv2d, can_pack, pack_convolutions
+from model.runtime.cpu.onednn_conv import PackedConv2d, can_pack, pack_convolutions
+from model.runtime.fold_batchnorm import fold_norms
 from model.runtime.precision import multiplies_bf16
 
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ def test_weights_are_laid_out_once_for_a_size_and_once_for_a_layout() -> None:
 
 
 def test_sizes_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.runtime.packing._SHAPES", 4)
+    monkeypatch.setattr("model.runtime.cpu.onednn_conv._SHAPES", 4)
     packed = PackedConv2d(_ready(nn.Conv2d(1, 1, 1)))  # type: ignore[arg-type]
     for width in range(1, 12):
         packed(_maps(1, 1, 1, width))

@@ -15,12 +15,12 @@ from model.checkpoint import CheckpointError, read_ranges, resolve, write_ranges
 from model.config import PRESETS, DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
-from model.runtime.batch import run_dense
-from model.runtime.fold import fold_norms
-from model.runtime.int8 import Quantize, Quantized, QuantizedConv2d, can_quantize, largest_weight
+from model.runtime.cpu.int8.layers import Quantize, Quantized, QuantizedConv2d, can_quantize, largest_weight
+from model.runtime.cpu.int8.quantize import quantizable, quantize
+from model.runtime.fold_batchnorm import fold_norms
+from model.runtime.forward import run_dense
 from model.runtime.precision import choose_precision
-from model.runtime.quantization import quantizable, quantize
-from model.training.calibration import calibrate, watched
+from model.training.quantization_ranges import calibrate, watched
 
 pytestmark = pytest.mark.skipif(
     not can_quantize(torch.device("cpu")), reason="this torch has no oneDNN, or other operators"

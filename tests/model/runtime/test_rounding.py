@@ -6,7 +6,7 @@ from torch import nn
 
 from model.detector import Detector
 from model.runtime import precision
-from model.runtime.rounding import round_weights_and_maps
+from model.runtime.cpu.emulate_bf16 import round_weights_and_maps
 
 
 def is_bf16(values: torch.Tensor) -> bool:

@@ -7,8 +7,8 @@ from torch import nn
 from model.config import RESNET50_FPN
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
-from model.runtime import winograd
-from model.runtime.winograd import WinogradConv2d, use_winograd
+from model.runtime.cpu import winograd
+from model.runtime.cpu.winograd import WinogradConv2d, use_winograd
 
 
 def _conv(inputs: int, outputs: int, **options: object) -> nn.Conv2d:

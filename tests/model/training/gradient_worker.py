@@ -12,8 +12,8 @@ import torch
 from model.config import LITE
 from model.training.augment import PLAIN
 from model.training.data import load_dataset
-from model.training.loop import Recipe, Trainer, new_model
-from model.training.processes import Processes, leave
+from model.training.distributed import Processes, leave
+from model.training.trainer import Recipe, Trainer, new_model
 
 
 def main(data: str, out: Path) -> None:

@@ -11,9 +11,9 @@ from model.faster_rcnn import FasterRCNN
 from model.training.alternating import STEPS, parts
 from model.training.augment import PLAIN
 from model.training.data import Dataset, load_dataset
-from model.training.loop import Finish, Recipe, Trainer, TrainingError, new_model
 from model.training.losses import Objective
 from model.training.run import train
+from model.training.trainer import Finish, Recipe, Trainer, TrainingError, new_model
 
 RECIPE = Recipe(epochs=1, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(96, 128), augment=PLAIN, frozen=())
 

@@ -258,7 +258,7 @@ def test_pictures_are_loaded_as_they_are_shown(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_training_decodes_a_picture_as_the_service_does(tmp_path, mode):
-    imaging = pytest.importorskip("service.imaging")
+    imaging = pytest.importorskip("service.inference.decoding")
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
     if mode == "I;16":
         picture = Image.fromarray(noise[..., 0].astype(np.uint16) * 257 + 3)

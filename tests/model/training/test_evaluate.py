@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from model.evaluation.coco import evaluate, evaluate_detector
 from model.structures import Detections
 from model.training.data import BACKGROUND, Dataset, Sample, load_dataset
-from model.training.evaluate import evaluate, evaluate_detector
 
 THING = [10, 10, 50, 50]
 DIFFICULT = [100, 100, 180, 180]

@@ -13,7 +13,7 @@ from model.config import LITE
 from model.training.augment import PLAIN, AugmentConfig
 from model.training.data import Dataset, load_coco
 from model.training.log import Log
-from model.training.loop import Finish, Recipe, Trainer, TrainingError, new_model, rate
+from model.training.trainer import Finish, Recipe, Trainer, TrainingError, new_model, rate
 
 RECIPE = Recipe(epochs=4, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(64, 96), augment=PLAIN, frozen=())
 

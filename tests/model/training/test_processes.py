@@ -10,8 +10,8 @@ import torch
 
 from model.config import RESNET50_FPN_V2
 from model.training.data import load_dataset
-from model.training.loop import Recipe, Trainer, TrainingError, new_model
-from model.training.processes import Processes
+from model.training.distributed import Processes
+from model.training.trainer import Recipe, Trainer, TrainingError, new_model
 
 WORKER = Path(__file__).with_name("gradient_worker.py")
 ALONE = [sys.executable]

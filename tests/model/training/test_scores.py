@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.training.data import Dataset, Sample
-from model.training.scores import (
+from model.evaluation.operating_points import (
     IGNORED,
     WRONG,
     Calibration,
@@ -20,6 +19,7 @@ from model.training.scores import (
     point,
     report,
 )
+from model.training.data import Dataset, Sample
 
 
 def _dataset(*boxes: tuple[float, float, float, float], ignore: tuple[bool, ...] | None = None) -> Dataset:

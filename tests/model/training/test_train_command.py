@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 from model.checkpoint import save
 from model.config import LITE
 from model.detector import Detector
+from model.evaluation.coco import WHOLE_CURVE
 from model.faster_rcnn import FasterRCNN
 from model.training.data import load_dataset
-from model.training.evaluate import WHOLE_CURVE
 from model.training.run import begin
-from service.cli import app
+from service.cli.main import app
 
 run = CliRunner().invoke
 QUICK = ["--start", "nothing", "--epochs", "0.5", "--batch-size", "4", "--validation", "0.2", "--device", "cpu"]

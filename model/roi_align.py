@@ -1,0 +1,105 @@
+"""The one door to ``torchvision.ops``, and to our own faster forms of what it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision import ops as tv_ops
+
+from model.transfer import constant, upload
+
+__all__ = [
+    "flatten_maps",
+    "map_shapes",
+    "pool_table",
+    "roi_pool",
+    "table_layout",
+]
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+def roi_pool(maps: Tensor, regions: Tensor, scale: float, resolution: int) -> Tensor:
+    """The paper's RoIPool [R, C, r, r]: each bin's maximum. maps [B, C, Hl, Wl]; regions float32 [R, 5]: index, box.
+
+    In float32 throughout: the operator wants one type for both, has no bf16 on a CPU, and in bf16 a corner near 1000
+    would move by up to 2 pixels (trap 13). A maximum loses nothing on the way back.
+    """
+    pooled: Tensor = tv_ops.roi_pool(maps.float(), regions.float(), resolution, scale)
+    return pooled.to(maps.dtype)
+
+
+def flatten_maps(maps: Sequence[Tensor]) -> Tensor:
+    """The pyramid as one table [sum of B*Hl*Wl, C], level-major, then picture, row, column."""
+    return torch.cat([level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in maps])
+
+
+def map_shapes(maps: Sequence[Tensor]) -> Shapes:
+    """(Hl, Wl) of each map [B, C, Hl, Wl]."""
+    return tuple((int(level.shape[2]), int(level.shape[3])) for level in maps)
+
+
+@lru_cache(maxsize=256)
+def table_layout(shapes: Shapes, batch: int, device: torch.device) -> Tensor:
+    """Where each level lies in a table of ``batch`` pictures: int64 [L, 3] of height, width and first row.
+
+    Cached, since there are few: a caller must not write to what it gets.
+    """
+    rows, start = [], 0
+    for height, width in shapes:
+        rows.append((height, width, start))
+        start += batch * height * width
+    with torch.inference_mode(False):  # training may meet it in the cache
+        return upload(rows, torch.int64, device)
+
+
+def pool_table(
+    table: Tensor,
+    layout: Tensor,
+    scales: tuple[float, ...],
+    regions: Tensor,
+    levels: Tensor,
+    resolution: int,
+    sampling: int,
+) -> Tensor:
+    """RoIAlign of every level at once, as a weighted embedding bag over the flattened pyramid.
+
+    A bin is the mean of sampling^2 points, a point the bilinear mix of 4 cells: so a bin is the weighted sum of
+    4 * sampling^2 rows of ``table``. Same numbers as ``torchvision.ops.roi_align`` with aligned=False, to rounding.
+
+    table: [sum of batch*Hl*Wl, C] from ``flatten_maps``, its layout int64 [L, 3] from ``table_layout``. scales: cells a
+    canvas pixel, by level. regions: float32 [R, 5] of (picture, x1, y1, x2, y2) in canvas pixels. levels: int64 [R],
+    the level to pool each from. Returns [R, resolution, resolution, C] in the table's dtype; gradients flow to the
+    table alone.
+    """
+    device, count = regions.device, regions.shape[0]
+    height, width, start = layout[levels].unbind(dim=1)
+    start = start + regions[:, 0].long() * height * width
+    scale = constant(scales, device)[levels][:, None]
+    # Columns and rows alike: two cells and their weights for each sample, [R, 2, resolution * sampling, 2].
+    low, high = regions[:, 1:3] * scale, regions[:, 3:5] * scale
+    limit = torch.stack((width, height), dim=1)[..., None]
+    size = (high - low).clamp(min=1.0)
+    steps = constant(tuple((i + 0.5) / sampling for i in range(resolution * sampling)), device)
+    points = low[..., None] + steps * (size / resolution)[..., None]
+    inside = (points >= -1.0) & (points <= limit)
+    points = points.clamp(min=0.0)
+    last = limit - 1
+    first = torch.minimum(points.floor().long(), last)
+    second = torch.minimum(first + 1, last)
+    # Past the last cell's centre the sample is that cell.
+    fraction = torch.where(first == second, 0.0, points - first)
+    column_weights, row_weights = (torch.stack((1 - fraction, fraction), dim=-1) * inside[..., None]).unbind(dim=1)
+    columns, rows = torch.stack((first, second), dim=-1).unbind(dim=1)
+    bins, taps = resolution, sampling * 2
+    rows = (start[:, None, None] + rows * width[:, None, None]).reshape(count, bins, 1, taps, 1)
+    columns = columns.reshape(count, 1, bins, 1, taps)
+    indices = (rows + columns).reshape(-1, taps * taps)
+    weights = row_weights.reshape(count, bins, 1, taps, 1) * column_weights.reshape(count, 1, bins, 1, taps)
+    weights = (weights / (sampling * sampling)).reshape(-1, taps * taps).to(table.dtype)
+    pooled = F.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
+    return pooled.reshape(count, bins, bins, table.shape[1])

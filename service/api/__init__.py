@@ -1,0 +1,1 @@
+"""HTTP: requests are read and checked, responses are written. Never imports torch."""

@@ -1,0 +1,35 @@
+"""``/livez``, ``/readyz`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.api.dependencies import Served
+from service.api.openapi import problems
+from service.api.schemas import Ready
+from service.errors import QueueFull
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez", summary="Is the process alive?")
+async def livez() -> Ready:
+    """Answers as long as the event loop turns; says nothing about the detector."""
+    return Ready(status="alive")
+
+
+@router.get("/readyz", summary="Can it answer?", responses=problems(503))
+async def readyz(pipeline: Served) -> Ready:
+    """200 after a real inference has passed, until the service drains or its worker dies. A full queue is ready."""
+    try:
+        pipeline.batcher.check_open()
+    except QueueFull:
+        return Ready(status="busy")
+    return Ready(status="ready")
+
+
+@router.get("/metrics", summary="For Prometheus", response_class=Response)
+async def metrics(pipeline: Served) -> Response:
+    """Prometheus's text format."""
+    return Response(pipeline.metrics.render(), media_type=CONTENT_TYPE_LATEST)

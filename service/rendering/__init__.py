@@ -1,0 +1,1 @@
+"""Images as responses: detections and proposals drawn, objectness as a heat map."""

@@ -1,0 +1,1 @@
+"""What runs the app: uvicorn, or Ray Serve past one machine."""
