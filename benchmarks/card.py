@@ -38,27 +38,29 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import curves, unknown
 from benchmarks.failures import Seen, summary, watch
-from model.checkpoint import load_into, merged, read_state, resolve, save, sha256
+from model.checkpoint import load_into, merge_fc6, read_state, resolve, save, sha256
+from model.data import Dataset
 from model.detector import DetectOptions, Detector
-from model.evaluation.coco import WHOLE_CURVE, Prediction, look
 from model.evaluation.operating_points import (
-    HEARD,
     IGNORED,
-    Calibration,
-    Point,
-    calibrated,
-    calibration_error,
-    fit_calibration,
-    judge,
-    match,
-    point,
-    recalibrated,
-    report,
+    MIN_SCORE,
+    OperatingPoint,
+    build_score_report,
+    expected_calibration_error,
+    judge_detections,
+    match_detections,
+    operating_point,
+)
+from model.evaluation.predictions import WHOLE_CURVE, Prediction, run_detector
+from model.evaluation.report import EvaluationReport, build_report, load_split
+from model.evaluation.temperature_scaling import (
+    TemperatureScaling,
+    fit_temperature_scaling,
+    scale_distributions,
+    scale_scores,
 )
 from model.faster_rcnn import FasterRCNN
 from model.runtime.precision import multiplies_bf16
-from model.training.figures import Figures, figures, load_part
-from model.training.samples import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "lite-voc20"
@@ -89,7 +91,7 @@ def open_detector(
         return detector
     config, state = detector.config, read_state(detector.checkpoint)
     if whole and config.roi_head.fc6_rank is not None:
-        config, state = replace(config, roi_head=replace(config.roi_head, fc6_rank=None)), merged(state)
+        config, state = replace(config, roi_head=replace(config.roi_head, fc6_rank=None)), merge_fc6(state)
     if canvas is not None:
         config = replace(config, transform=replace(config.transform, min_size=canvas, max_size=canvas))
     if limits is not None:
@@ -104,7 +106,7 @@ def judged(seen: Seen, dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[n
     samples = {sample.image_id: sample for sample in dataset.samples}
     rows, class_ids, right = [], [], []
     for (image_id, boxes, scores, classes), distributions in zip(seen.predictions, seen.distributions, strict=True):
-        matches = match(boxes, scores, classes, samples[image_id])
+        matches = match_detections(boxes, scores, classes, samples[image_id])
         counted = matches != IGNORED
         rows.append(distributions[counted])
         class_ids.append(np.asarray(classes)[counted])
@@ -117,7 +119,7 @@ def wanted(dataset: Dataset) -> int:
     return sum(int((~sample.ignore).sum()) for sample in dataset.samples)
 
 
-def macro_threshold(predictions: Iterable[Prediction], dataset: Dataset) -> Point:
+def macro_threshold(predictions: Iterable[Prediction], dataset: Dataset) -> OperatingPoint:
     """The threshold, of hundredths, at which the mean of the classes' F1 is best, and what it gives over all."""
     predictions = list(predictions)
     grid = np.arange(0.01, 1.0, 0.01)
@@ -127,10 +129,10 @@ def macro_threshold(predictions: Iterable[Prediction], dataset: Dataset) -> Poin
         if not boxes:
             continue
         own = [(i, b[c == class_id], s[c == class_id], c[c == class_id]) for i, b, s, c in map(_arrays, predictions)]
-        scores, right = judge(own, dataset)
-        lines.append([point(scores, right, boxes, 1, float(t)).f1 for t in grid])
+        scores, right = judge_detections(own, dataset)
+        lines.append([operating_point(scores, right, boxes, 1, float(t)).f1 for t in grid])
     best = float(grid[np.mean(lines, axis=0).argmax()])
-    return point(*judge(predictions, dataset), wanted(dataset), len(dataset), best)
+    return operating_point(*judge_detections(predictions, dataset), wanted(dataset), len(dataset), best)
 
 
 # ------------------------------------------------------------------------------------------------ what is written
@@ -163,15 +165,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
 
 
-def figure_parts(all_figures: dict[tuple[str, str], Figures]) -> dict[str, str]:
+def figure_parts(all_figures: dict[tuple[str, str], EvaluationReport]) -> dict[str, str]:
     """The parts of the card that tell of average precision. all_figures: by (part, precision)."""
     test, validation = (all_figures[part, "fp32"].evaluation for part in ("test", "validation"))
     names = {"ap50": "AP@.5", "ap": "AP@[.5:.95]", "ap75": "AP@.75", "ar100": "AR@100"}
     rows = [(f"**{name}**", getattr(validation, key), getattr(test, key)) for key, name in names.items()]
     head = (
         f"In fp32, of all detections above {WHOLE_CURVE.score_threshold}, {WHOLE_CURVE.max_detections} a picture at "
-        f"most, by COCO's rules; difficult objects count neither way. Validation: {validation.pictures} pictures, "
-        f"{validation.boxes} boxes that count and {validation.ignored} difficult ones; test: {test.pictures}, "
+        f"most, by COCO's rules; difficult objects count neither way. Validation: {validation.images} pictures, "
+        f"{validation.boxes} boxes that count and {validation.ignored} difficult ones; test: {test.images}, "
         f"{test.boxes} and {test.ignored}."
     )
     by_class = [
@@ -204,13 +206,15 @@ def figure_parts(all_figures: dict[tuple[str, str], Figures]) -> dict[str, str]:
     }
 
 
-def scores_part(validation: Figures, test: Figures, threshold: float, variants: dict[str, Any], images: str) -> str:
+def scores_part(
+    validation: EvaluationReport, test: EvaluationReport, threshold: float, variants: dict[str, Any], images: str
+) -> str:
     """Threshold, calibration and temperature, in words."""
     rows = []
     for name, own in (("validation", validation), ("test", test)):
         served = own.scores.served
         assert served is not None
-        rows.append((name, served.precision, served.recall, served.f1, served.false_per_picture))
+        rows.append((name, served.precision, served.recall, served.f1, served.false_per_image))
         rows[-1] += (own.scores.best.f1, f"{own.scores.best.threshold:.2f}", own.scores.calibration_error)
     headings = ("part", "precision", "recall", "F1", "false a picture", "best F1", "at score", "calibration error")
     text = [
@@ -220,7 +224,7 @@ def scores_part(validation: Figures, test: Figures, threshold: float, variants: 
         table(headings, rows),
         f"![precision against recall, F1 by threshold, and reliability, on test]({images}/lite-scores.svg)",
         "The calibration error is the expected calibration error: the mean gap between score and share that is right, "
-        f"over ten bins, of all detections above {HEARD} (test: {test.scores.detections}).",
+        f"over ten bins, of all detections above {MIN_SCORE} (test: {test.scores.detections}).",
         "**Calibrated or not.** What a correction of the last class layer, fitted on validation for the least log loss "
         "of *is this detection right?*, does to the scores: a temperature divides all logits, a background offset is "
         "added to the background's. Served: the detections above the default threshold, as many in every row.",
@@ -390,7 +394,7 @@ def processor() -> str:
 
 
 def variants_of(
-    seen: dict[str, Seen], parts: dict[str, Dataset], threshold: float, folded: Calibration
+    seen: dict[str, Seen], parts: dict[str, Dataset], threshold: float, folded: TemperatureScaling
 ) -> dict[str, Any]:
     """Scores as they are, and as other corrections of the class layer would have them. folded: what is in the weights.
 
@@ -399,32 +403,36 @@ def variants_of(
     rows = {}
     for name, dataset in parts.items():
         distributions, class_ids, right = judged(seen[name], dataset)
-        rows[name] = recalibrated(distributions, folded.inverse()), class_ids, right
+        rows[name] = scale_distributions(distributions, folded.inverse()), class_ids, right
     first = rows["validation"]
-    heat, both = fit_calibration(*first, background=False), fit_calibration(*first)
-    choices = {"as trained": Calibration(), f"temperature {heat.temperature:.3f}": heat}
+    heat, both = fit_temperature_scaling(*first, background=False), fit_temperature_scaling(*first)
+    choices = {"as trained": TemperatureScaling(), f"temperature {heat.temperature:.3f}": heat}
     choices[f"temperature {both.temperature:.3f}, background {both.background:+.3f}"] = both
-    if folded != Calibration():
+    if folded != TemperatureScaling():
         choices[f"**as shipped**: temperature {folded.temperature:.3f}, background {folded.background:+.3f}"] = folded
-    count = int((judge(seen["test"].predictions, parts["test"])[0] > threshold).sum())
+    count = int((judge_detections(seen["test"].predictions, parts["test"])[0] > threshold).sum())
     told: dict[str, Any] = {}
     for words, choice in choices.items():
         row: dict[str, Any] = asdict(choice)
         for name in parts:
             distributions, class_ids, right = rows[name]
-            scores = calibrated(distributions, class_ids, choice)
-            heard = scores > HEARD
-            row[name] = calibration_error(scores[heard], right[heard])
+            scores = scale_scores(distributions, class_ids, choice)
+            heard = scores > MIN_SCORE
+            row[name] = expected_calibration_error(scores[heard], right[heard])
         best = np.argsort(-scores, kind="stable")[:count]
         told[words] = row | {"mean_score": float(scores[best].mean()), "precision": float(right[best].mean())}
     return told
 
 
-def folded_into(digest: str, results: Path) -> Calibration:
+def folded_into(digest: str, results: Path) -> TemperatureScaling:
     """What ``--fold`` wrote into the weights of this hash; nothing where it did not."""
     file = results / f"{NAME}-calibration.json"
     told = json.loads(file.read_text()) if file.exists() else {"sha256": None}
-    return Calibration(told["temperature"], told["background"]) if told["sha256"] == digest else Calibration()
+    return (
+        TemperatureScaling(told["temperature"], told["background"])
+        if told["sha256"] == digest
+        else TemperatureScaling()
+    )
 
 
 def sweep(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
@@ -438,14 +446,14 @@ def sweep(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
         def run() -> tuple[list[Prediction], float]:
             detector = open_detector(options.weights, canvas=canvas, limits=options.limits)
             start = time.perf_counter()
-            found = [(s.image_id, *_numpy(one)) for s, one in look(detector, part, asked)]
+            found = [(s.image_id, *_numpy(one)) for s, one in run_detector(detector, part, asked)]
             return found, (time.perf_counter() - start) / len(part)
 
         limits = "".join(f"-{limit}" for limit in options.limits or ())
         key = f"{digest}-validation{len(part)}-fp32-{canvas}-nms{nms}-above{WHOLE_CURVE.score_threshold}{limits}"
         found, seconds = cache(key, run)
         info = replace(open_detector(options.weights).info, score_threshold=0.5)
-        own = figures(info, found, part, "", "validation")
+        own = build_report(info, found, part, "", "validation")
         macro, best, ap = macro_threshold(found, part), own.scores.best, own.evaluation
         rows.append((canvas, nms, ap.ap50, ap.ap, ap.ap75, best.f1, best.threshold, macro.threshold, seconds * 1000))
         return ap.ap50 + ap.ap, nms
@@ -463,7 +471,7 @@ def fold(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
     detector = open_detector(options.weights)
     digest = sha256(detector.checkpoint.path)
     seen = cache(_key(digest, "validation", part, detector, 0.5), lambda: watch(detector, part, 0.5))
-    correction = fit_calibration(*judged(seen, part), background=options.background is None)
+    correction = fit_temperature_scaling(*judged(seen, part), background=options.background is None)
     if options.background is not None:
         correction = replace(correction, background=options.background)
     if options.temperature is not None:
@@ -480,7 +488,7 @@ def fold(options: argparse.Namespace, part: Dataset, cache: Cache) -> None:
     again = cache(_key(hashed, "validation", part, after, 0.5), lambda: watch(after, part, 0.5))
     told: dict[str, Any] = asdict(correction) | {"sha256": hashed, "of": digest, "validation": {}}
     for name, one in (("before", seen), ("after", again)):
-        own = figures(replace(after.info, score_threshold=0.5), one.predictions, part, "", "validation")
+        own = build_report(replace(after.info, score_threshold=0.5), one.predictions, part, "", "validation")
         told["validation"][name] = {
             "calibration_error": own.scores.calibration_error,
             "detections": own.scores.detections,
@@ -531,14 +539,14 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
     first = parts["validation"]
     # Failures of validation are not told, so that any threshold will do.
     seen = {"validation": cache(_key(digest, "validation", first, detector, 0.5), lambda: watch(detector, first, 0.5))}
-    chosen = report(seen["validation"].predictions, first).best.threshold
+    chosen = build_score_report(seen["validation"].predictions, first).best.threshold
     threshold = round(chosen, 2) if known is None else known
     if abs(threshold - chosen) > 0.005:
         print(f"The manifest's score_threshold is {threshold}, and validation's best F1 is at {chosen:.3f}.")
     info = replace(detector.info, score_threshold=threshold)
     test = parts["test"]
     seen["test"] = cache(_key(digest, "test", test, detector, threshold), lambda: watch(detector, test, threshold))
-    all_figures: dict[tuple[str, str], Figures] = {}
+    all_figures: dict[tuple[str, str], EvaluationReport] = {}
     for name, dataset in parts.items():
         for precision in PRECISIONS:
             found = seen[name].predictions
@@ -546,7 +554,7 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
                 other = open_detector(options.weights, precision)
                 key = _key(digest, name, dataset, other, 0.5)
                 found = cache(key, lambda other=other, dataset=dataset: watch(other, dataset, 0.5)).predictions
-            own = figures(replace(info, precision=precision), found, dataset, options.data.resolve().name, name)
+            own = build_report(replace(info, precision=precision), found, dataset, options.data.resolve().name, name)
             all_figures[name, precision] = own
             file = f"{NAME}-{name}.json" if precision == "fp32" else f"{NAME}-{name}-{precision}.json"
             (options.results / file).write_text(json.dumps(own.to_dict(), indent=1) + "\n")
@@ -560,7 +568,11 @@ def card(options: argparse.Namespace, parts: dict[str, Dataset], cache: Cache) -
     served = all_figures["test", "fp32"].scores.served
     assert served is not None
     curves.scores(
-        *judge(seen["test"].predictions, test), wanted(test), served, chosen, options.images / "lite-scores.svg"
+        *judge_detections(seen["test"].predictions, test),
+        wanted(test),
+        served,
+        chosen,
+        options.images / "lite-scores.svg",
     )
     images = os.path.relpath(options.images, options.card.parent)
     body = figure_parts(all_figures) | {
@@ -634,7 +646,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cache = Cache(options.cache)
 
     def part(name: str) -> Dataset:
-        dataset = load_part(options.data, name)
+        dataset = load_split(options.data, name)
         return dataset.subset(range(min(options.first, len(dataset)))) if options.first else dataset
 
     if options.sweep:

@@ -18,7 +18,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from model.evaluation.operating_points import Curve, Point, bins, curve
+from model.evaluation.operating_points import (
+    OperatingPoint,
+    PrecisionRecallCurve,
+    precision_recall_curve,
+    reliability_bins,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "benchmarks/results/lite-voc20-training.jsonl"
@@ -65,16 +70,21 @@ def training(lines: list[dict[str, Any]], file: Path) -> None:
 
 
 def scores(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], wanted: int, served: Point, chosen: float, file: Path
+    confidence: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    wanted: int,
+    served: OperatingPoint,
+    chosen: float,
+    file: Path,
 ) -> None:
     """Three panels over all judged detections: precision against recall, F1 by threshold, reliability.
 
-    confidence, right: as ``model.evaluation.operating_points.judge`` gives them; served: the default threshold on these pictures;
+    confidence, right: as ``judge_detections`` gives them; served: the default threshold on these pictures;
     chosen: the threshold of validation's best F1.
     """
     mpl.rcParams.update(STYLE)
     figure, (left, middle, last) = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
-    line = _thinned(curve(confidence, right, wanted))
+    line = _thinned(precision_recall_curve(confidence, right, wanted))
     left.plot(line.recall, line.precision, linewidth=1.4)
     left.plot(served.recall, served.precision, "o", color="C3", label=f"score > {served.threshold:.2f}")
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="All classes, IoU 0.5")
@@ -84,7 +94,7 @@ def scores(
     middle.axvline(chosen, color="0.6", linewidth=0.9, linestyle="--", label=f"validation's best, {chosen:.2f}")
     middle.set(xlabel="score threshold", ylabel="F1", xlim=(0, 1), ylim=(0, 1), title="F1 by threshold")
     middle.legend(frameon=False, loc="lower center")
-    parts = [part for part in bins(confidence, right) if part.precision is not None]
+    parts = [part for part in reliability_bins(confidence, right) if part.precision is not None]
     last.plot([0, 1], [0, 1], color="0.7", linewidth=0.9)
     last.bar([part.low for part in parts], [part.precision for part in parts], 0.1, align="edge", alpha=0.35)
     last.plot([part.mean_score for part in parts], [part.precision for part in parts], "o-", markersize=3)
@@ -92,12 +102,12 @@ def scores(
     _save(figure, file)
 
 
-def _thinned(line: Curve) -> Curve:
+def _thinned(line: PrecisionRecallCurve) -> PrecisionRecallCurve:
     """No more points than can be told apart: tens of thousands of detections would make megabytes of SVG."""
     by_recall = np.searchsorted(line.recall, np.linspace(0, line.recall[-1], 400))
     by_score = np.searchsorted(-line.lowest, -np.linspace(line.lowest[0], line.lowest[-1], 200))
     kept = np.unique(np.concatenate((by_recall, by_score)))
-    return Curve(*(part[kept] for part in (line.lowest, line.precision, line.recall, line.f1)))
+    return PrecisionRecallCurve(*(part[kept] for part in (line.lowest, line.precision, line.recall, line.f1)))
 
 
 def _save(figure: Any, file: Path) -> None:

@@ -54,7 +54,7 @@ def ways() -> dict[str, Callable[[bytes], Any]]:
     """Every way to an array uint8 [h, w, 3] by name; OpenCV where it is installed."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    from model.config import LITE, RESNET50_FPN
+    from model.presets import LITE, RESNET50_FPN
     from model.runtime.buckets import Canvases
 
     lite, resnet = Canvases(LITE.transform), Canvases(RESNET50_FPN.transform)
@@ -106,8 +106,7 @@ def speed(rounds: int) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- drift
 def mosaics(side: int, count: int) -> tuple[Any, list[bytes]]:
     """A data set of ``count`` pictures of ``side`` x ``side`` photographs with their labels, and the JPEGs."""
-    from model.training.data import load_dataset
-    from model.training.samples import Sample
+    from model.data import Sample, load_dataset
 
     dataset = load_dataset(DATA, "test")
     samples, files = [], []
@@ -176,7 +175,8 @@ def drift(count: int) -> dict[str, Any]:
     For a measure of what these distances mean: decoded in full, and moved by one pixel of the large picture.
     """
     from model.detector import Detector
-    from model.evaluation.coco import WHOLE_CURVE, evaluate
+    from model.evaluation.coco import evaluate
+    from model.evaluation.predictions import WHOLE_CURVE
 
     detector = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32")
     rows = []

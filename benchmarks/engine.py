@@ -33,9 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from benchmarks import pairs, report
 from model.boxes import iou
-from model.checkpoint import ranges_file, resolve
-from model.config import LITE, PRESETS
+from model.checkpoint import quantization_ranges_path, resolve
 from model.detector import Detector
+from model.presets import LITE, PRESETS
 from model.runtime.buckets import CanvasMode
 from model.runtime.precision import multiplies_bf16
 from model.training.quantization_ranges import calibrate
@@ -90,7 +90,7 @@ def ours(preset: str, precision: str, device: str, name: str, canvas: CanvasMode
 
 def _calibrate(preset: str) -> None:
     """Ranges for weights that come without: of the pictures that they are timed on."""
-    if not ranges_file(resolve(pairs.checkpoint(preset))).is_file():
+    if not quantization_ranges_path(resolve(pairs.checkpoint(preset))).is_file():
         detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32")
         calibrate(detector, pictures(8))
 

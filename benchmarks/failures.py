@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from model import boxes as box_ops
+from model.data import Dataset, Sample
 from model.detector import Detections, DetectOptions, Detector, explain
-from model.evaluation.coco import WHOLE_CURVE, Prediction, look
-from model.evaluation.operating_points import WRONG, match
-from model.training.samples import Dataset, Sample
+from model.evaluation.operating_points import WRONG, match_detections
+from model.evaluation.predictions import WHOLE_CURVE, Prediction, run_detector
 
 _TOUCHES = 0.1  # below this overlap two boxes have nothing to do with one another
 
@@ -71,7 +71,7 @@ def failures(
     """Of one picture, above the threshold. found: with its trace, of a threshold no higher than this one."""
     above = found.scores > threshold
     boxes, scores, class_ids = found.boxes[above], found.scores[above], found.class_ids[above]
-    matches = match(boxes, scores, class_ids, sample)
+    matches = match_detections(boxes, scores, class_ids, sample)
     labelled = torch.from_numpy(sample.boxes.copy())
     overlaps = box_ops.iou(boxes, labelled).numpy()
     false = [
@@ -109,7 +109,7 @@ class Seen:
 def watch(detector: Detector, dataset: Dataset, threshold: float, options: DetectOptions = WHOLE_CURVE) -> Seen:
     """One pass with traces. threshold: above it a false detection or a miss is a failure."""
     seen = Seen([], [], [], [])
-    for sample, found in look(detector, dataset, replace(options, trace=True)):
+    for sample, found in run_detector(detector, dataset, replace(options, trace=True)):
         assert found.trace is not None
         arrays = (found.boxes.numpy(), found.scores.numpy(), found.class_ids.numpy())
         seen.predictions.append((sample.image_id, *arrays))

@@ -29,16 +29,17 @@ import torchvision
 
 from benchmarks.report import commit
 from model import checkpoint
-from model.config import PAPER_VGG16
+from model.data import Dataset, load_dataset
 from model.detector import Detector
 from model.evaluation.coco import Evaluation, evaluate_detector
 from model.faster_rcnn import FasterRCNN
+from model.presets import PAPER_VGG16
 from model.runtime.malloc import keep_freed_memory
 from model.training.augment import PLAIN
-from model.training.data import Dataset, load_dataset
-from model.training.log import Log
+from model.training.config import TrainingConfig
+from model.training.log import LossLog
 from model.training.losses import Losses
-from model.training.trainer import Recipe, Trainer, new_model
+from model.training.trainer import Trainer, new_model
 from model.transform import Transform
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,7 +120,7 @@ def main() -> None:
 
     epoch = dataset.subset(chosen * REPEATS)
     steps_per_epoch = -(-len(epoch) // options.batch_size)
-    recipe = Recipe(
+    recipe = TrainingConfig(
         epochs=options.steps / steps_per_epoch,
         batch_size=options.batch_size,
         lr=options.lr,
@@ -139,7 +140,7 @@ def main() -> None:
     file, start = options.out / "checkpoint.pt", time.process_time()
     if file.exists():
         trainer.load(file)
-    log, lines = Log(options.out / "log.jsonl", trainer, every=5), []
+    log, lines = LossLog(options.out / "log.jsonl", trainer, every=5), []
 
     def report(step: int, losses: Losses) -> None:
         if line := log(step, losses):

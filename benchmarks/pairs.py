@@ -23,8 +23,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from model.backbones import build_backbone
-from model.checkpoint import rank_of, read_state, resolve
-from model.config import LITE, TransformConfig
+from model.checkpoint import fc6_rank_of, read_state, resolve
+from model.config import TransformConfig
+from model.presets import LITE
 from model.transform import resized_size
 
 PRESETS = ("RESNET50_FPN", "LITE")
@@ -83,7 +84,7 @@ def _lite(state: dict[str, Tensor]) -> nn.Module:
         box_detections_per_img=head.max_detections,
     )
     model.transform = _Resize(transform)
-    if (rank := rank_of(state)) is not None:
+    if (rank := fc6_rank_of(state)) is not None:
         fc6 = model.roi_heads.box_head.fc6
         model.roi_heads.box_head.fc6 = nn.Sequential(
             nn.Linear(fc6.in_features, rank, bias=False), nn.Linear(rank, fc6.out_features)

@@ -33,11 +33,12 @@ import torch
 
 from benchmarks.report import commit, processor
 from model import boxes as box_ops
-from model.checkpoint import load_into, read_state, resolve, with_rank_of
-from model.detector import Detector, find_preset
+from model.checkpoint import load_into, match_fc6_rank, read_state, resolve
+from model.data import Dataset, load_dataset
+from model.detector import Detector
 from model.faster_rcnn import Dense, FasterRCNN
+from model.presets import find_preset
 from model.roi_head import stack_regions
-from model.training.data import Dataset, load_dataset
 
 COUNTS = (10, 50, 100, 300, 1000)
 OVERLAPS = (0.5, 0.7)
@@ -54,7 +55,7 @@ def detector_with(weights: str, proposals: int | None) -> Detector:
     """The checkpoint's detector; with ``proposals``, its RPN keeps so many of each level, and so many in all."""
     checkpoint = resolve(weights)
     state = read_state(checkpoint)
-    config = with_rank_of(find_preset(checkpoint.preset or "LITE").with_classes(len(checkpoint.classes)), state)
+    config = match_fc6_rank(find_preset(checkpoint.preset or "LITE").with_classes(len(checkpoint.classes)), state)
     if proposals is not None:
         config = replace(config, rpn=replace(config.rpn, pre_nms=proposals, post_nms=proposals))
     model = FasterRCNN(config)

@@ -26,17 +26,18 @@ import torch
 
 from benchmarks.report import commit
 from model.checkpoint import ResolvedCheckpoint, load_into
-from model.config import LITE
+from model.data import Dataset, load_dataset, split
 from model.detector import Detector
 from model.evaluation.coco import evaluate_detector
 from model.faster_rcnn import FasterRCNN
+from model.presets import LITE
 from model.runtime.malloc import keep_freed_memory
-from model.training.alternating import Part, Schedule, parts
-from model.training.data import Dataset, load_dataset, split
-from model.training.log import Log
+from model.training.alternating import Schedule, TrainingStage, training_stages
+from model.training.config import TrainingConfig
+from model.training.initial_weights import initialise_weights
+from model.training.log import LossLog
 from model.training.losses import Losses, Objective
-from model.training.run import begin
-from model.training.trainer import Recipe, Trainer, new_model
+from model.training.trainer import Trainer, new_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "schedules.json"
@@ -46,19 +47,19 @@ CANVAS = (192, 256)  # small, to be cheap
 CONFIG = replace(LITE, transform=replace(LITE.transform, min_size=CANVAS[1], max_size=CANVAS[1]))
 
 
-def train(schedule: Schedule, dataset: Dataset, recipe: Recipe, out: Path) -> tuple[Detector, dict[str, Any]]:
+def train(schedule: Schedule, dataset: Dataset, recipe: TrainingConfig, out: Path) -> tuple[Detector, dict[str, Any]]:
     """Train by one schedule, or go on with it; returns the detector and what each part took."""
 
     def fresh() -> FasterRCNN:
         model = new_model(CONFIG.with_classes(len(dataset.classes)), recipe.seed)
-        begin(model, "imagenet")
+        initialise_weights(model, "imagenet")
         return model
 
-    def make_trainer(model: FasterRCNN, own: Recipe, objective: Objective) -> Trainer:
+    def make_trainer(model: FasterRCNN, own: TrainingConfig, objective: Objective) -> Trainer:
         return Trainer(model, dataset, own, objective=objective)
 
     taken = {}
-    for part in parts(schedule, recipe, fresh, make_trainer):
+    for part in training_stages(schedule, recipe, fresh, make_trainer):
         name = part.name or "joint"
         taken[name] = {"steps": part.trainer.steps, "cpu_seconds": run(part, out / name)}
         print(schedule, name, taken[name], flush=True)
@@ -69,7 +70,7 @@ def train(schedule: Schedule, dataset: Dataset, recipe: Recipe, out: Path) -> tu
     return Detector(model, about, device="cpu", precision="fp32"), taken
 
 
-def run(part: Part, folder: Path) -> float:
+def run(part: TrainingStage, folder: Path) -> float:
     """Train one part to its end, from where it stopped; returns its processor seconds over all its starts."""
     trainer, checkpoint, clock = part.trainer, folder / "checkpoint.pt", folder / "cpu_seconds.txt"
     before = 0.0
@@ -77,7 +78,7 @@ def run(part: Part, folder: Path) -> float:
         trainer.load(checkpoint)
         before = float(clock.read_text())
     start = time.process_time()
-    log = Log(folder / "log.jsonl", trainer, every=25)
+    log = LossLog(folder / "log.jsonl", trainer, every=25)
 
     def keep() -> float:
         seconds = round(before + time.process_time() - start, 1)
@@ -138,7 +139,7 @@ def main() -> None:
     whole, held = split(load_dataset(options.data, "train", on_bad_box="skip"), VALIDATION, 0)
     order = np.random.default_rng(options.seed).permutation(len(whole))[: options.pictures]
     dataset = whole.subset(sorted(order.tolist()))
-    recipe = Recipe(epochs=options.epochs, batch_size=8, warmup=60, canvas=CANVAS, seed=options.seed)
+    recipe = TrainingConfig(epochs=options.epochs, batch_size=8, warmup=60, canvas=CANVAS, seed=options.seed)
     result: dict[str, Any] = {
         "data": Path(options.data).name,
         "pictures": len(dataset),

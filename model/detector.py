@@ -19,20 +19,21 @@ from torch import Tensor
 from model.anchors import level_strides
 from model.checkpoint import (
     CheckpointError,
-    Ranges,
+    QuantizationRanges,
     ResolvedCheckpoint,
-    canonical,
+    identify_preset,
     load_into,
-    preset_of,
-    read_ranges,
+    match_fc6_rank,
+    normalise_keys,
+    read_quantization_ranges,
     read_state,
     resolve,
-    with_rank_of,
 )
-from model.config import PRESETS, DetectorConfig
+from model.config import DetectorConfig
 from model.explain.explain import explain
 from model.explain.stages import STAGES, Explanation, Stage
 from model.faster_rcnn import FasterRCNN
+from model.presets import PRESETS, find_preset
 from model.runtime.buckets import Canvas, Canvases, CanvasMode
 from model.runtime.cpu.emulate_bf16 import round_weights_and_maps
 from model.runtime.cpu.int8.quantize import quantize
@@ -91,11 +92,11 @@ class Detector:
         device: str = "auto",
         precision: str = "auto",
         canvas: CanvasMode = "buckets",
-        ranges: Ranges | None = None,
+        ranges: QuantizationRanges | None = None,
     ) -> None:
         """As ``from_checkpoint``, which makes what is needed; ``model`` is changed, and then is this detector's.
 
-        ranges: lowest and highest value of each layer's input, by its name, for int8 (``training.calibration``).
+        ranges: lowest and highest value of each layer's input, by its name, for int8.
         Raises ``ValueError`` for an argument out of range, and for a layer whose range is missing; ``DeviceError``.
         """
         if len(checkpoint.classes) != model.config.num_classes:
@@ -152,19 +153,19 @@ class Detector:
         """
         checkpoint = resolve(source)
         state = read_state(checkpoint)
-        name = preset or checkpoint.preset or preset_of(state)
+        name = preset or checkpoint.preset or identify_preset(state)
         if name is None:
             presets = ", ".join(config.name for config in PRESETS)
             raise CheckpointError(
                 f"Nothing says which detector {checkpoint.path} is for: give preset, one of {presets}."
             )
-        config = with_rank_of(find_preset(name).with_classes(len(checkpoint.classes)), canonical(state))
+        config = match_fc6_rank(find_preset(name).with_classes(len(checkpoint.classes)), normalise_keys(state))
         with torch.device("meta"):
             model = FasterRCNN(config)
         model = model.to_empty(device="cpu")
         load_into(model, state)
         checkpoint = replace(checkpoint, preset=config.name)
-        ranges = read_ranges(checkpoint) if precision == "int8" else None
+        ranges = read_quantization_ranges(checkpoint) if precision == "int8" else None
         return cls(model, checkpoint, device=device, precision=precision, canvas=canvas, ranges=ranges)
 
     @classmethod
@@ -320,14 +321,6 @@ class Detector:
             maps = FasterRCNN(self.config).backbone(torch.empty(1, 3, *canvas))
         shapes = tuple((level.shape[2], level.shape[3]) for level in maps)
         return tuple(vertical for vertical, _ in level_strides(self.config.anchors, canvas, shapes))
-
-
-def find_preset(name: str) -> DetectorConfig:
-    """The preset of that name; raises ``CheckpointError`` that lists those there are."""
-    for config in PRESETS:
-        if config.name == name:
-            return config
-    raise CheckpointError(f"No preset {name!r}: one of {', '.join(config.name for config in PRESETS)}.")
 
 
 def _rows(boxes: Regions) -> tuple[tuple[float, float, float, float], ...]:

@@ -22,7 +22,7 @@ from benchmarks.gpu.images import image, size_for
 from benchmarks.gpu.run import Run, forked
 from benchmarks.gpu.section import LOST, OUT_OF_TIME, Data, Point, Section, Skipped, failures
 from benchmarks.gpu.settings import Settings
-from model.config import LITE, RESNET50_FPN
+from model.presets import LITE, RESNET50_FPN
 from model.runtime.buckets import Canvases
 
 TINY = Settings(device="cpu", tiny=True)

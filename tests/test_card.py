@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from benchmarks import card, curves, unknown
 from benchmarks.failures import FalseDetection, failures, summary
 from model.checkpoint import sha256
+from model.data import Dataset, Sample
 from model.detector import DetectOptions, Detector
-from model.evaluation.operating_points import Calibration, recalibrated
-from model.training.data import Dataset, Sample
-from model.training.figures import figures, load_part
+from model.evaluation.report import build_report, load_split
+from model.evaluation.temperature_scaling import TemperatureScaling, scale_distributions
 from service.cli.main import app
 
 TEXT = "Mine.\n<!-- card: one -->\nold\nlines\n<!-- end -->\nMine too.\n<!-- card: two -->\n<!-- end -->\n"
@@ -180,7 +180,7 @@ def test_runs_follow_one_another_and_repeated_steps_count_once() -> None:
 
 def _slice(voc20: Path, folder: Path, count: int) -> Path:
     """A folder of COCO json with the first pictures of validation, under the name ``test``."""
-    part = load_part(voc20, "validation").subset(range(count))
+    part = load_split(voc20, "validation").subset(range(count))
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "test").symlink_to(voc20 / "images" / "train")
     boxes = [
@@ -240,17 +240,17 @@ def test_one_command_writes_the_card(voc20: Path, repo: Path, tmp_path: Path) ->
 def test_what_is_folded_into_the_weights_is_what_the_scores_become(voc20: Path, tmp_path: Path) -> None:
     file, numbers = tmp_path / "folded.safetensors", ["--temperature", "2", "--background", "0.5"]
     card.main(["--data", str(voc20), "--first", "4", "--fold", str(file), *numbers, "--results", str(tmp_path)])
-    picture = load_part(voc20, "validation").load(0)
+    picture = load_split(voc20, "validation").load(0)
     options = DetectOptions(score_threshold=0.01, trace=True)
     (before,) = Detector.from_checkpoint("lite-voc20", device="cpu", precision="fp32").detect([picture], options)
     (after,) = Detector.from_checkpoint(file, device="cpu", precision="fp32").detect([picture], options)
     assert before.trace is not None
     assert after.trace is not None
-    correction = Calibration(2.0, 0.5)
-    expected = recalibrated(before.trace.scores.numpy(), correction)
+    correction = TemperatureScaling(2.0, 0.5)
+    expected = scale_distributions(before.trace.scores.numpy(), correction)
     assert after.trace.scores.numpy() == pytest.approx(expected, abs=2e-3)  # the file's float16
     assert card.folded_into(sha256(file), tmp_path) == correction
-    assert card.folded_into("another", tmp_path) == Calibration()
+    assert card.folded_into("another", tmp_path) == TemperatureScaling()
 
 
 def test_figures_of_other_pictures_are_no_measure() -> None:
@@ -266,7 +266,7 @@ def test_figures_of_other_pictures_are_no_measure() -> None:
         areas=np.array([64], np.float32),
     )
     dataset = Dataset((sample,), ("__background__", "cat"))
-    result = figures(detector.info, [("a", sample.boxes, [0.9], [1])], dataset, "mine", "test")
+    result = build_report(detector.info, [("a", sample.boxes, [0.9], [1])], dataset, "mine", "test")
     written = json.loads(json.dumps(result.to_dict()))
     assert {name: here - there for name, here, there in result.differences(written)} == {
         "ap50": 0,

@@ -10,7 +10,7 @@ from benchmarks.gpu.contenders import ours
 from benchmarks.gpu.section import Data, Point, Section
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.speed import canvas_images
-from model.config import PRESETS
+from model.presets import PRESETS
 from model.runtime.buckets import Canvases
 
 

@@ -23,7 +23,7 @@ from benchmarks.gpu.contenders import BASE, KINDS, Contender, ours, torchvision
 from benchmarks.gpu.images import Image, Size, images, size_for
 from benchmarks.gpu.section import Data, Point, Section, attempt, failure
 from benchmarks.gpu.settings import Settings
-from model.config import PRESETS
+from model.presets import PRESETS
 from model.runtime.buckets import Canvases
 
 CANVASES: tuple[tuple[str, Size], ...] = (

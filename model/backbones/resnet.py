@@ -5,13 +5,13 @@ State-dict keys equal torchvision's ``resnet50`` without its ``fc``: conv1, bn1,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Norm = Callable[[int], nn.Module]
+from model.backbones.spec import BackboneSpec, Norm
 
 # arXiv 1512.03385, Table 1, the 50-layer column: (blocks, width of the 3x3 convolutions) of conv2_x to conv5_x.
 STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
@@ -20,7 +20,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1 to narrow, 3x3 at the stride, 1x1 to widen, added to the shortcut."""
+    """Narrow with a 1x1 convolution, apply a 3x3 at the stride, widen with a 1x1, and add the shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, 4 * width, H / stride, W / stride]."""
+        """Map [B, inputs, H, W] to [B, 4 * width, H / stride, W / stride]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """The four stages of ResNet-50.
+    """The four stages of ResNet-50, with ``norm(channels)`` after each convolution; weights random until loaded.
 
     channels, strides: of the maps that ``forward`` returns, finest first.
     """
@@ -58,7 +58,7 @@ class ResNet50(nn.Module):
         self.bn1 = norm(64)
         inputs = 64
         for stage, (blocks, width) in enumerate(STAGES, start=1):
-            # conv2_x follows the pooling, which has halved the map already.
+            # The pooling before conv2_x has halved the map already.
             strides = [1 if stage == 1 else 2] + [1] * (blocks - 1)
             layer = nn.Sequential()
             for stride in strides:
@@ -70,7 +70,7 @@ class ResNet50(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """C2 to C5 of a batch: float [B, 3, H, W] -> four maps [B, channels[l], H / strides[l], W / strides[l]]."""
+        """Map float [B, 3, H, W] to C2 to C5, four maps [B, channels[l], H / strides[l], W / strides[l]]."""
         x = F.relu(self.bn1(self.conv1(pixels)), inplace=True)
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         maps = []
@@ -80,6 +80,16 @@ class ResNet50(nn.Module):
         return maps
 
 
-def resnet50(norm: Norm) -> ResNet50:
-    """ResNet-50 with ``norm(channels)`` after each convolution; weights random (He et al., fan-out) until loaded."""
-    return ResNet50(norm)
+def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename torchvision's ``resnet50`` to a detector's keys, without its classifier."""
+    return {f"backbone.body.{key}": value for key, value in state.items() if not key.startswith("fc.")}
+
+
+SPEC = BackboneSpec(
+    build=ResNet50,
+    key="layer4.0.conv1.weight",
+    first_conv="conv1",
+    imagenet_source="torchvision's resnet50",
+    imagenet_key="layer4.2.conv3.weight",
+    from_imagenet=from_imagenet,
+)

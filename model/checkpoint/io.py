@@ -1,4 +1,4 @@
-"""From a name or a path to a state dict, and back to a file."""
+"""Resolve a checkpoint's name or path, read its state dict, and write one."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from torch import Tensor
 
 from model.checkpoint.manifest import CheckpointError, ManifestEntry, load_manifest, with_background
 
-# All that we write about a checkpoint is one JSON value under this key: safetensors keeps its metadata in a hash map,
-# and a map of one key is written the same way every time, so that equal weights give equal files.
+# Preset, classes and metrics are one JSON value under this key: safetensors keeps its metadata in a hash map, and a map
+# of one key is written the same way every time, so that equal weights give equal files.
 _METADATA_KEY = "frcnn"
 _HALF_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
 class ResolvedCheckpoint:
-    """A checkpoint on this machine, and all that is known of it before its tensors are read.
+    """A checkpoint on this machine, with what is known about it before its tensors are read.
 
-    name: the manifest's, or the file's without its ending. preset: None where nothing says it (``preset_of`` may tell
-    from the tensors). classes: names by class id, background at 0. sha256: what the file must hash to, whole or the
-    first digits; None for a file outside the manifest. metrics in [0, 1]. score_threshold: None for the preset's.
+    name: the manifest's, or the file's without its ending. preset: None where neither manifest nor file says it
+    (``identify_preset`` may tell from the keys). classes: names by class id, background at 0. sha256: of the file, all
+    digits or the first ones; None for a file outside the manifest. metrics: in [0, 1]. score_threshold: None for the
+    preset's.
     """
 
     name: str
@@ -47,27 +48,27 @@ class ResolvedCheckpoint:
 def resolve(
     source: str | os.PathLike[str], *, manifest: Path | None = None, cache: Path | None = None
 ) -> ResolvedCheckpoint:
-    """The checkpoint that ``source`` means: a name of the manifest, or the path of a .safetensors or .pth file.
+    """Find the checkpoint that ``source`` means: a name of the manifest, or the path of a .safetensors or .pth file.
 
     The classes of a file outside the manifest come from its safetensors metadata, or from ``FILE.classes.txt`` (a name
     a line) or ``FILE.classes.json`` (a list) beside it, FILE with or without its ending; background need not be listed.
-    Raises ``CheckpointError`` where there is no such name or file, or nothing says the classes.
+    Raises ``CheckpointError`` where there is no such name or file, or the classes are not stated anywhere.
     """
     entries = load_manifest(manifest, cache)
     for entry in entries:
         if entry.name == os.fspath(source):
-            return _of_entry(entry, _present(entry))
+            return _resolve_entry(entry, _present(entry))
     path = Path(source).expanduser()
     if not path.is_file():
         names = ", ".join(entry.name for entry in entries)
         raise CheckpointError(f"No checkpoint {os.fspath(source)!r}: it is neither a file nor one of {names}.")
     for entry in entries:
         if entry.file == path.name and sha256(path).startswith(entry.sha256):
-            return _of_entry(entry, path)  # a published file, put somewhere by hand
-    about = _metadata(path) if _is_safetensors(path) else {}
-    listed = about.get("classes")
-    classes = tuple(map(str, listed)) if isinstance(listed, list) else _classes_beside(path)
-    preset, metrics = about.get("preset"), about.get("metrics")
+            return _resolve_entry(entry, path)  # a published file that was copied somewhere by hand
+    metadata = _read_metadata(path) if _is_safetensors(path) else {}
+    class_names = metadata.get("classes")
+    classes = tuple(map(str, class_names)) if isinstance(class_names, list) else _read_class_file(path)
+    preset, metrics = metadata.get("preset"), metadata.get("metrics")
     return ResolvedCheckpoint(
         name=path.stem,
         path=path,
@@ -78,11 +79,11 @@ def resolve(
 
 
 def read_state(checkpoint: ResolvedCheckpoint | Path) -> dict[str, Tensor]:
-    """The state dict on the CPU: names to tensors, every floating one as float32 (files may hold float16 or bfloat16).
+    """Read a state dict to the CPU, every floating tensor as float32 (files may hold float16 or bfloat16).
 
-    A path reads any file of weights; a ``ResolvedCheckpoint`` of the manifest must also have the manifest's hash.
-    A training checkpoint's ``model`` or ``state_dict`` is taken out of it. Raises ``CheckpointError`` for a file that
-    is truncated, is no checkpoint, would run code, or has another hash.
+    A path reads any file of weights; a ``ResolvedCheckpoint`` of the manifest must also have the manifest's hash. A
+    training checkpoint's ``model`` or ``state_dict`` is taken out of it. Raises ``CheckpointError`` for a file that is
+    truncated, is no checkpoint, would run code, or has another hash.
     """
     if isinstance(checkpoint, ResolvedCheckpoint):
         path = checkpoint.path
@@ -99,11 +100,11 @@ def read_state(checkpoint: ResolvedCheckpoint | Path) -> dict[str, Tensor]:
 def save(
     path: Path, state: Mapping[str, Tensor], *, preset: str, classes: tuple[str, ...], metrics: Mapping[str, float]
 ) -> str:
-    """Write weights as safetensors with their preset, classes and metrics, whole or not at all; returns the SHA-256.
+    """Write weights as safetensors with their preset, classes and metrics, whole or not at all; return the SHA-256.
 
-    Kernels and matrices are stored as float16 unless a value would overflow; vectors (norms' statistics, biases) are
-    few and stay float32: a running variance of 1e-6 has hardly a digit in float16. Counters of batches are left out.
-    The same tensors always make the same bytes.
+    Kernels and matrices are stored as float16 unless a value would overflow. Vectors (norms' statistics, biases) are
+    small and stay float32: float16 has hardly a digit for a running variance of 1e-6. Counters of batches are left out.
+    The same tensors always give the same bytes. Raises ``CheckpointError`` where a value is not finite.
     """
     tensors = {}
     for key, value in state.items():
@@ -115,10 +116,10 @@ def save(
                 raise CheckpointError(f"{key} is not finite: training has diverged, and {path} was not written.")
             fits = value.dim() > 1 and float(value.abs().max() if value.numel() else 0) <= _HALF_MAX
             value = value.to(torch.float16 if fits else torch.float32)
-        # A copy: tensors that share storage cannot be saved.
+        # Copied because safetensors refuses tensors that share storage.
         tensors[key] = value.clone()
-    about = {"preset": preset, "classes": list(with_background(classes)), "metrics": dict(metrics)}
-    data = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(about, sort_keys=True)})
+    metadata = {"preset": preset, "classes": list(with_background(classes)), "metrics": dict(metrics)}
+    data = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -126,7 +127,7 @@ def save(
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.chmod(temporary, 0o644)  # mkstemp creates it readable by its owner alone
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -135,13 +136,13 @@ def save(
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits."""
+    """Return the file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(entry: ManifestEntry) -> Path:
-    """The entry's file, once its hash is the manifest's; ``CheckpointError`` where it is missing or another."""
+    """Check the hash of the entry's file and return its path; raise ``CheckpointError`` for a missing or other file."""
     path = _present(entry)
     _check_hash(path, entry.sha256, entry.name)
     return path
@@ -154,7 +155,7 @@ def _present(entry: ManifestEntry) -> Path:
     return entry.path
 
 
-def _of_entry(entry: ManifestEntry, path: Path) -> ResolvedCheckpoint:
+def _resolve_entry(entry: ManifestEntry, path: Path) -> ResolvedCheckpoint:
     return ResolvedCheckpoint(
         name=entry.name,
         path=path,
@@ -168,48 +169,48 @@ def _of_entry(entry: ManifestEntry, path: Path) -> ResolvedCheckpoint:
 
 
 def _check_hash(path: Path, expected: str, name: str) -> None:
-    found = sha256(path)
-    if not found.startswith(expected):
+    digest = sha256(path)
+    if not digest.startswith(expected):
         raise CheckpointError(
-            f"{path} is not {name!r}: its SHA-256 is {found}, the manifest says {expected}. "
+            f"{path} is not {name!r}: its SHA-256 is {digest}, the manifest says {expected}. "
             "It is damaged or was changed; delete it and fetch or check it out again."
         )
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content, since names lie: eight bytes of length, then a JSON object."""
+    """Tell by the content, since names can be wrong: eight bytes of length, then a JSON object."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
-def _metadata(path: Path) -> dict[str, object]:
+def _read_metadata(path: Path) -> dict[str, object]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is a damaged or truncated safetensors file: {error}.") from error
-    return about if isinstance(about, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
-def _classes_beside(path: Path) -> tuple[str, ...]:
+def _read_class_file(path: Path) -> tuple[str, ...]:
     for stem in (path.name, path.stem):
         for ending in ("txt", "json"):
-            listed = path.with_name(f"{stem}.classes.{ending}")
-            if not listed.is_file():
+            class_file = path.with_name(f"{stem}.classes.{ending}")
+            if not class_file.is_file():
                 continue
-            text = listed.read_text(encoding="utf-8")
+            text = class_file.read_text(encoding="utf-8")
             if ending == "txt":
                 names = [line.strip() for line in text.splitlines() if line.strip()]
             else:
                 try:
                     names = json.loads(text)
                 except json.JSONDecodeError as error:
-                    raise CheckpointError(f"{listed} is not JSON: {error}.") from error
+                    raise CheckpointError(f"{class_file} is not JSON: {error}.") from error
             if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-                raise CheckpointError(f"{listed} must list the names of the classes, in the order of their ids.")
+                raise CheckpointError(f"{class_file} must list the names of the classes, in the order of their ids.")
             return tuple(names)
     raise CheckpointError(
-        f"Nothing says which classes {path.name} has: list their names, one a line in the order of their ids, "
+        f"The classes of {path.name} are not stated anywhere: list their names, one a line in the order of their ids, "
         f"in {path.with_name(path.name + '.classes.txt')}."
     )
 
@@ -226,18 +227,18 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch names the first thing in the file that is not on its list of harmless ones.
-        wanted = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", str(error))
-        if wanted:
+        call = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", str(error))
+        if call:
             raise CheckpointError(
-                f"{path} is a pickle that wants to call {wanted[1]}, which a file of weights has no need of, so it was "
-                "not run. If you trust its origin, save its state dict alone: torch.save(model.state_dict(), ...)."
+                f"{path} is a pickle that would call {call[1]}, which a file of weights does not need, so it was not "
+                "loaded. If you trust its origin, save its state dict alone: torch.save(model.state_dict(), ...)."
             ) from error
         raise CheckpointError(
             f"{path} is not a checkpoint: neither safetensors nor a state dict of torch.save."
         ) from error
-    except Exception as error:  # whatever a damaged pickle makes its reader stumble over
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is truncated, or is not a checkpoint at all: {first}") from error
+    except Exception as error:  # a damaged pickle can raise any exception in its reader
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is truncated, or is not a checkpoint: {reason}") from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -1,4 +1,4 @@
-"""weights/manifest.toml: every checkpoint that has a name."""
+"""Read weights/manifest.toml, the list of checkpoints that have a name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-BACKGROUND = "__background__"
+from model.config import BACKGROUND_NAME
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be found, read or fitted; the text says what is wrong and what to do."""
+    """A checkpoint cannot be found, read or loaded; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class ManifestEntry:
     """One named checkpoint.
 
     name: what ``FRCNN_WEIGHTS`` and ``Detector.from_checkpoint`` take.
-    preset: a name in ``model.config.PRESETS``.
+    preset: a name in ``model.presets.PRESETS``.
     file: file name, in the manifest's folder where it is bundled, in the cache folder where it was fetched.
     sha256: hexadecimal; all 64 digits, or the first 8 where only those were published.
     classes: names by class id, background at 0.
-    metrics: what it reached, in [0, 1], by data set and measure.
-    licence: of the weights, and of what they were made from, in a sentence.
+    metrics: its quality, in [0, 1], by data set and measure.
+    licence: of the weights and of the data that they were trained on, in a sentence.
     source: where it is published, as a member of torchvision's enums (``Enum.MEMBER``); None for a bundled one.
     score_threshold: the detector's default for this checkpoint; None for the preset's.
-    description: a sentence for people.
+    description: a sentence for the list of checkpoints.
     path: the file on this machine; None where it has not been fetched.
     """
 
@@ -48,13 +48,13 @@ class ManifestEntry:
 
 
 def weights_dir() -> Path:
-    """Where the manifest and the bundled checkpoints lie: ``FRCNN_WEIGHTS_DIR``, or ``weights/`` beside ``model/``."""
+    """Return the folder of manifest and bundled files: ``FRCNN_WEIGHTS_DIR``, or ``weights/`` beside ``model/``."""
     override = os.environ.get("FRCNN_WEIGHTS_DIR")
     return Path(override).expanduser() if override else Path(__file__).resolve().parents[2] / "weights"
 
 
 def cache_dir() -> Path:
-    """Where fetched checkpoints lie: ``weights/`` in ``FRCNN_CACHE_DIR``, or in ``frcnn/`` of the user's cache."""
+    """Return the folder of fetched files: ``weights/`` in ``FRCNN_CACHE_DIR``, or in ``frcnn/`` of the user's cache."""
     override = os.environ.get("FRCNN_CACHE_DIR")
     if override:
         return Path(override).expanduser() / "weights"
@@ -62,10 +62,10 @@ def cache_dir() -> Path:
 
 
 def load_manifest(path: Path | None = None, cache: Path | None = None) -> tuple[ManifestEntry, ...]:
-    """The entries of the manifest at ``path`` (default: in ``weights_dir()``), in its order.
+    """Read the entries of the manifest at ``path`` (default: in ``weights_dir()``), in its order.
 
-    cache: the folder of fetched files, ``cache_dir()`` by default. Raises ``CheckpointError`` naming the entry and the
-    field that is missing or of another type.
+    cache: the folder of fetched files, ``cache_dir()`` by default. Raises ``CheckpointError`` that names
+    the entry and the field that is missing or of another type.
     """
     path = weights_dir() / "manifest.toml" if path is None else path
     cache = cache_dir() if cache is None else cache
@@ -85,8 +85,8 @@ def load_manifest(path: Path | None = None, cache: Path | None = None) -> tuple[
 
 
 def with_background(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """``classes`` with background at 0, added where the list begins with an object."""
-    return classes if classes[:1] in ((BACKGROUND,), ("background",)) else (BACKGROUND, *classes)
+    """Return ``classes`` with background at 0, added where the list begins with an object class."""
+    return classes if classes[:1] in ((BACKGROUND_NAME,), ("background",)) else (BACKGROUND_NAME, *classes)
 
 
 def _entry(
@@ -95,21 +95,21 @@ def _entry(
     def field(key: str, *kinds: type, default: object = ...) -> Any:
         value = table.get(key, default)
         if value is ... or (value is not default and not isinstance(value, kinds)):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise CheckpointError(f"{path}: checkpoint {table.get('name', '(unnamed)')!r} needs {key!r}, a {wanted}.")
+            types = " or ".join(kind.__name__ for kind in kinds)
+            raise CheckpointError(f"{path}: checkpoint {table.get('name', '(unnamed)')!r} needs {key!r}, a {types}.")
         return value
 
     classes = field("classes", str, list)
     if isinstance(classes, str):
         if classes not in lists:
             raise CheckpointError(
-                f"{path}: checkpoint {table['name']!r} names a class list {classes!r} that is not there."
+                f"{path}: checkpoint {table['name']!r} names a class list {classes!r} that does not exist."
             )
         classes = lists[classes]
     file = field("file", str)
     if Path(file).name != file:
         raise CheckpointError(f"{path}: checkpoint {table.get('name')!r}: {file!r} must be a bare file name.")
-    found = next((folder / file for folder in folders if (folder / file).is_file()), None)
+    present = next((folder / file for folder in folders if (folder / file).is_file()), None)
     threshold = field("score_threshold", float, int, default=None)
     return ManifestEntry(
         name=field("name", str),
@@ -122,5 +122,5 @@ def _entry(
         source=field("source", str, default=None),
         score_threshold=None if threshold is None else float(threshold),
         description=field("description", str),
-        path=found,
+        path=present,
     )

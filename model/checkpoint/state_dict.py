@@ -1,4 +1,4 @@
-"""From a state dict into a model: one set of keys, and errors that say what probably happened."""
+"""Load a state dict into a model: older key layouts are renamed, and errors say what probably happened."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from model.backbones import identify_backbone
 from model.checkpoint.manifest import CheckpointError
+from model.presets import PRESETS
 
 _COUNTER = "num_batches_tracked"
 _PREDICTOR = "roi_heads.box_predictor."
@@ -18,8 +20,8 @@ _OLD_RPN = re.compile(r"^(rpn\.head\.conv)\.(weight|bias)$")
 _OLD_FPN = re.compile(r"^(?:backbone\.)?(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$")
 
 
-def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` under today's keys: no DataParallel ``module.``, old forms renamed, counters of batches dropped."""
+def normalise_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``state`` under current keys: no DataParallel ``module.``, old names replaced, batch counters left out."""
     renamed = {}
     for key, value in state.items():
         if key.endswith(_COUNTER):
@@ -31,31 +33,28 @@ def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def preset_of(state: Iterable[str]) -> str | None:
-    """The preset whose detector has keys like these, or None; for both MobileNets, which have the same, the larger.
+def identify_preset(state: Iterable[str]) -> str | None:
+    """Return the preset whose detector has keys like these, or None; the first of two presets with the same keys.
 
-    state: a state dict, or its keys.
+    state: a state dict, or its keys. The presets of one backbone are told apart by the form of their box head.
     """
-    keys = set(canonical(dict.fromkeys(state, torch.empty(0))))
-    if "backbone.body.layer4.0.conv1.weight" in keys:
-        return "RESNET50_FPN_V2" if "roi_heads.box_head.5.weight" in keys else "RESNET50_FPN"
-    if "backbone.body.16.0.weight" in keys:
-        return "MOBILENET_V3_FPN"
-    if "backbone.body.features.28.weight" in keys:
-        return "PAPER_VGG16"
-    if "backbone.body.stages.0.0.depthwise.conv.weight" in keys:
-        return "LITE"
+    keys = set(normalise_keys(dict.fromkeys(state, torch.empty(0))))
+    backbone = identify_backbone(keys)
+    has_convs = any(key.startswith("roi_heads.box_head.0.") for key in keys)
+    for config in PRESETS:
+        if config.backbone == backbone and bool(config.roi_head.conv_channels) == has_convs:
+            return config.name
     return None
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, partial: bool = False) -> tuple[str, ...]:
-    """Copy ``state`` into ``model``; returns the model's keys that it did not have (none unless ``partial``).
+    """Copy ``state`` into ``model``; return the keys of the model that it lacks (none unless ``partial``).
 
-    partial: a part of the model may be missing, as when training starts from ImageNet's weights; what is there must
-    still fit. Raises ``CheckpointError`` that names the first missing, unexpected, misshapen or non-finite keys and the
-    likely cause, and then has changed nothing.
+    partial: keys may be missing, as when training starts from ImageNet's weights; the others must still fit. Raises
+    ``CheckpointError`` that names the first missing, unexpected, misshapen or non-finite keys and the likely cause; the
+    model is then unchanged.
     """
-    state = canonical(state)
+    state = normalise_keys(state)
     own = {key: value for key, value in model.state_dict().items() if not key.endswith(_COUNTER)}
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
@@ -65,7 +64,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, partial: bool = 
     if missing and not partial:
         complaints.append(f"it lacks {_some(missing)}")
     if unexpected:
-        complaints.append(f"it has {_some(unexpected)}, which the model has not")
+        complaints.append(f"it has {_some(unexpected)}, which the model does not have")
     if misshapen:
         shapes = [f"{key} {tuple(state[key].shape)} where the model's is {tuple(own[key].shape)}" for key in misshapen]
         complaints.append(f"shapes differ: {_some(shapes)}")
@@ -90,23 +89,26 @@ def _likely_cause(
     missing: list[str],
     unexpected: list[str],
 ) -> str:
-    theirs, ours = preset_of(state), preset_of(own)
+    state_preset, model_preset = identify_preset(state), identify_preset(own)
     if "fc.weight" in state or "classifier.0.weight" in state:
         return "They are an ImageNet classifier's and not a detector's: a backbone to start training from."
-    if theirs != ours:
-        if theirs is None:
+    if state_preset != model_preset:
+        if state_preset is None:
             return "They are not a Faster R-CNN of any preset here."
-        return f"They look like preset {theirs}, and the model is {ours or 'another'}: name the right preset."
-    if misshapen and all(key.startswith(_PREDICTOR) for key in misshapen):
-        there, here = (len(weights[f"{_PREDICTOR}cls_score.bias"]) for weights in (state, own))
         return (
-            f"They were trained for {there} classes, background counted, and the model was made for {here}: "
+            f"They look like preset {state_preset}, and the model is {model_preset or 'another'}: "
+            "name the right preset."
+        )
+    if misshapen and all(key.startswith(_PREDICTOR) for key in misshapen):
+        trained, expected = (len(weights[f"{_PREDICTOR}cls_score.bias"]) for weights in (state, own))
+        return (
+            f"They were trained for {trained} classes, background counted, and the model was made for {expected}: "
             "correct the list of classes."
         )
     if missing and not unexpected and not misshapen:
         return "The rest of them fits: they are a part of a checkpoint, or were cut off when they were saved."
     if misshapen:
-        return "The layers have these names in another width: a detector of another configuration."
+        return "The layers have these names but another width: a detector of another configuration."
     if missing or unexpected:
         return "Most likely another version of the same architecture."
     return "Training diverged, or the file was damaged."

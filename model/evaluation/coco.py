@@ -1,48 +1,34 @@
-"""How good a detector is: COCO's average precision and recall, by the library faster-coco-eval.
+"""COCO's average precision and recall, computed by the library faster-coco-eval.
 
-COCO's rules (101-point precision, IoU .50 to .95, at most 100 detections a picture) with one departure, for pictures
+COCO's rules (101-point precision, IoU .50 to .95, at most 100 detections of an image) with one difference, for images
 from VOC: an ignored box is matched by plain IoU, where COCO measures overlap with a crowd by the detection's own area.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model.structures import Detections, DetectOptions
-from model.training.samples import Dataset, Pixels, Sample
+from model.data import Dataset
+from model.detector import Detector
+from model.evaluation.predictions import MAX_DETECTIONS, Prediction, predict
+from model.structures import DetectOptions
 
-MAX_DETECTIONS = 100
-# Average precision is about the whole curve, not about the threshold that serves callers.
-WHOLE_CURVE = DetectOptions(score_threshold=0.001, max_detections=MAX_DETECTIONS)
 _SMALL, _LARGE, _WHOLE = 32.0**2, 96.0**2, 1e5**2  # COCO's areas, square pixels
 _QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
-
-# image id, boxes [D, 4] xyxy in the picture's pixels, scores [D], class ids [D]; tensors or arrays
-Prediction = tuple[int | str, Any, Any, Any]
-
-
-class _Detector(Protocol):
-    """What evaluation asks of ``model.detector.Detector``."""
-
-    def canvas_for(self, height: int, width: int) -> tuple[int, int]: ...
-
-    def detect(self, images: Sequence[Pixels], options: DetectOptions) -> list[Detections]: ...
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class. boxes: those that count. ap, ap50: None where there are none."""
+    """Result of one class. boxes: those that are not ignored. ap, ap50: None where there are none."""
 
     name: str
     boxes: int
@@ -52,10 +38,10 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class SizeResult:
-    """The boxes of an area in [low, high], square pixels of the picture. ap, ap50: None where there are none.
+    """Result of the boxes with an area in [low, high], square pixels of the image. ap, ap50: None where there are none.
 
-    name: COCO's ``small``, ``medium`` and ``large``; or a quarter, those between the quartiles of the areas that are
-    here, which says more where pictures are as small as a network's canvas.
+    name: COCO's ``small``, ``medium`` and ``large``; or a quarter of the boxes, between quartiles of the data set's
+    areas, which says more where images are as small as a network's canvas.
     """
 
     name: str
@@ -68,12 +54,12 @@ class SizeResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out; figures from 0 to 1.
+    """Average precision and recall on a data set, from 0 to 1.
 
     ap: mean over classes and IoU .50 to .95 of average precision. ap50, ap75: at one IoU.
-    ar100: mean recall over the same, with up to 100 detections a picture.
+    ar100: mean recall over the same, with up to 100 detections of an image.
     sizes: by area: COCO's three parts (up to 32^2, up to 96^2, above), then four quarters.
-    pictures, boxes, ignored, detections: how many; boxes are those that count.
+    images, boxes, ignored, detections: their numbers; boxes are those that are not ignored.
     """
 
     ap: float
@@ -82,43 +68,43 @@ class Evaluation:
     ar100: float
     classes: tuple[ClassResult, ...]
     sizes: tuple[SizeResult, ...]
-    pictures: int
+    images: int
     boxes: int
     ignored: int
     detections: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what does not exist is None."""
+        """Return plain values for JSON; None for what does not exist."""
         return asdict(self)
 
     def table(self) -> Table:
-        """A rich table, the classes and then the whole."""
-        sizes = "   ".join(f"{size.name} {_figure(size.ap)}" for size in self.sizes[:3])
+        """Return a table for the terminal: a row for each class, and one for all."""
+        sizes = "   ".join(f"{size.name} {_format(size.ap)}" for size in self.sizes[:3])
         table = Table(
             min_width=72,  # the caption on one line
-            title=f"{self.pictures} pictures, {self.boxes} boxes ({self.ignored} more ignored)",
+            title=f"{self.images} images, {self.boxes} boxes ({self.ignored} more ignored)",
             caption=f"AP.75 {self.ap75:.3f}   AR@100 {self.ar100:.3f}   AP {sizes}",
         )
         table.add_column("class")
         for heading in ("boxes", "AP.5", "AP"):
             table.add_column(heading, justify="right")
         for row in self.classes:
-            table.add_row(row.name, str(row.boxes), _figure(row.ap50), _figure(row.ap))
+            table.add_row(row.name, str(row.boxes), _format(row.ap50), _format(row.ap))
         table.add_section()
-        table.add_row("all", str(self.boxes), _figure(self.ap50), _figure(self.ap), style="bold")
+        table.add_row("all", str(self.boxes), _format(self.ap50), _format(self.ap), style="bold")
         return table
 
 
 def evaluate(predictions: Iterable[Prediction], dataset: Dataset, *, crowd_overlap: bool = False) -> Evaluation:
     """Compare predictions with the data set's labels.
 
-    A picture without a prediction has no detections. A detection whose best free match is an ignored box counts neither
-    way, and one ignored box may take any number of them (as VOC's difficult objects do; where a detection overlaps a
-    counted box enough as well, that one is matched first, as COCO does).
+    An image without a prediction has no detections. A detection whose best unmatched box is an ignored one counts
+    neither as right nor as wrong, and one ignored box may match any number of detections (as VOC's difficult objects
+    do). Where a detection also overlaps a counted box enough, that one is matched first, as COCO does.
 
     crowd_overlap: match ignored boxes as COCO's crowds, by intersection over the detection's own area.
-    Raises ValueError for an unknown or repeated picture, ragged or non-finite values, a class that is not the data
-    set's, or a data set in which no box counts.
+    Raises ``ValueError`` for an unknown or repeated image, values that are ragged or not finite, a class that is not
+    the data set's, or a data set in which all boxes are ignored.
     """
     counts = np.zeros(len(dataset.classes), np.int64)
     for sample in dataset.samples:
@@ -156,48 +142,15 @@ def evaluate(predictions: Iterable[Prediction], dataset: Dataset, *, crowd_overl
             )
             for a, (name, low, high) in enumerate(ranges, start=1)
         ),
-        pictures=len(dataset),
+        images=len(dataset),
         boxes=int(counts.sum()),
         ignored=sum(int(sample.ignore.sum()) for sample in dataset.samples),
         detections=len(detections),
     )
 
 
-def look(
-    detector: _Detector, dataset: Dataset, options: DetectOptions, *, batch_size: int = 8, progress: bool = True
-) -> Iterator[tuple[Sample, Detections]]:
-    """Run a detector over a data set, canvas by canvas: each picture's labels and what was found in it.
-
-    progress: draw a bar on the terminal.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("evaluating", total=len(dataset))
-        for batch in _batches(detector, dataset, batch_size):
-            found = detector.detect([dataset.load(i) for i in batch], options)
-            for i, one in zip(batch, found, strict=True):
-                yield dataset.samples[i], one
-            bar.advance(task, len(batch))
-
-
-def predict(
-    detector: _Detector,
-    dataset: Dataset,
-    *,
-    batch_size: int = 8,
-    options: DetectOptions | None = None,
-    progress: bool = True,
-) -> list[Prediction]:
-    """``look``, and of each picture what ``evaluate`` takes.
-
-    options: None asks for ``WHOLE_CURVE``.
-    """
-    found = look(detector, dataset, options or WHOLE_CURVE, batch_size=batch_size, progress=progress)
-    return [(sample.image_id, one.boxes, one.scores, one.class_ids) for sample, one in found]
-
-
 def evaluate_detector(
-    detector: _Detector,
+    detector: Detector,
     dataset: Dataset,
     *,
     batch_size: int = 8,
@@ -205,29 +158,29 @@ def evaluate_detector(
     crowd_overlap: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """``predict``, then ``evaluate``."""
-    found = predict(detector, dataset, batch_size=batch_size, options=options, progress=progress)
-    return evaluate(found, dataset, crowd_overlap=crowd_overlap)
+    """Run a detector over a data set (``predict``) and evaluate its predictions (``evaluate``)."""
+    predictions = predict(detector, dataset, batch_size=batch_size, options=options, progress=progress)
+    return evaluate(predictions, dataset, crowd_overlap=crowd_overlap)
 
 
 class _PlainOverlap(COCOeval_faster):  # type: ignore[misc]  # the library carries no types
-    """Overlap with ignored boxes as with any other.
+    """Measure overlap with ignored boxes as with all others.
 
-    An ``ignore`` field would say it more simply, but the library overwrites that with ``iscrowd``; so ignored boxes are
-    crowds to it, which also lets one of them take many detections, and only their overlap is measured otherwise.
+    The library overwrites an ``ignore`` field with ``iscrowd``. So ignored boxes are passed as crowds, which also lets
+    one of them match many detections, and only the measure of their overlap is replaced.
     """
 
     def computeIoU(self, imgId: int, catId: int) -> Any:
-        truth, found = (data.get(imgId, catId) for data in (self.gt_dataset, self.dt_dataset))
-        if not truth or not found:
+        truths, detections = (data.get(imgId, catId) for data in (self.gt_dataset, self.dt_dataset))
+        if not truths or not detections:
             return []
-        # Rows by falling score, ties in the order given: the order in which the library goes on to match them.
-        order = np.argsort([-one["score"] for one in found], kind="mergesort")[: self.params.maxDets[-1]]
-        return mask.iou([found[i]["bbox"] for i in order], [one["bbox"] for one in truth], [0] * len(truth))
+        # Rows by falling score with ties in their order of input, as the library matches them afterwards.
+        order = np.argsort([-row["score"] for row in detections], kind="mergesort")[: self.params.maxDets[-1]]
+        return mask.iou([detections[i]["bbox"] for i in order], [row["bbox"] for row in truths], [0] * len(truths))
 
 
 def _size_ranges(areas: npt.NDArray[np.float32]) -> list[tuple[str, float, float]]:
-    """Names and bounds of the areas to look at, both ends included as COCO does."""
+    """Return names and bounds of the ranges of area, both ends included as COCO does."""
     thirds = [("small", 0.0, _SMALL), ("medium", _SMALL, _LARGE), ("large", _LARGE, _WHOLE)]
     low, middle, high = (float(value) for value in np.quantile(areas.astype(np.float64), (0.25, 0.5, 0.75)))
     return thirds + list(zip(_QUARTERS, (0.0, low, middle, high), (low, middle, high, _WHOLE), strict=True))
@@ -256,25 +209,25 @@ def _ground_truth(dataset: Dataset) -> dict[str, Any]:
 
 
 def _detections(predictions: Iterable[Prediction], dataset: Dataset) -> list[dict[str, Any]]:
-    """The library's form of the predictions, the 100 best of each picture. Raises ValueError."""
+    """Convert the 100 best predictions of each image to the library's form; raise ``ValueError`` for malformed ones."""
     number_of = {sample.image_id: number for number, sample in enumerate(dataset.samples, start=1)}
     results: list[dict[str, Any]] = []
     seen: set[int | str] = set()
     for image_id, raw_boxes, raw_scores, raw_classes in predictions:
         if image_id not in number_of:
-            raise ValueError(f"the data set has no picture {image_id!r}")
+            raise ValueError(f"the data set has no image {image_id!r}")
         if image_id in seen:
-            raise ValueError(f"picture {image_id!r} was predicted twice")
+            raise ValueError(f"image {image_id!r} was predicted twice")
         seen.add(image_id)
         boxes = np.asarray(raw_boxes, np.float64).reshape(-1, 4)
         scores, classes = np.asarray(raw_scores, np.float64), np.asarray(raw_classes, np.int64)
         if not len(boxes) == len(scores) == len(classes):
-            raise ValueError(f"picture {image_id!r}: {len(boxes)} boxes, {len(scores)} scores, {len(classes)} classes")
+            raise ValueError(f"image {image_id!r}: {len(boxes)} boxes, {len(scores)} scores, {len(classes)} classes")
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ValueError(f"picture {image_id!r}: a box or score is not finite")
+            raise ValueError(f"image {image_id!r}: a box or score is not finite")
         if len(classes) and not (classes.min() >= 1 and classes.max() < len(dataset.classes)):
-            raise ValueError(f"picture {image_id!r}: a class id outside 1..{len(dataset.classes) - 1}")
-        # The library's own cut is per class; a picture's is ours to make.
+            raise ValueError(f"image {image_id!r}: a class id outside 1..{len(dataset.classes) - 1}")
+        # The library cuts to 100 for each class; COCO's rule of 100 for each image is applied here.
         best = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
         for box, score, class_id in zip(_xywh(boxes[best]), scores[best], classes[best], strict=True):
             results.append(
@@ -288,16 +241,6 @@ def _detections(predictions: Iterable[Prediction], dataset: Dataset) -> list[dic
     return results
 
 
-def _batches(detector: _Detector, dataset: Dataset, batch_size: int) -> Iterator[list[int]]:
-    """Samples that share a canvas, ``batch_size`` at a time."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, sample in enumerate(dataset.samples):
-        groups[detector.canvas_for(sample.height, sample.width)].append(i)
-    for members in groups.values():
-        for start in range(0, len(members), batch_size):
-            yield members[start : start + batch_size]
-
-
 def _xywh(boxes: npt.NDArray[Any]) -> list[list[float]]:
     wide = boxes.astype(np.float64)
     wide[:, 2:] -= wide[:, :2]
@@ -305,11 +248,11 @@ def _xywh(boxes: npt.NDArray[Any]) -> list[list[float]]:
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:
-    """Of the values that exist (the library marks the others -1)."""
-    there = values[values > -1]
-    mean = float(there.mean()) if there.size else math.nan
+    """Return the mean of the values that exist (the library marks others with -1), or None."""
+    existing = values[values > -1]
+    mean = float(existing.mean()) if existing.size else math.nan
     return None if math.isnan(mean) else mean
 
 
-def _figure(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"

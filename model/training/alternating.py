@@ -1,11 +1,11 @@
-"""The paper's 4-step alternating training (P 3.2), and joint training beside it.
+"""The schedules of training: joint, and the paper's 4-step alternating training (P 3.2).
 
-    1. the RPN, with a backbone of its own                               from the start weights
-    2. the detector, with a backbone of its own, on step 1's proposals   from the start weights again
-    3. the RPN anew, over step 2's backbone, which stays as it is
+    1. the RPN, with a backbone of its own                               from the initial weights
+    2. the detector, with a backbone of its own, on step 1's proposals   from the initial weights again
+    3. the RPN anew, over step 2's backbone, which is frozen
     4. the detector's own layers, on step 3's proposals                  from step 2
 
-What comes out is step 2's backbone with step 3's RPN and step 4's detector.
+The result is step 2's backbone with step 3's RPN and step 4's detector.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from typing import Literal
 import torch
 
 from model.faster_rcnn import FasterRCNN
-from model.training.losses import DetectorAlone, Objective, joint_losses, rpn_alone
-from model.training.trainer import Recipe, Trainer
+from model.training.config import TrainingConfig
+from model.training.losses import DetectorOnlyLosses, Objective, joint_losses, rpn_only_losses
+from model.training.trainer import Trainer
 
 Schedule = Literal["joint", "alternating"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One of the four. share: of the recipe's epochs (PFR alt_opt: 80k, 40k, 80k and 40k of 240k iterations).
+    """One of the four steps.
 
-    frozen: what the step leaves alone, as prefixes of parameters.
+    share: of the run's epochs (PFR alt_opt: 80k, 40k, 80k and 40k of 240k iterations). frozen: prefixes of the
+    parameters that the step does not train.
     """
 
     name: str
@@ -44,59 +46,59 @@ STEPS = (
 
 
 @dataclass(frozen=True)
-class Part:
-    """A trainer that is ready to run. name: of its folder below the run's, empty for the only one."""
+class TrainingStage:
+    """A trainer that is ready to run. name: of its folder below the run's, empty where there is only one stage."""
 
     name: str
     trainer: Trainer
 
 
-# From a model, a recipe and what is to be learnt to a trainer on the data.
-MakeTrainer = Callable[[FasterRCNN, Recipe, Objective], Trainer]
+# Makes a trainer on the data for a model, a configuration and the losses to minimise.
+MakeTrainer = Callable[[FasterRCNN, TrainingConfig, Objective], Trainer]
 
 
-def parts(
-    schedule: Schedule, recipe: Recipe, fresh: Callable[[], FasterRCNN], make_trainer: MakeTrainer
-) -> Iterator[Part]:
-    """The trainers of a schedule, one after the other; the caller runs each to its end before it asks for the next.
+def training_stages(
+    schedule: Schedule, config: TrainingConfig, new_model: Callable[[], FasterRCNN], make_trainer: MakeTrainer
+) -> Iterator[TrainingStage]:
+    """Yield the stages of a schedule in turn; the caller runs each to its end before it asks for the next.
 
-    fresh: a model with the start weights. The last trainer's averaged state is the result.
+    new_model: makes a model with the initial weights. The last trainer's averaged state is the result.
     """
     if schedule == "joint":
-        yield Part("", make_trainer(fresh(), recipe, joint_losses))
+        yield TrainingStage("", make_trainer(new_model(), config, joint_losses))
         return
 
-    def trainer_of(step: Step, model: FasterRCNN, objective: Objective) -> Trainer:
-        own = replace(
-            recipe,
-            epochs=recipe.epochs * step.share,
-            warmup=max(1, round(recipe.warmup * step.share)),
-            frozen=(*recipe.frozen, *step.frozen),
+    def stage(step: Step, model: FasterRCNN, objective: Objective) -> TrainingStage:
+        step_config = replace(
+            config,
+            epochs=config.epochs * step.share,
+            warmup=max(1, round(config.warmup * step.share)),
+            frozen=(*config.frozen, *step.frozen),
         )
-        return make_trainer(model, own, objective)
+        return TrainingStage(step.name, make_trainer(model, step_config, objective))
 
-    proposer, detector = fresh(), fresh()
-    new_head = {key: value.clone() for key, value in detector.rpn.state_dict().items()}
+    proposer, detector = new_model(), new_model()
+    initial_rpn = {key: value.clone() for key, value in detector.rpn.state_dict().items()}
 
-    first = trainer_of(STEPS[0], proposer, rpn_alone)
-    yield Part(STEPS[0].name, first)
-    _settle(first)
-    proposer.requires_grad_(False).train()  # its proposals are those of training: more of them
+    first = stage(STEPS[0], proposer, rpn_only_losses)
+    yield first
+    _load_averaged_weights(first.trainer)
+    proposer.requires_grad_(False).train()  # in training mode it gives more proposals
 
-    second = trainer_of(STEPS[1], detector, DetectorAlone(proposer))
-    yield Part(STEPS[1].name, second)
-    _settle(second)
+    second = stage(STEPS[1], detector, DetectorOnlyLosses(proposer))
+    yield second
+    _load_averaged_weights(second.trainer)
 
-    detector.rpn.load_state_dict(new_head)
-    third = trainer_of(STEPS[2], detector, rpn_alone)
-    yield Part(STEPS[2].name, third)
-    _settle(third)
+    detector.rpn.load_state_dict(initial_rpn)
+    third = stage(STEPS[2], detector, rpn_only_losses)
+    yield third
+    _load_averaged_weights(third.trainer)
 
-    yield Part(STEPS[3].name, trainer_of(STEPS[3], detector, DetectorAlone()))
+    yield stage(STEPS[3], detector, DetectorOnlyLosses())
 
 
 @torch.no_grad()
-def _settle(trainer: Trainer) -> None:
-    """Put the averaged weights, which are the ones that ship, into the model for the next step."""
+def _load_averaged_weights(trainer: Trainer) -> None:
+    """Copy the averaged weights, which are the result of a stage, into the model for the next stage."""
     for parameter, average in zip(trainer.trained, trainer.average, strict=True):
         parameter.copy_(average)

@@ -1,12 +1,12 @@
-"""Several processes that train one model: each takes its part of every batch, and their gradients are added up.
+"""Several processes that train one model: each computes its part of every batch, and the gradients are added up.
 
 Started by torchrun, one process a GPU (or several on a CPU, to test it):
 
     torchrun --nproc-per-node 4 --no-python frcnn train --data ... --out ...
 
-An explicit sum and not ``DistributedDataParallel``, which takes the mean over processes: a process that sampled fewer
-regions than another would count too much. Here every loss is divided by the count of all processes beforehand
-(``losses.py``), so that the sum is exact. Gradients travel as one flat tensor once the backward pass is done.
+Gradients are summed explicitly, because ``DistributedDataParallel`` takes the mean over processes: a process that
+sampled fewer regions than another would weigh too much. Here every loss is divided by the samples of all processes
+beforehand (``losses.py``), so that the sum is exact. Gradients are sent as one flat tensor after the backward pass.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from model.training.losses import Losses
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together; alone by default, and then nothing is sent anywhere.
+    """This process among those that train together; by default it is the only one, and nothing is sent.
 
-    rank: this one's number, from 0. world: how many there are. local: its number on this machine, which is its GPU's.
+    rank: this process's number, from 0. world: how many processes there are. local: its number on this machine, which
+    is its GPU's.
     """
 
     rank: int = 0
@@ -35,9 +36,9 @@ class Processes:
 
     @classmethod
     def join(cls, device: torch.device) -> Processes:
-        """Join those that torchrun started with this one (it says so in the environment); alone without it.
+        """Join the processes that torchrun started with this one; without torchrun's environment it is the only one.
 
-        device: where the model trains; its kind chooses how tensors travel, nccl between GPUs and gloo otherwise.
+        device: where the model trains; its type chooses the backend, nccl for GPUs and gloo otherwise.
         """
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
@@ -48,15 +49,15 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and talks."""
+        """Tell whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def positions(self, batch_size: int) -> range:
-        """The places of this process's pictures in a batch of ``batch_size``, as ``augment.Batches`` deals them."""
+        """Return the positions of this process's images in a batch of ``batch_size``, as ``Batches`` assigns them."""
         return range(self.rank, batch_size, self.world)
 
     def total(self, count: int) -> int:
-        """The sum of every process's ``count``; all of them must ask."""
+        """Return the sum of every process's ``count``; all processes must call this."""
         if self.world == 1:
             return count
         summed = torch.tensor(count, device=self._device)
@@ -64,14 +65,14 @@ class Processes:
         return int(summed)
 
     def sum_losses(self, losses: Losses) -> Losses:
-        """Every process's share of the losses added up, detached."""
+        """Return the sum of every process's losses, detached."""
         values = torch.stack([loss.detach().float() for loss in losses])
         if self.world > 1:
             dist.all_reduce(values)
         return Losses(*values.unbind())
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace the gradient of each parameter by the sum over processes; one that has none counts as 0."""
+        """Replace the gradient of each parameter by the sum over processes; a missing one counts as 0."""
         if self.world == 1:
             return
         for parameter in parameters:
@@ -84,17 +85,17 @@ class Processes:
             gradient.copy_(part.view(gradient.shape))  # into its own memory format
 
     @torch.no_grad()
-    def agree(self, model: nn.Module) -> None:
-        """Give every process the first one's weights and buffers."""
+    def broadcast_weights(self, model: nn.Module) -> None:
+        """Copy the first process's weights and buffers to all others."""
         if self.world == 1:
             return
         for tensor in model.state_dict().values():
-            whole = tensor.contiguous()  # a channels-last tensor does not travel
-            dist.broadcast(whole, src=0)
-            tensor.copy_(whole)
+            contiguous = tensor.contiguous()  # broadcast refuses channels-last tensors
+            dist.broadcast(contiguous, src=0)
+            tensor.copy_(contiguous)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.world > 1:
             dist.barrier()
 
@@ -103,7 +104,7 @@ class Processes:
         return torch.device("cuda", self.local) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def leave() -> None:
-    """End the group, where there is one: at the end of a process's work."""
+def shutdown() -> None:
+    """End the process group at the end of a process's work; do nothing where there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains."""
+"""Write a run's losses to a file while it trains."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from model.training.losses import Losses
 from model.training.trainer import Trainer
 
 
-class Log:
-    """A run's losses, one JSON line every so many steps: the mean of each loss since the last line."""
+class LossLog:
+    """A file of JSON lines, one every so many steps, with the mean of each loss since the last line."""
 
     def __init__(self, path: Path, trainer: Trainer, every: int = 50) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,18 +24,18 @@ class Log:
         self.since = time.perf_counter()
 
     def __call__(self, step: int, losses: Losses) -> dict[str, float] | None:
-        """Take one step's losses; returns what was written, if something was."""
+        """Add one step's losses; return the line where one was written, None otherwise."""
         self.losses.append(losses)
         if step % self.every and step != self.trainer.steps:
             return None
-        means = torch.stack([torch.stack(list(item)) for item in self.losses]).mean(dim=0).tolist()
+        means = torch.stack([torch.stack(list(losses)) for losses in self.losses]).mean(dim=0).tolist()
         now = time.perf_counter()
-        pictures = len(self.losses) * self.trainer.recipe.batch_size
+        images = len(self.losses) * self.trainer.config.batch_size
         line = {
             "step": step,
             "epoch": round(step / self.trainer.steps_per_epoch, 3),
             **{name: round(value, 4) for name, value in zip(Losses._fields, means, strict=True)},
-            "seconds_per_picture": round((now - self.since) / pictures, 4),
+            "seconds_per_image": round((now - self.since) / images, 4),
         }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")

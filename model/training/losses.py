@@ -3,10 +3,10 @@
 Normalisation is PFR's code rather than the paper's text: both RPN terms are divided by the number of sampled anchors
 (the paper's lambda of 10 over some 2,400 positions is about the same), both detector terms by the sampled regions.
 
-Three objectives are made of them: ``joint_losses``, and for the 4-step training ``rpn_alone`` and ``DetectorAlone``.
-Where several processes share a batch, ``total`` turns a count of one of them into the count of all. A loss is then the
-process's share of the whole batch's, and the sum over processes of losses, or gradients, is exactly what one process
-would have: not a mean of means, whose parts count differently.
+Training minimises one of three objectives: ``joint_losses``, or in 4-step training ``rpn_only_losses`` and
+``DetectorOnlyLosses``. Where several processes share a batch, ``total`` turns a count of one process into the count of
+all. A loss is then the process's share of the whole batch's, and the sum of losses or gradients over processes is
+exactly that of one process. A mean over processes would weigh samples differently where the counts differ.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from model.roi_head import stack_regions
 from model.structures import ImageBatch, Proposals
 from model.training.targets import AnchorTargets, RegionTargets, Truth, anchor_targets, region_targets
 
+# Sums a count over all processes.
 Total = Callable[[int], int]
 
 
-def alone(count: int) -> int:
-    """The total of one process's count where there is one process."""
+def single_process_total(count: int) -> int:
+    """Return ``count``: the total where there is one process."""
     return count
 
 
 class Losses(NamedTuple):
-    """Four scalars, float32, of one batch."""
+    """The four losses of one batch, float32 scalars."""
 
     objectness: Tensor
     rpn_box: Tensor
@@ -40,15 +41,15 @@ class Losses(NamedTuple):
     roi_box: Tensor
 
     def total(self) -> Tensor:
-        """Their sum: joint training's loss (P 3.2)."""
+        """Return their sum, the loss of joint training (P 3.2)."""
         return self.objectness + self.rpn_box + self.classes + self.roi_box
 
 
 class Objective(Protocol):
-    """What a model is trained to do.
+    """The losses that training minimises.
 
-    Called with the model in training mode, pictures on their canvas, the truth of each (canvas pixels), a generator for
-    each (of its samplers: a picture draws the same whoever its batch mates are), and ``total`` as above.
+    Called with the model in training mode, a batch of images, the ground truth of each (canvas pixels), a generator for
+    the samplers of each (so that an image's samples do not depend on the others in the batch), and ``total`` as above.
     """
 
     def __call__(
@@ -57,45 +58,45 @@ class Objective(Protocol):
         batch: ImageBatch,
         truths: Sequence[Truth],
         generators: Sequence[torch.Generator],
-        total: Total = alone,
+        total: Total = single_process_total,
     ) -> Losses: ...
 
 
 def rpn_losses(
-    logits: Tensor, deltas: Tensor, targets: Sequence[AnchorTargets], beta: float, total: Total = alone
+    logits: Tensor, deltas: Tensor, targets: Sequence[AnchorTargets], beta: float, total: Total = single_process_total
 ) -> tuple[Tensor, Tensor]:
-    """Objectness and offset loss of logits [B, N] and offsets [B, N, 4]: means over the batch's sampled anchors."""
+    """Return objectness and offset loss of logits [B, N] and offsets [B, N, 4]: means over the sampled anchors."""
     score_rows, score_targets, offset_rows = [], [], []
-    for picture, target in enumerate(targets):
+    for image, target in enumerate(targets):
         sampled = torch.cat((target.positives, target.background))
-        score_rows.append(logits[picture, sampled])
+        score_rows.append(logits[image, sampled])
         labels = torch.zeros(len(sampled), device=logits.device)
         labels[: len(target.positives)] = 1
         score_targets.append(labels)
-        offset_rows.append(deltas[picture, target.positives])
+        offset_rows.append(deltas[image, target.positives])
     count = max(1, total(sum(len(rows) for rows in score_rows)))
     objectness = F.binary_cross_entropy_with_logits(
         torch.cat(score_rows).float(), torch.cat(score_targets), reduction="sum"
     )
-    wanted = torch.cat([target.deltas for target in targets])
-    offsets = F.smooth_l1_loss(torch.cat(offset_rows).float(), wanted, beta=beta, reduction="sum")
+    target_deltas = torch.cat([target.deltas for target in targets])
+    offsets = F.smooth_l1_loss(torch.cat(offset_rows).float(), target_deltas, beta=beta, reduction="sum")
     return objectness / count, offsets / count
 
 
 def roi_losses(
-    logits: Tensor, offsets: Tensor, targets: Sequence[RegionTargets], beta: float, total: Total = alone
+    logits: Tensor, offsets: Tensor, targets: Sequence[RegionTargets], beta: float, total: Total = single_process_total
 ) -> tuple[Tensor, Tensor]:
-    """Class and offset loss of logits [S, classes] and offsets [S, classes, 4] of all sampled regions of the batch.
+    """Return class and offset loss of logits [S, classes] and offsets [S, classes, 4] of the batch's sampled regions.
 
-    Only the offsets of a region's own class learn, and only where it is not background.
+    The offset loss is of a region's own class, and only where that is not background.
     """
     class_ids = torch.cat([target.class_ids for target in targets])
-    wanted = torch.cat([target.deltas for target in targets])
+    target_deltas = torch.cat([target.deltas for target in targets])
     count = max(1, total(len(class_ids)))
     classes = F.cross_entropy(logits.float(), class_ids, reduction="sum")
     foreground = torch.nonzero(class_ids > 0).squeeze(1)
     own = offsets[foreground, class_ids[foreground]].float()
-    boxes = F.smooth_l1_loss(own, wanted[foreground], beta=beta, reduction="sum")
+    boxes = F.smooth_l1_loss(own, target_deltas[foreground], beta=beta, reduction="sum")
     return classes / count, boxes / count
 
 
@@ -104,32 +105,35 @@ def joint_losses(
     batch: ImageBatch,
     truths: Sequence[Truth],
     generators: Sequence[torch.Generator],
-    total: Total = alone,
+    total: Total = single_process_total,
 ) -> Losses:
-    """Approximate joint training (P 3.2): one pass, in which proposals are fixed inputs to the detector's loss."""
+    """Return all four losses of one pass: approximate joint training (P 3.2).
+
+    Proposals are constants to the detector's losses.
+    """
     dense = model.dense(batch.pixels)
-    rpn = _rpn_part(model, dense, batch, truths, generators, total)
+    rpn = _rpn_losses(model, dense, batch, truths, generators, total)
     proposals = model.rpn.propose(model.candidates(dense, batch))
-    return Losses(*rpn, *_detector_part(model, dense.maps, proposals, truths, generators, total))
+    return Losses(*rpn, *_detector_losses(model, dense.maps, proposals, truths, generators, total))
 
 
-def rpn_alone(
+def rpn_only_losses(
     model: FasterRCNN,
     batch: ImageBatch,
     truths: Sequence[Truth],
     generators: Sequence[torch.Generator],
-    total: Total = alone,
+    total: Total = single_process_total,
 ) -> Losses:
-    """The RPN's two losses; the detector's are 0."""
+    """Return the RPN's two losses; the detector's are 0."""
     dense = model.dense(batch.pixels)
     zero = batch.pixels.new_zeros(())
-    return Losses(*_rpn_part(model, dense, batch, truths, generators, total), zero, zero)
+    return Losses(*_rpn_losses(model, dense, batch, truths, generators, total), zero, zero)
 
 
-class DetectorAlone:
-    """The detector's two losses on another model's proposals, as Fast R-CNN is trained; the RPN's are 0.
+class DetectorOnlyLosses:
+    """The detector's two losses on given proposals, as Fast R-CNN is trained; the RPN's are 0.
 
-    proposer: None takes the proposals of the model's own RPN, over the maps that its detector pools from.
+    proposer: the model whose RPN proposes; None uses the RPN of the trained model, on the maps that its detector uses.
     """
 
     def __init__(self, proposer: FasterRCNN | None = None) -> None:
@@ -141,7 +145,7 @@ class DetectorAlone:
         batch: ImageBatch,
         truths: Sequence[Truth],
         generators: Sequence[torch.Generator],
-        total: Total = alone,
+        total: Total = single_process_total,
     ) -> Losses:
         proposer = self.proposer or model
         if proposer is model:
@@ -153,10 +157,10 @@ class DetectorAlone:
                 dense = proposer.dense(batch.pixels)
         proposals = proposer.rpn.propose(proposer.candidates(dense, batch))
         zero = batch.pixels.new_zeros(())
-        return Losses(zero, zero, *_detector_part(model, maps, proposals, truths, generators, total))
+        return Losses(zero, zero, *_detector_losses(model, maps, proposals, truths, generators, total))
 
 
-def _rpn_part(
+def _rpn_losses(
     model: FasterRCNN,
     dense: Dense,
     batch: ImageBatch,
@@ -164,7 +168,7 @@ def _rpn_part(
     generators: Sequence[torch.Generator],
     total: Total,
 ) -> tuple[Tensor, Tensor]:
-    config = model.config.train
+    config = model.config.sampling
     anchors, _ = model.rpn.grid(batch.canvas, dense.shapes, batch.pixels.device)
     targets = [
         anchor_targets(anchors, truth, config, generator) for truth, generator in zip(truths, generators, strict=True)
@@ -172,7 +176,7 @@ def _rpn_part(
     return rpn_losses(dense.logits, dense.deltas, targets, config.rpn_beta, total)
 
 
-def _detector_part(
+def _detector_losses(
     model: FasterRCNN,
     maps: Sequence[Tensor],
     proposals: Sequence[Proposals],
@@ -180,7 +184,7 @@ def _detector_part(
     generators: Sequence[torch.Generator],
     total: Total,
 ) -> tuple[Tensor, Tensor]:
-    config, weights = model.config.train, model.config.roi_head.box_weights
+    config, weights = model.config.sampling, model.config.roi_head.box_weights
     targets = [
         region_targets(proposal.boxes, truth, config, weights, generator)
         for proposal, truth, generator in zip(proposals, truths, generators, strict=True)

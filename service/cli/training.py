@@ -36,7 +36,7 @@ def train(
     ] = "imagenet",
     schedule: Annotated[Schedule, typer.Option(help="all at once, or the paper's four steps in turn")] = Schedule.joint,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="a json of Recipe's fields, as a run writes one; options go before")
+        Path | None, typer.Option("--recipe", help="a json of TrainingConfig's fields, as a run writes one; options go before")
     ] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="passes over the pictures (default 7)")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="pictures a step (default 16)")] = None,
@@ -56,11 +56,11 @@ def train(
     """Train a detector on your own pictures."""
     import torch
 
+    from model.data import DataError
     from model.detector import CheckpointError, DeviceError, NotFiniteError
-    from model.training.data import DataError
-    from model.training.distributed import leave
+    from model.training.config import TrainingError
+    from model.training.distributed import shutdown
     from model.training.run import train as run
-    from model.training.trainer import TrainingError
     from service.cli.recipes import read_recipe
 
     if threads:
@@ -73,7 +73,7 @@ def train(
             out,
             preset=preset,
             start=start,
-            recipe=recipe,
+            config=recipe,
             schedule=schedule.value,
             device=device,
             validation=validation,
@@ -87,7 +87,7 @@ def train(
     except RuntimeError as error:
         _fail_without_memory(error)
     finally:
-        leave()
+        shutdown()
 
 
 def evaluate(
@@ -105,17 +105,17 @@ def evaluate(
     ] = None,
 ) -> None:
     """Average precision of a detector on labelled pictures, and what its scores are worth."""
+    from model.data import DataError
     from model.detector import CheckpointError, Detector, DeviceError, NotFiniteError
-    from model.evaluation.coco import predict
-    from model.training.data import DataError
-    from model.training.figures import figures, load_part
+    from model.evaluation.predictions import predict
+    from model.evaluation.report import build_report, load_split
 
     try:
         written = None if against is None else json.loads(against.read_text())
         detector = Detector.from_checkpoint(weights, device=device, precision=precision)
-        dataset = load_part(data, split, validation=validation, seed=seed)
+        dataset = load_split(data, split, validation=validation, seed=seed)
         found = predict(detector, dataset, batch_size=batch_size, progress=console.is_terminal)
-        result = figures(detector.info, found, dataset, data.resolve().name, split)
+        result = build_report(detector.info, found, dataset, data.resolve().name, split)
         differences = [] if written is None else list(result.differences(written))
     except DeviceError as error:
         _fail(error, MISCONFIGURED)
@@ -129,7 +129,7 @@ def evaluate(
         if point is not None:
             console.print(
                 f"{name} {point.f1:.3f} above score {point.threshold:.2f}: precision {point.precision:.3f}, recall "
-                f"{point.recall:.3f}, {point.false_per_picture:.2f} false a picture"
+                f"{point.recall:.3f}, {point.false_per_image:.2f} false a picture"
             )
     console.print(f"calibration error {scores.calibration_error:.3f} over {scores.detections} detections")
     console.print(f"{detector.info.name}, {detector.info.precision}, {detector.info.device}: {split} of {data}")
@@ -182,16 +182,16 @@ def factor(
     seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
 ) -> None:
     """Part a detector's fc6 into two thinner layers (Fast R-CNN 3.1): faster, and hardly less exact."""
+    from model.data import DataError, load_dataset, split
     from model.detector import CheckpointError, Detector, NotFiniteError
-    from model.training.data import DataError, load_dataset, split
-    from model.training.factoring import factor as factor_fc6
+    from model.training.factoring import factor_checkpoint as factor_fc6
 
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
         dataset = load_dataset(data, "train", on_bad_box="skip")
         if validation > 0:
             dataset, _ = split(dataset, validation, seed)
-        digest, parameters = factor_fc6(detector, dataset, rank, out, pictures=pictures, seed=seed)
+        digest, parameters = factor_fc6(detector, dataset, rank, out, images=pictures, seed=seed)
     except (DataError, CheckpointError, NotFiniteError, ValueError, OSError) as error:
         _fail(error)
     console.print(
@@ -202,7 +202,7 @@ def factor(
 
 def _compare(differences: list[tuple[str, float, float]], against: Path) -> None:
     """Say how far the figures are from those written before, and fail where a headline is off by over 0.1 points."""
-    from model.training.figures import HEADLINES
+    from model.evaluation.report import HEADLINES
 
     headlines, classes = differences[: len(HEADLINES)], differences[len(HEADLINES) :]
     said = ", ".join(f"{name} {here - there:+.4f}" for name, here, there in headlines)

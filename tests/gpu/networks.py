@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from model.checkpoint import ResolvedCheckpoint
-from model.config import PRESETS
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
+from model.presets import PRESETS
 
 CLASSES = ("__background__", "cat", "dog")
 

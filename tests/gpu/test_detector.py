@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import PRESETS
 from model.detector import Detector
+from model.presets import PRESETS
 from model.rpn import RPN
 from model.structures import DetectOptions
 from tests.gpu.conftest import distance, noise

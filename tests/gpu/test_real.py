@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 from torchvision import ops as tv_ops
 
-from model.config import PRESETS
 from model.detector import Detector
 from model.nms import PairwiseNMS, exact_threshold, nms_per_level
+from model.presets import PRESETS
 from model.roi_align import flatten_maps, map_shapes, pool_table, table_layout
 from model.runtime.precision import float32_products
 from model.structures import DetectOptions

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from model.anchors import base_anchors, grid, legacy_base_anchors, level_strides
-from model.config import LITE, RESNET50_FPN, AnchorConfig
+from model.config import AnchorConfig
+from model.presets import LITE, RESNET50_FPN
 
 CPU = torch.device("cpu")
 

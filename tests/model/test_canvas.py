@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.config import LITE, PRESETS, RESNET50_FPN
+from model.presets import LITE, PRESETS, RESNET50_FPN
 from model.runtime.buckets import Canvases
 from model.transform import resized_size
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import ResolvedCheckpoint
-from model.config import LITE, DetectorConfig
+from model.config import DetectorConfig
 from model.detector import STAGES, Detector, Explanation, explain
 from model.faster_rcnn import Dense, FasterRCNN
+from model.presets import LITE
 from model.structures import DetectOptions, Trace
 
 CLASSES = ("__background__", "cat", "dog", "bird")

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.config import LITE, PAPER_VGG16, RESNET50_FPN, RoIHeadConfig
+from model.config import RoIHeadConfig
+from model.presets import LITE, PAPER_VGG16, RESNET50_FPN
 from model.roi_head import RoIHead, stack_regions
 
 WHOLE = {"score_threshold": 0.05, "nms_threshold": 0.5, "max_detections": 100}

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from model import boxes as box_ops
-from model.config import LITE, PAPER_VGG16, AnchorConfig, RPNConfig
+from model.config import AnchorConfig, RPNConfig
+from model.presets import LITE, PAPER_VGG16
 from model.rpn import RPN, RPNHead
 
 # One level of 2 x 2 cells of 16 px, one square anchor of 16 px a cell.

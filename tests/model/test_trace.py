@@ -10,8 +10,9 @@ import torch
 
 from model import boxes as box_ops
 from model.anchors import grid, places
-from model.config import LITE, PAPER_VGG16, RESNET50_FPN, AnchorConfig
+from model.config import AnchorConfig
 from model.detector import Detector
+from model.presets import LITE, PAPER_VGG16, RESNET50_FPN
 from model.structures import Detections, DetectOptions, Trace
 
 CLASSES = ("__background__", "circle", "square", "star")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import LITE, PAPER_VGG16, RESNET50_FPN
+from model.presets import LITE, PAPER_VGG16, RESNET50_FPN
 from model.transform import Transform, exact_canvas, resized_size
 
 CPU = torch.device("cpu")

@@ -26,7 +26,9 @@ from model import anchors as anchor_grid
 from model import boxes as box_ops
 from model import nms as suppression
 from model.backbones import build_backbone
-from model.config import (
+from model.config import AnchorConfig, RPNConfig
+from model.detector import Detector
+from model.presets import (
     LITE,
     MOBILENET_V3_320,
     MOBILENET_V3_FPN,
@@ -34,10 +36,7 @@ from model.config import (
     PRESETS,
     RESNET50_FPN,
     RESNET50_FPN_V2,
-    AnchorConfig,
-    RPNConfig,
 )
-from model.detector import Detector
 from model.roi_head import RoIHead, stack_regions
 from model.rpn import RPN, Candidates, RPNHead
 from model.training.losses import roi_losses, rpn_losses
@@ -324,7 +323,7 @@ def test_trap_19_no_proposals_and_no_ground_truth() -> None:
     rpn, candidates = candidates_of(RPNConfig(score_threshold=0.9), [[-5.0]], [[[0.0, 0.0, 9.0, 9.0]]])
     assert len(rpn.propose(candidates)[0]) == 0
 
-    config, generator = RESNET50_FPN.train, torch.Generator().manual_seed(0)
+    config, generator = RESNET50_FPN.sampling, torch.Generator().manual_seed(0)
     truth = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (100, 100))
     anchors = boxes_at_random(600, 100)
     target = anchor_targets(anchors, truth, config, generator)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.config import LITE
+from model.presets import LITE
 from model.structures import HeatMap
 from service.rendering.heatmap import draw_heat_maps
 

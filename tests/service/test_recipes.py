@@ -9,10 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 from model.checkpoint import weights_dir
-from model.config import PAPER_VGG16
 from model.faster_rcnn import FasterRCNN
+from model.presets import PAPER_VGG16
 from model.training.augment import AugmentConfig
-from model.training.trainer import Finish, Recipe, TrainingError
+from model.training.config import Finish, TrainingConfig, TrainingError
 from service.cli.main import app
 from service.cli.recipes import read_recipe
 
@@ -29,7 +29,7 @@ def write(tmp_path: Path):
 
 def test_a_file_says_what_differs_from_the_defaults(write):
     file = write({"epochs": 2, "augment": {"mosaic": 0.2}, "finish": {"epochs": 1, "canvas": [96, 128], "augment": {}}})
-    expected = Recipe(
+    expected = TrainingConfig(
         epochs=2.0, augment=AugmentConfig(mosaic=0.2), finish=Finish(1, canvas=(96, 128), augment=AugmentConfig())
     )
     assert read_recipe(file, {}) == expected
@@ -37,13 +37,15 @@ def test_a_file_says_what_differs_from_the_defaults(write):
 
 def test_options_go_before_the_file_and_neither_is_needed(write):
     file = write({"epochs": 2, "lr": 1e-3})
-    assert read_recipe(file, {"lr": 1e-4}) == Recipe(epochs=2.0, lr=1e-4)
-    assert read_recipe(None, {"epochs": 3.0}) == Recipe(epochs=3.0)
-    assert read_recipe(None, {}) == Recipe()
+    assert read_recipe(file, {"lr": 1e-4}) == TrainingConfig(epochs=2.0, lr=1e-4)
+    assert read_recipe(None, {"epochs": 3.0}) == TrainingConfig(epochs=3.0)
+    assert read_recipe(None, {}) == TrainingConfig()
 
 
 def test_what_a_run_writes_is_read_again(write):
-    recipe = replace(Recipe(), seed=7, frozen=("backbone.",), finish=Finish(2, (96, 128), AugmentConfig(flip=0.0)))
+    recipe = replace(
+        TrainingConfig(), seed=7, frozen=("backbone.",), finish=Finish(2, (96, 128), AugmentConfig(flip=0.0))
+    )
     assert read_recipe(write({"schedule": "joint"} | asdict(recipe)), {}) == recipe
 
 
@@ -108,7 +110,7 @@ def test_the_help_names_the_recipes_own_defaults():
     said = " ".join(
         CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output.split()
     )
-    recipe = Recipe()
+    recipe = TrainingConfig()
     for name, value in {
         "passes over the pictures": f"{recipe.epochs:g}",
         "pictures a step": str(recipe.batch_size),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.config import LITE
+from model.presets import LITE
 from model.roi_head import BoxHead, ConvBoxHead
 from model.runtime.flatten_channels_last import flatten_channels_last
 

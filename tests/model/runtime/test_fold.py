@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.config import PRESETS, DetectorConfig
+from model.config import DetectorConfig
 from model.faster_rcnn import FasterRCNN
+from model.presets import PRESETS
 from model.runtime.fold_batchnorm import fold_norms
 
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d)

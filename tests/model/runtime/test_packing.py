@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from model.backbones.efficientnet_lite import Conv
-from model.config import PRESETS, DetectorConfig
+from model.config import DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
+from model.presets import PRESETS
 from model.runtime.cpu.onednn_conv import PackedConv2d, can_pack, pack_convolutions
 from model.runtime.fold_batchnorm import fold_norms
 from model.runtime.precision import multiplies_bf16

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from model.backbones.mobilenet import ROWS
 from model.boxes import iou
-from model.checkpoint import CheckpointError, read_ranges, resolve, write_ranges
-from model.config import PRESETS, DetectorConfig
+from model.checkpoint import CheckpointError, read_quantization_ranges, resolve, write_quantization_ranges
+from model.config import DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
+from model.presets import PRESETS
 from model.runtime.cpu.int8.layers import Quantize, Quantized, QuantizedConv2d, can_quantize, largest_weight
 from model.runtime.cpu.int8.quantize import quantizable, quantize
 from model.runtime.fold_batchnorm import fold_norms
@@ -147,7 +148,7 @@ def test_ranges_lie_beside_the_weights_and_say_of_which_they_are(saved: Path) ->
     assert layers == len(quantizable(detector.model))
     with watched(detector.model) as seen:
         detector.detect([picture])
-    for name, (low, high) in read_ranges(resolve(saved)).items():
+    for name, (low, high) in read_quantization_ranges(resolve(saved)).items():
         assert (low, high) == pytest.approx(seen[name], rel=1e-3)
     assert Detector.from_checkpoint(saved, precision="int8").detect([picture])
 
@@ -163,7 +164,7 @@ def test_ranges_lie_beside_the_weights_and_say_of_which_they_are(saved: Path) ->
     file.write_text("{")
     with pytest.raises(CheckpointError, match="holds no ranges"):
         Detector.from_checkpoint(saved, precision="int8")
-    write_ranges(resolve(saved), {name: (0.0, 1.0)}, 1)
+    write_quantization_ranges(resolve(saved), {name: (0.0, 1.0)}, 1)
     with pytest.raises(ValueError, match="No range is known"):
         Detector.from_checkpoint(saved, precision="int8")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.config import RESNET50_FPN
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
+from model.presets import RESNET50_FPN
 from model.runtime.cpu import winograd
 from model.runtime.cpu.winograd import WinogradConv2d, use_winograd
 

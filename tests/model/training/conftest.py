@@ -19,14 +19,14 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(1, count + 1):
             side = int(rng.integers(30, 60))
             x, y = int(rng.integers(0, 128 - side)), int(rng.integers(0, 96 - side))
-            picture = Image.new("RGB", (128, 96), (110, 110, 110))
-            draw = ImageDraw.Draw(picture)
+            image = Image.new("RGB", (128, 96), (110, 110, 110))
+            draw = ImageDraw.Draw(image)
             corners = (x, y, x + side, y + side)
             if number % 2:
                 draw.rectangle(corners, fill="white")
             else:
                 draw.ellipse(corners, fill="black")
-            picture.save(folder / "images" / split / f"{number}.png")
+            image.save(folder / "images" / split / f"{number}.png")
             images.append({"id": number, "file_name": f"{number}.png", "width": 128, "height": 96})
             annotations.append(
                 {"id": number, "image_id": number, "category_id": 1 + number % 2, "bbox": [x, y, side, side]}

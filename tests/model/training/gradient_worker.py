@@ -1,4 +1,4 @@
-"""Run by test_processes.py, alone or by torchrun: one step's gradients of a batch of three, and the weights after two.
+"""Write one step's gradients of a batch of three, and the weights after two steps; run by test_distributed.py.
 
 python gradient_worker.py DATA OUT
 """
@@ -9,27 +9,28 @@ from pathlib import Path
 
 import torch
 
-from model.config import LITE
+from model.data import load_dataset
+from model.presets import LITE
 from model.training.augment import PLAIN
-from model.training.data import load_dataset
-from model.training.distributed import Processes, leave
-from model.training.trainer import Recipe, Trainer, new_model
+from model.training.config import TrainingConfig
+from model.training.distributed import Processes, shutdown
+from model.training.trainer import Trainer, new_model
 
 
 def main(data: str, out: Path) -> None:
     torch.set_num_threads(1)
     processes = Processes.join(torch.device("cpu"))
-    recipe = Recipe(batch_size=3, lr=1e-3, body_lr=1e-3, warmup=1, canvas=(96, 128), augment=PLAIN, frozen=())
-    config = replace(LITE, train=replace(LITE.train, rpn_batch=32, roi_batch=16)).with_classes(3)
-    # Others' first weights differ: the first one's must reach them.
+    training = TrainingConfig(batch_size=3, lr=1e-3, body_lr=1e-3, warmup=1, canvas=(96, 128), augment=PLAIN, frozen=())
+    config = replace(LITE, sampling=replace(LITE.sampling, rpn_batch=32, roi_batch=16)).with_classes(3)
+    # The initial weights of each process differ: those of the first must reach the others.
     model = new_model(config, seed=processes.rank)
-    trainer = Trainer(model, load_dataset(data, "train"), recipe, processes=processes)
+    trainer = Trainer(model, load_dataset(data, "train"), training, processes=processes)
     losses = trainer.gradients(trainer._batches(0)[0])
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     trainer.run(until=2)
     result = {"losses": torch.stack(list(losses)), "gradients": gradients, "after": trainer.averaged_state()}
     torch.save(result, out / f"{processes.rank}-of-{processes.world}.pt")
-    leave()
+    shutdown()
 
 
 if __name__ == "__main__":

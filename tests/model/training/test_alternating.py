@@ -1,4 +1,4 @@
-"""The paper's four steps: who learns when, and what is shared at the end (P 3.2)."""
+"""The paper's four steps: which parts each one trains, and which are shared at the end (P 3.2)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,16 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import LITE
+from model.data import Dataset, load_dataset
 from model.faster_rcnn import FasterRCNN
-from model.training.alternating import STEPS, parts
+from model.presets import LITE
+from model.training.alternating import STEPS, training_stages
 from model.training.augment import PLAIN
-from model.training.data import Dataset, load_dataset
+from model.training.config import Finish, TrainingConfig, TrainingError
 from model.training.losses import Objective
 from model.training.run import train
-from model.training.trainer import Finish, Recipe, Trainer, TrainingError, new_model
+from model.training.trainer import Trainer, new_model
 
-RECIPE = Recipe(epochs=1, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(96, 128), augment=PLAIN, frozen=())
+CONFIG = TrainingConfig(
+    epochs=1, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(96, 128), augment=PLAIN, frozen=()
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,30 +26,32 @@ def shapes(shapes_folder: Path) -> Dataset:
     return load_dataset(shapes_folder, "train")
 
 
-def _fresh() -> FasterRCNN:
-    config = replace(LITE, train=replace(LITE.train, rpn_batch=32, roi_batch=16))
+def _initial_model() -> FasterRCNN:
+    config = replace(LITE, sampling=replace(LITE.sampling, rpn_batch=32, roi_batch=16))
     return new_model(config.with_classes(3))
 
 
-def test_each_step_changes_what_it_teaches_and_nothing_else(shapes: Dataset) -> None:
-    def make(model: FasterRCNN, recipe: Recipe, objective: Objective) -> Trainer:
-        return Trainer(model, shapes, recipe, objective=objective)
+def test_each_step_changes_what_it_trains_and_nothing_else(shapes: Dataset) -> None:
+    def make(model: FasterRCNN, config: TrainingConfig, objective: Objective) -> Trainer:
+        return Trainer(model, shapes, config, objective=objective)
 
     def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
         return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
-    taught, steps, ends = [], [], []
-    for part in parts("alternating", RECIPE, _fresh, make):
-        model = part.trainer.model
+    trained, steps, ends = [], [], []
+    for stage in training_stages("alternating", CONFIG, _initial_model, make):
+        model = stage.trainer.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
         losses = []
-        part.trainer.run(lambda _, loss, losses=losses: losses.append(loss))
-        taught.append(changed(before, model.state_dict()))
-        steps.append(part.trainer.steps)
-        ends.append(part.trainer.averaged_state())
-        alone = part.name.endswith("rpn")
-        assert all((float(loss.classes) == 0) == alone and (float(loss.objectness) != 0) == alone for loss in losses)
-    assert taught == [{"backbone", "rpn"}, {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}]
+        stage.trainer.run(lambda _, loss, losses=losses: losses.append(loss))
+        trained.append(changed(before, model.state_dict()))
+        steps.append(stage.trainer.steps)
+        ends.append(stage.trainer.averaged_state())
+        rpn_only = stage.name.endswith("rpn")
+        assert all(
+            (float(loss.classes) == 0) == rpn_only and (float(loss.objectness) != 0) == rpn_only for loss in losses
+        )
+    assert trained == [{"backbone", "rpn"}, {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}]
     assert steps == [4, 2, 4, 2]  # 80k, 40k, 80k and 40k of twelve
     # The detector that ships: step 2's backbone, step 3's RPN, and step 4's detector.
     last = ends[3]
@@ -61,16 +66,16 @@ def test_the_steps_share_the_whole_budget() -> None:
     assert sum(step.share for step in STEPS) == pytest.approx(1)
 
 
-def test_joint_training_is_one_part_with_all_four_losses(shapes: Dataset) -> None:
+def test_joint_training_is_one_stage_with_all_four_losses(shapes: Dataset) -> None:
     seen = []
-    for part in parts("joint", RECIPE, _fresh, lambda m, r, o: Trainer(m, shapes, r, objective=o)):
-        part.trainer.run(lambda _, losses: seen.append(losses), until=1)
+    for stage in training_stages("joint", CONFIG, _initial_model, lambda m, r, o: Trainer(m, shapes, r, objective=o)):
+        stage.trainer.run(lambda _, losses: seen.append(losses), until=1)
     (losses,) = seen
     assert all(float(loss) > 0 for loss in losses)
 
 
 def test_a_recipe_with_a_finish_is_for_joint_training(shapes_folder: Path, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, epochs=2, finish=Finish(1, (96, 128), PLAIN))
+    config = replace(CONFIG, epochs=2, finish=Finish(1, (96, 128), PLAIN))
     with pytest.raises(TrainingError, match="leave the finish out"):
-        train(shapes_folder, tmp_path / "run", start="nothing", recipe=recipe, schedule="alternating")
+        train(shapes_folder, tmp_path / "run", start="nothing", config=config, schedule="alternating")
     assert not (tmp_path / "run").exists()

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from model.config import LITE
 from model.faster_rcnn import FasterRCNN
+from model.presets import LITE
 from model.structures import ImageBatch
 from model.training.losses import joint_losses, roi_losses, rpn_losses
 from model.training.targets import AnchorTargets, RegionTargets, Truth
@@ -45,7 +45,7 @@ def test_only_the_offsets_of_a_foreground_regions_own_class_learn() -> None:
 
 
 def test_a_batch_without_objects_has_finite_losses_and_gradients() -> None:
-    # Trap 19.
+    # Means over no sample would be NaN.
     torch.manual_seed(0)
     model = FasterRCNN(LITE.with_classes(3)).train()
     size = torch.tensor([[64, 64]])
