@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from benchmarks import card, curves, unknown
 from benchmarks.failures import FalseDetection, failures, summary
 from model.checkpoint import sha256
-from model.data import Dataset, Sample
+from model.data import Sample
 from model.detector import DetectOptions, Detector
-from model.evaluation.report import build_report, load_split
+from model.evaluation.report import load_split
 from model.evaluation.temperature_scaling import TemperatureScaling, scale_distributions
 from service.cli.main import app
 
@@ -229,7 +229,7 @@ def test_one_command_writes_the_card(voc20: Path, repo: Path, tmp_path: Path) ->
     card.main(["--data", str(voc20), "--first", "4", "--speed", "1", *places])
     written = (tmp_path / "card.md").read_text()
     assert not re.search(r"-->\n\n?<!-- end -->", written)
-    assert json.loads((tmp_path / "lite-voc20-test.json").read_text())["pictures"] == 4
+    assert json.loads((tmp_path / "lite-voc20-test.json").read_text())["images"] == 4
     assert (tmp_path / "lite-scores.svg").stat().st_size > 1000
     # Outside the markers it is the same.
     assert card.fill(written, dict.fromkeys(card.PARTS, "")) == card.fill(text, dict.fromkeys(card.PARTS, ""))
@@ -251,31 +251,3 @@ def test_what_is_folded_into_the_weights_is_what_the_scores_become(voc20: Path, 
     assert after.trace.scores.numpy() == pytest.approx(expected, abs=2e-3)  # the file's float16
     assert card.folded_into(sha256(file), tmp_path) == correction
     assert card.folded_into("another", tmp_path) == TemperatureScaling()
-
-
-def test_figures_of_other_pictures_are_no_measure() -> None:
-    detector = Detector.random("LITE", classes=("__background__", "cat"), device="cpu", precision="fp32")
-    sample = Sample(
-        path=Path("a.jpg"),
-        image_id="a",
-        width=10,
-        height=10,
-        boxes=np.array([[1, 1, 9, 9]], np.float32),
-        class_ids=np.array([1]),
-        ignore=np.array([False]),
-        areas=np.array([64], np.float32),
-    )
-    dataset = Dataset((sample,), ("__background__", "cat"))
-    result = build_report(detector.info, [("a", sample.boxes, [0.9], [1])], dataset, "mine", "test")
-    written = json.loads(json.dumps(result.to_dict()))
-    assert {name: here - there for name, here, there in result.differences(written)} == {
-        "ap50": 0,
-        "ap": 0,
-        "ap75": 0,
-        "ar100": 0,
-        "ap50 of cat": 0,
-    }
-    with pytest.raises(ValueError, match="those figures are of"):
-        list(result.differences(written | {"pictures": 2}))
-    with pytest.raises(ValueError, match="no figures of an evaluation"):
-        list(result.differences({"data": "mine"}))

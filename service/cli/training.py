@@ -36,7 +36,8 @@ def train(
     ] = "imagenet",
     schedule: Annotated[Schedule, typer.Option(help="all at once, or the paper's four steps in turn")] = Schedule.joint,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="a json of TrainingConfig's fields, as a run writes one; options go before")
+        Path | None,
+        typer.Option("--recipe", help="a json of TrainingConfig's fields, as a run writes one; options go before"),
     ] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="passes over the pictures (default 7)")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="pictures a step (default 16)")] = None,

@@ -1,4 +1,4 @@
-"""PAPER_VGG16: the paper's own model, number by number."""
+"""The presets: found by name, and PAPER_VGG16 number by number against the paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from model import anchors, checkpoint
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
-from model.presets import PAPER_VGG16
+from model.presets import PAPER_VGG16, PRESETS, RESNET50_FPN, find_preset
 from model.roi_align import roi_pool
 from model.structures import ImageBatch
 from model.training.losses import joint_losses
@@ -212,3 +212,13 @@ def test_imagenets_vgg16_loads() -> None:
         "roi_heads.box_predictor.cls_score",
         "roi_heads.box_predictor.bbox_pred",
     }
+
+
+def test_presets_are_found_by_name() -> None:
+    assert [find_preset(preset.name) for preset in PRESETS] == list(PRESETS)
+    with pytest.raises(ValueError, match="No preset 'VGG': one of PAPER_VGG16, RESNET50_FPN, "):
+        find_preset("VGG")
+
+
+def test_a_preset_is_made_for_other_classes() -> None:
+    assert RESNET50_FPN.with_classes(3) == replace(RESNET50_FPN, num_classes=3)
