@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.structures import Trace
+from model.structures import Box, Trace
 
 Stage = Literal[
     "no_anchor",
@@ -41,7 +41,6 @@ STAGES: dict[Stage, str] = {
     "detection_limit": "it survived NMS, but too far down the list to be in the answer",
     "found": "a detection of the expected class lies on it",
 }
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
