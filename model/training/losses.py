@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.faster_rcnn import Dense, FasterRCNN
+from model.faster_rcnn import FasterRCNN, RPNOutput
 from model.roi_head import stack_regions
 from model.structures import ImageBatch, Proposals
 from model.training.targets import AnchorTargets, RegionTargets, Truth, anchor_targets, region_targets
@@ -111,10 +111,10 @@ def joint_losses(
 
     Proposals are constants to the detector's losses.
     """
-    dense = model.dense(batch.pixels)
-    rpn = _rpn_losses(model, dense, batch, truths, generators, total)
-    proposals = model.rpn.propose(model.candidates(dense, batch))
-    return Losses(*rpn, *_detector_losses(model, dense.maps, proposals, truths, generators, total))
+    output = model.run_convolutions(batch.pixels)
+    rpn = _rpn_losses(model, output, batch, truths, generators, total)
+    proposals = model.rpn.select_proposals(model.select_candidates(output, batch))
+    return Losses(*rpn, *_detector_losses(model, output.maps, proposals, truths, generators, total))
 
 
 def rpn_only_losses(
@@ -125,9 +125,9 @@ def rpn_only_losses(
     total: Total = single_process_total,
 ) -> Losses:
     """Return the RPN's two losses; the detector's are 0."""
-    dense = model.dense(batch.pixels)
+    output = model.run_convolutions(batch.pixels)
     zero = batch.pixels.new_zeros(())
-    return Losses(*_rpn_losses(model, dense, batch, truths, generators, total), zero, zero)
+    return Losses(*_rpn_losses(model, output, batch, truths, generators, total), zero, zero)
 
 
 class DetectorOnlyLosses:
@@ -149,31 +149,31 @@ class DetectorOnlyLosses:
     ) -> Losses:
         proposer = self.proposer or model
         if proposer is model:
-            dense = model.dense(batch.pixels)
-            maps = dense.maps
+            output = model.run_convolutions(batch.pixels)
+            maps = output.maps
         else:
             maps = model.backbone(batch.pixels)
             with torch.no_grad():
-                dense = proposer.dense(batch.pixels)
-        proposals = proposer.rpn.propose(proposer.candidates(dense, batch))
+                output = proposer.run_convolutions(batch.pixels)
+        proposals = proposer.rpn.select_proposals(proposer.select_candidates(output, batch))
         zero = batch.pixels.new_zeros(())
         return Losses(zero, zero, *_detector_losses(model, maps, proposals, truths, generators, total))
 
 
 def _rpn_losses(
     model: FasterRCNN,
-    dense: Dense,
+    output: RPNOutput,
     batch: ImageBatch,
     truths: Sequence[Truth],
     generators: Sequence[torch.Generator],
     total: Total,
 ) -> tuple[Tensor, Tensor]:
     config = model.config.sampling
-    anchors, _ = model.rpn.grid(batch.canvas, dense.shapes, batch.pixels.device)
+    anchors, _ = model.rpn.grid_anchors(batch.canvas, output.shapes, batch.pixels.device)
     targets = [
         anchor_targets(anchors, truth, config, generator) for truth, generator in zip(truths, generators, strict=True)
     ]
-    return rpn_losses(dense.logits, dense.deltas, targets, config.rpn_beta, total)
+    return rpn_losses(output.logits, output.deltas, targets, config.rpn_beta, total)
 
 
 def _detector_losses(

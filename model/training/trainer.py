@@ -206,7 +206,7 @@ class Trainer:
         factor = learning_rate_factor(self.config, self.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * factor
-        losses = self.gradients(batch)
+        losses = self.compute_gradients(batch)
         torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip)
         self.optimiser.step()
         # A lower decay at first, or the initial weights would stay in the average for thousands of steps.
@@ -215,7 +215,7 @@ class Trainer:
             torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.trained], 1 - decay)
         return losses
 
-    def gradients(self, batch: TrainBatch) -> Losses:
+    def compute_gradients(self, batch: TrainBatch) -> Losses:
         """Compute the whole batch's gradients into the parameters, and return its losses.
 
         batch: this process's part of the current step's batch. Every process ends with the same gradients, those that

@@ -25,7 +25,7 @@ def main(data: str, out: Path) -> None:
     # The initial weights of each process differ: those of the first must reach the others.
     model = new_model(config, seed=processes.rank)
     trainer = Trainer(model, load_dataset(data, "train"), training, processes=processes)
-    losses = trainer.gradients(trainer._batches(0)[0])
+    losses = trainer.compute_gradients(trainer._batches(0)[0])
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     trainer.run(until=2)
     result = {"losses": torch.stack(list(losses)), "gradients": gradients, "after": trainer.averaged_state()}
