@@ -19,7 +19,7 @@ from model.checkpoint.quantization_ranges import (
     QuantizationRanges,
     quantization_ranges_path,
     read_quantization_ranges,
-    write_quantization_ranges,
+    save_quantization_ranges,
 )
 from model.checkpoint.state_dict import identify_preset, load_into, normalise_keys
 
@@ -43,8 +43,8 @@ __all__ = [
     "read_state",
     "resolve",
     "save",
+    "save_quantization_ranges",
     "sha256",
     "verify",
     "weights_dir",
-    "write_quantization_ranges",
 ]

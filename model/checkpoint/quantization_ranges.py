@@ -43,8 +43,8 @@ def read_quantization_ranges(checkpoint: ResolvedCheckpoint) -> dict[str, tuple[
     return ranges
 
 
-def write_quantization_ranges(checkpoint: ResolvedCheckpoint, ranges: QuantizationRanges, images: int) -> Path:
-    """Write the ranges measured on so many images beside the weights, and return the file's path."""
+def save_quantization_ranges(checkpoint: ResolvedCheckpoint, ranges: QuantizationRanges, images: int) -> Path:
+    """Save the ranges measured on so many images beside the weights, and return the file's path."""
     path = quantization_ranges_path(checkpoint)
     lines = [f"  {json.dumps(name)}: [{low:.4g}, {high:.4g}]" for name, (low, high) in ranges.items()]
     head = f'{{\n "sha256": "{sha256(checkpoint.path)}",\n "pictures": {images},\n "ranges": {{\n'

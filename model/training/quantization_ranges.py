@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import write_quantization_ranges
+from model.checkpoint import save_quantization_ranges
 from model.detector import Detector
 from model.runtime.cpu.int8.quantize import quantizable
 from model.transform import Image
@@ -31,7 +31,7 @@ def calibrate(detector: Detector, pictures: Iterable[Image]) -> tuple[Path, int]
             count += 1
     if not ranges:
         raise ValueError("There are no pictures to see ranges on.")
-    return write_quantization_ranges(detector.checkpoint, ranges, count), len(ranges)
+    return save_quantization_ranges(detector.checkpoint, ranges, count), len(ranges)
 
 
 @contextmanager

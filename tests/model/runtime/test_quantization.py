@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.backbones.mobilenet import ROWS
 from model.boxes import iou
-from model.checkpoint import CheckpointError, read_quantization_ranges, resolve, write_quantization_ranges
+from model.checkpoint import CheckpointError, read_quantization_ranges, resolve, save_quantization_ranges
 from model.config import DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
@@ -146,7 +146,7 @@ def test_ranges_lie_beside_the_weights_and_say_of_which_they_are(saved: Path) ->
     file.write_text("{")
     with pytest.raises(CheckpointError, match="holds no ranges"):
         Detector.from_checkpoint(saved, precision="int8")
-    write_quantization_ranges(resolve(saved), {name: (0.0, 1.0)}, 1)
+    save_quantization_ranges(resolve(saved), {name: (0.0, 1.0)}, 1)
     with pytest.raises(ValueError, match="No range is known"):
         Detector.from_checkpoint(saved, precision="int8")
 
