@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model import boxes as box_ops
 from model.config import RoIHeadConfig
 from model.nms import grouped_nms, nms_per_class
-from model.roi_align import flatten_maps, map_shapes, pool_table, roi_pool, table_layout
+from model.roi_align import flatten_maps, map_shapes, roi_align_embedding_bag, roi_pool, table_layout
 from model.transfer import download, upload
 
 
@@ -118,7 +118,7 @@ class RoIHead(nn.Module):
         """Step 1 from the flattened pyramid (``ops.flatten_maps``, ``ops.table_layout``): [R, r, r, C]."""
         config = self.config
         levels = self.levels(regions[:, 1:])
-        return pool_table(table, layout, config.scales, regions, levels, config.resolution, config.sampling)
+        return roi_align_embedding_bag(table, layout, config.scales, regions, levels, config.resolution, config.sampling)
 
     def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Step 2: class logits [R, classes] and offsets [R, classes, 4] of pooled regions [R, C, r, r]."""

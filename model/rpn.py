@@ -112,7 +112,7 @@ class RPN(nn.Module):
     ) -> tuple[Tensor, tuple[int, ...]]:
         """All anchors float32 [N, 4] in canvas pixels, and how many each level has."""
         counts = tuple(rows * columns * self.anchors.per_cell for rows, columns in maps)
-        return anchor_grid.grid(self.anchors, canvas, maps, device), counts
+        return anchor_grid.grid_anchors(self.anchors, canvas, maps, device), counts
 
     @torch.no_grad()
     def candidates(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from model import boxes as box_ops
-from model.anchors import places
+from model.anchors import anchor_locations
 from model.explain.stages import (
     AnchorFacts,
     Box,
@@ -149,7 +149,7 @@ class _Walk:
         return _RPN_CUTS[int(self.reached[anchor])], anchor, None
 
     def _anchor(self, index: int, fits: Tensor) -> AnchorFacts:
-        trace, place = self.trace, places(self.trace.config.anchors, self.trace.maps, torch.tensor([index]))
+        trace, place = self.trace, anchor_locations(self.trace.config.anchors, self.trace.maps, torch.tensor([index]))
         level, candidate = int(place.levels), int(self.candidate_of[index])
         start, count = sum(trace.anchor_counts[:level]), trace.anchor_counts[level]
         if candidate >= 0:

@@ -21,7 +21,7 @@ from model.structures import DetectOptions, ImageBatch, Proposals, Trace
 def in_picture(
     proposals: Proposals, batch: ImageBatch, picture: int, config: AnchorConfig, maps: tuple[tuple[int, int], ...]
 ) -> Proposals:
-    """Carry proposals of image number ``picture`` from the canvas to its own pixels, with their places; all on the CPU.
+    """Carry proposals of image number ``picture`` from the canvas to its own pixels, with their locations; all on the CPU.
 
     maps: (Hl, Wl) by level.
     """
@@ -30,7 +30,7 @@ def in_picture(
         proposals,
         boxes=box_ops.rescale(proposals.boxes, size, original),
         anchors=box_ops.rescale(proposals.anchors, size, original),
-        places=anchor_grid.places(config, maps, proposals.anchor_indices),
+        locations=anchor_grid.anchor_locations(config, maps, proposals.anchor_indices),
     )
 
 

@@ -18,7 +18,7 @@ from model import boxes as box_ops
 from model.explain.trace import TraceTensors, gather, in_picture, record
 from model.faster_rcnn import Dense, FasterRCNN, split_rows
 from model.roi_head import Found, stack_regions
-from model.runtime.stage_timer import Clock
+from model.runtime.stage_timer import StageTimer
 from model.structures import Detections, DetectOptions, ImageBatch, Proposals
 from model.transfer import download, upload
 
@@ -31,19 +31,19 @@ def run(
     batch: ImageBatch,
     options: Sequence[DetectOptions],
     classes: tuple[str, ...],
-    clock: Clock,
+    timer: StageTimer,
 ) -> list[Detections | None]:
     """Detect in each picture of ``batch``; the detections are on the CPU, without timings.
 
     None for a picture for which a map, a logit or an offset of the network was not finite.
     dtype: what the network takes. options: one a picture, without a None but in ``class_ids`` and ``regions``.
-    classes: names by class id. ``clock`` is told of the stages backbone, rpn, roi_head and postprocess.
+    classes: names by class id. ``timer`` is told of the stages backbone, rpn, roi_head and postprocess.
     """
     device = batch.pixels.device
     asking = [i for i, wanted in enumerate(options) if wanted.regions is None]
     maps, dense = run_dense(model, batch.pixels.to(dtype), asking)
     finite = _finite_images(maps)
-    clock.lap("backbone")
+    timer.mark("backbone")
     boxes_in = [_on_canvas(wanted.regions, batch, i) for i, wanted in enumerate(options)]
     candidates, asked, survivors = None, batch, []
     if dense is not None:
@@ -56,10 +56,10 @@ def run(
         if asked is not batch:
             answered = torch.ones_like(finite).scatter_(0, upload(asking, torch.int64, device), answered)
         finite = finite & answered
-    clock.lap("rpn")
+    timer.mark("rpn")
     regions = stack_regions(boxes_in)
     logits, offsets = model.roi_heads(maps, regions)
-    clock.lap("roi_head")
+    timer.mark("roi_head")
     found = model.roi_heads.find(
         logits,
         offsets,
@@ -99,7 +99,7 @@ def run(
             trace = record(model.config, batch, i, dense.shapes, traces[i], pairs, classes, wanted)
             result = replace(result, trace=trace)
         results.append(result if sound[i] else None)
-    clock.lap("postprocess")
+    timer.mark("postprocess")
     return results
 
 

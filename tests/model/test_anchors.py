@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.anchors import base_anchors, grid, legacy_base_anchors, level_strides
+from model.anchors import base_anchors, grid_anchors, legacy_base_anchors, level_strides
 from model.config import LITE, RESNET50_FPN, AnchorConfig
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_the_papers_nine_anchors_are_those_of_its_code() -> None:
 
 def test_the_grid_goes_by_level_row_column_and_anchor() -> None:
     config = AnchorConfig(sizes=((2.0,), (4.0,)), ratios=(1.0,), rounded=False, strides=(8, 16))
-    anchors = grid(config, (16, 16), ((2, 2), (1, 1)), CPU)
+    anchors = grid_anchors(config, (16, 16), ((2, 2), (1, 1)), CPU)
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     assert centres.tolist() == [[0, 0], [8, 0], [0, 8], [8, 8], [0, 0]]
     assert (anchors[:, 2] - anchors[:, 0]).tolist() == [2, 2, 2, 2, 4]
@@ -62,4 +62,4 @@ def test_lites_strides_are_fixed() -> None:
 def test_a_level_without_anchor_sizes_is_an_error_that_says_so() -> None:
     config = replace(LITE.anchors, sizes=LITE.anchors.sizes[:2])
     with pytest.raises(ValueError, match="2 levels of anchor sizes for 3 feature maps"):
-        grid(config, (32, 32), ((4, 4), (2, 2), (1, 1)), CPU)
+        grid_anchors(config, (32, 32), ((4, 4), (2, 2), (1, 1)), CPU)

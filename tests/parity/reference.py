@@ -28,8 +28,8 @@ from model import boxes as box_ops
 from model import checkpoint, config
 from model.config import DetectorConfig
 from model.faster_rcnn import FasterRCNN
-from model.structures import ImageBatch, Proposals
-from model.transform import Image, Transform, exact_canvas
+from model.structures import ImageArray, ImageBatch, Proposals
+from model.transform import Transform, exact_canvas
 from tests.parity.comparison import Found
 
 PUBLISHED = {
@@ -46,7 +46,7 @@ PUBLISHED = {
 }
 
 
-def picture(height: int, width: int, seed: int) -> Image:
+def picture(height: int, width: int, seed: int) -> ImageArray:
     """A uint8 RGB picture [height, width, 3] with structure at several scales, as photographs have."""
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3))
@@ -96,7 +96,7 @@ def to_old_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {old(key): value for key, value in state.items()}
 
 
-def theirs(reference: Reference, images: Sequence[Image]) -> list[Found]:
+def theirs(reference: Reference, images: Sequence[ImageArray]) -> list[Found]:
     """What torchvision's detector finds, batched and padded as it does."""
     proposals: list[tuple[list[Tensor], list[Tensor]]] = []
     keep_proposals = reference.rpn.filter_proposals
@@ -115,14 +115,14 @@ def theirs(reference: Reference, images: Sequence[Image]) -> list[Found]:
     ]
 
 
-def batch_of(settings: DetectorConfig, images: Sequence[Image]) -> ImageBatch:
+def batch_of(settings: DetectorConfig, images: Sequence[ImageArray]) -> ImageBatch:
     """The images on the smallest canvas that holds them all, as torchvision batches."""
     canvases = [exact_canvas(settings.transform, *image.shape[:2]) for image in images]
     canvas = (max(height for height, _ in canvases), max(width for _, width in canvases))
     return Transform(settings.transform)(images, canvas, torch.device("cpu"))
 
 
-def ours(model: FasterRCNN, images: Sequence[Image]) -> list[Found]:
+def ours(model: FasterRCNN, images: Sequence[ImageArray]) -> list[Found]:
     """What our detector finds, in float32 and eager, on a canvas that holds all the images."""
     batch = batch_of(model.config, images)
     with torch.inference_mode():
@@ -225,7 +225,7 @@ def _enliven(model: Reference, settings: DetectorConfig) -> None:
     predictor.cls_score.bias.data[0] += high
 
 
-def _outputs(model: Reference, layers: Sequence[nn.Module], image: Image) -> list[Tensor]:
+def _outputs(model: Reference, layers: Sequence[nn.Module], image: ImageArray) -> list[Tensor]:
     """What each layer gives on the picture: of the RPN's maps the finest."""
     seen: list[list[Tensor]] = [[] for _ in layers]
     handles = [

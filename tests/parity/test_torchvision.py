@@ -19,7 +19,8 @@ from model.checkpoint import ResolvedCheckpoint
 from model.config import DetectorConfig
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
-from model.transform import Image, resized_size
+from model.structures import ImageArray
+from model.transform import resized_size
 from tests.parity.comparison import Difference, Found, compare
 from tests.parity.reference import PUBLISHED, ours, pair, picture, theirs
 
@@ -48,7 +49,7 @@ def assert_lively(found: Sequence[Found]) -> None:
     assert len(torch.cat([one.labels for one in found]).unique()) > 2
 
 
-def each_alone(reference: Reference, model: FasterRCNN, images: Sequence[Image]) -> tuple[list[Found], list[Found]]:
+def each_alone(reference: Reference, model: FasterRCNN, images: Sequence[ImageArray]) -> tuple[list[Found], list[Found]]:
     """Our answers and torchvision's for each picture in a batch of its own."""
     return [ours(model, [image])[0] for image in images], [theirs(reference, [image])[0] for image in images]
 
