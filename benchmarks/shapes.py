@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import pairs, report
 from model.detector import Detector
-from model.runtime.malloc import PRIMITIVES
+from model.runtime.malloc import PRIMITIVES, configure_malloc
 
 DEFAULT, OURS = 1024, PRIMITIVES
 PIECES = (128, DEFAULT, OURS)
@@ -37,6 +37,7 @@ MOST = 8
 def sweeps(preset: str, count: int, threads: int) -> list[dict[str, float]]:
     """Seconds of each sweep, and MiB resident after it: in this process."""
     torch.set_num_threads(threads)
+    configure_malloc()
     detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu")
     batches = [(canvas, size) for canvas in detector.buckets.canvases for size in range(1, MOST + 1)]
     dice, made = random.Random(5), []

@@ -93,9 +93,7 @@ class Detector:
         self.buckets = Buckets(model.config.transform, canvas)
         self.transform = Transform(model.config.transform)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.model, self.report = optimize_for_inference(
-            model, self.device, precision, canvas=canvas, ranges=ranges
-        )
+        self.model, self.report = optimize_for_inference(model, self.device, precision, canvas=canvas, ranges=ranges)
         self.precision, self.dtype = self.report.precision, self.report.dtype
         head = model.config.roi_head
         self.defaults = DetectOptions(

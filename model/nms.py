@@ -77,8 +77,8 @@ class PairwiseNMS:
 
     A box is kept where it is valid and no kept box before it in its group overlaps it by more than the threshold. This
     condition has one solution, and applying it again and again from "all are kept" reaches it: after n iterations the
-    first n boxes of each group are final. Most are final much sooner. The overlaps are computed with the operations of torchvision's
-    CPU operator, in float32 and in its order, so that the same boxes are kept.
+    first n boxes of each group are final. Most are final much sooner. The overlaps are computed with the operations of
+    torchvision's CPU operator, in float32 and in its order, so that the same boxes are kept.
 
     Memory: 2 bytes a pair for the mask, and at most 320 MiB more while it is made.
     """

@@ -118,7 +118,9 @@ class RoIHead(nn.Module):
         """Step 1 from the flattened pyramid (``ops.flatten_maps``, ``ops.table_layout``): [R, r, r, C]."""
         config = self.config
         levels = self.levels(regions[:, 1:])
-        return roi_align_embedding_bag(table, layout, config.scales, regions, levels, config.resolution, config.sampling)
+        return roi_align_embedding_bag(
+            table, layout, config.scales, regions, levels, config.resolution, config.sampling
+        )
 
     def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Step 2: class logits [R, classes] and offsets [R, classes, 4] of pooled regions [R, C, r, r]."""

@@ -21,7 +21,7 @@ from model.structures import DetectOptions, ImageBatch, Proposals, Trace
 def in_picture(
     proposals: Proposals, batch: ImageBatch, picture: int, config: AnchorConfig, maps: tuple[tuple[int, int], ...]
 ) -> Proposals:
-    """Carry proposals of image number ``picture`` from the canvas to its own pixels, with their locations; all on the CPU.
+    """Carry proposals of image number ``picture`` from the canvas to its own pixels, with locations; on the CPU.
 
     maps: (Hl, Wl) by level.
     """

@@ -20,7 +20,7 @@ from model.runtime.cpu.onednn_conv import can_pack, pack_convolutions
 from model.runtime.cpu.winograd import use_winograd
 from model.runtime.flatten_channels_last import flatten_channels_last
 from model.runtime.fold_batchnorm import fold_batchnorm
-from model.runtime.precision import PRECISIONS, choose_precision, multiplies_bf16, measure_probe_drift
+from model.runtime.precision import PRECISIONS, choose_precision, measure_probe_drift, multiplies_bf16
 
 _PROBE_SIZE = (480, 640)  # height and width of the image that precisions are compared on
 

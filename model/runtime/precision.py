@@ -26,8 +26,8 @@ PRECISIONS = {
     "fp16": torch.float16,
     "int8": torch.float32,
 }
-# `auto` takes a 16-bit type on a GPU only where the network's output moves by less than this share of its size. fp16 was
-# seen to move it by some thousandths, bf16 by some hundredths (`python -m benchmarks.gpu`).
+# `auto` takes a 16-bit type on a GPU only where the network's output moves by less than this share of its size. fp16
+# moves it by some thousandths, bf16 by some hundredths (`python -m benchmarks.gpu`).
 MOST_DRIFT = 0.1
 
 
@@ -99,9 +99,7 @@ def measure_drift(model: FasterRCNN, pixels: Tensor, regions: Tensor, dtype: tor
     """
     cast = deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
     largest = 0.0
-    for exact, rounded in zip(
-        _outputs(model, pixels, regions), _outputs(cast, pixels.to(dtype), regions), strict=True
-    ):
+    for exact, rounded in zip(_outputs(model, pixels, regions), _outputs(cast, pixels.to(dtype), regions), strict=True):
         share = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp(min=1e-12)
         if not bool(share.isfinite()):
             return float("inf")

@@ -12,19 +12,19 @@ CPU = torch.device("cpu")
 
 
 def test_anchors_of_a_cell_are_ratio_major() -> None:
-    # Trap 3: both sizes of the flat ratio come first.
+    # Both sizes of the flat ratio come first.
     anchors = base_anchors((16.0, 32.0), (0.25, 1.0), rounded=False)
     assert anchors.tolist() == [[-16, -4, 16, 4], [-32, -8, 32, 8], [-8, -8, 8, 8], [-16, -16, 16, 16]]
 
 
 def test_torchvisions_base_anchors_are_whole_pixels() -> None:
-    # Trap 2.
+    # torchvision rounds them (anchor_utils.py), and its checkpoints were trained so.
     anchors = base_anchors((32.0,), (0.5, 1.0, 2.0), rounded=True)
     assert anchors.tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
 
 
 def test_the_papers_nine_anchors_are_those_of_its_code() -> None:
-    # FACTS section 1: py-faster-rcnn's table, which counts pixels from 1 and includes the last (trap 1).
+    # The table in py-faster-rcnn's generate_anchors.py, which counts pixels from 1 and includes the last.
     table = [
         [-83, -39, 100, 56],
         [-175, -87, 192, 104],
@@ -49,7 +49,7 @@ def test_the_grid_goes_by_level_row_column_and_anchor() -> None:
 
 
 def test_torchvisions_stride_is_the_canvas_over_the_map() -> None:
-    # Trap 4: P6 at a height of 800 has 13 rows, and 800 // 13 is 61.
+    # P6 at a height of 800 has 13 rows, and 800 // 13 is 61.
     maps = ((200, 272), (100, 136), (50, 68), (25, 34), (13, 17))
     assert level_strides(RESNET50_FPN.anchors, (800, 1088), maps)[-1] == (61, 64)
 

@@ -49,7 +49,9 @@ def assert_lively(found: Sequence[Found]) -> None:
     assert len(torch.cat([one.labels for one in found]).unique()) > 2
 
 
-def each_alone(reference: Reference, model: FasterRCNN, images: Sequence[ImageArray]) -> tuple[list[Found], list[Found]]:
+def each_alone(
+    reference: Reference, model: FasterRCNN, images: Sequence[ImageArray]
+) -> tuple[list[Found], list[Found]]:
     """Our answers and torchvision's for each picture in a batch of its own."""
     return [ours(model, [image])[0] for image in images], [theirs(reference, [image])[0] for image in images]
 

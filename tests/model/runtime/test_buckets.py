@@ -1,4 +1,4 @@
-"""Buckets: few, and chosen by each picture alone."""
+"""Buckets: few canvases, and each chosen by an image's size alone."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ SIDES = st.integers(1, 20_000)
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 @pytest.mark.parametrize("mode", ["buckets", "exact"])
 @given(height=SIDES, width=SIDES)
-def test_every_picture_fits_its_canvas(preset, mode, height, width) -> None:  # type: ignore[no-untyped-def]
+def test_every_image_fits_its_canvas(preset, mode, height, width) -> None:  # type: ignore[no-untyped-def]
     canvas = Buckets(preset.transform, mode).canvas_for(height, width)
     resized = resized_size(preset.transform, height, width)
     assert resized[0] <= canvas[0]
@@ -29,7 +29,7 @@ def test_buckets_are_few_and_in_both_orientations(preset) -> None:  # type: igno
     assert {(width, height) for height, width in canvases} == set(canvases)
 
 
-def test_a_camera_picture_wastes_little() -> None:
+def test_the_image_of_a_camera_needs_little_padding() -> None:
     assert Buckets(LITE.transform).canvas_for(480, 640) == (384, 480)
     assert Buckets(RESNET50_FPN.transform).canvas_for(480, 640) == (800, 1088)
     assert Buckets(RESNET50_FPN.transform).canvas_for(640, 480) == (1088, 800)
@@ -38,3 +38,8 @@ def test_a_camera_picture_wastes_little() -> None:
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="'buckets' or 'exact'"):
         Buckets(LITE.transform, "square")  # type: ignore[arg-type]
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one pixel, not 0x5"):
+        Buckets(LITE.transform).canvas_for(0, 5)
