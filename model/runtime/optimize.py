@@ -49,7 +49,7 @@ def optimize_for_inference(
     """Make ``model``, in float32 on the CPU, ready for inference on ``device``; it is changed in place, and returned.
 
     precision: a name of ``PRECISIONS`` or ``auto``. canvas: ``exact`` is for comparing with other implementations, and
-    leaves out what changes a result in its last digits for speed. ranges: the lowest and the highest input of each
+    leaves Winograd's algorithm out, which changes the last digits. ranges: the lowest and the highest input of each
     layer by its name, for int8. Raises ``ValueError`` for a precision that the device does not offer, a missing range,
     and a norm that cannot be folded.
     """
@@ -85,8 +85,8 @@ def optimize_for_inference(
         )
     model = model.to(device, dtype).to(memory_format=torch.channels_last)
 
-    # After the cast, whose memory layout they build on. Neither rounds its layers' inputs and outputs, as bf16 is
-    # emulated. Winograd first: it takes the convolutions that it is faster for, and oneDNN's operator the rest.
+    # After the cast, whose memory layout they build on. Not where bf16 is emulated: the layers that they replace have
+    # the hooks that round. Winograd first: it takes the convolutions that it is faster for, oneDNN's operator the rest.
     if device.type == "cpu" and not emulated:
         if dtype == torch.float32 and canvas != "exact" and (winograd := use_winograd(model)):
             sentences.append(f"{winograd} wide 3x3 convolutions use Winograd's algorithm.")
