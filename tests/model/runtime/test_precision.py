@@ -80,7 +80,7 @@ class Network(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.tensor([weight]))
         self.maps: list[torch.Tensor] = []
 
-    def dense(self, pixels: torch.Tensor):  # type: ignore[no-untyped-def]
+    def run_convolutions(self, pixels: torch.Tensor):  # type: ignore[no-untyped-def]
         self.logits = pixels.flatten(1) * self.weight
         self.deltas = self.logits * 0 + 1
         return self

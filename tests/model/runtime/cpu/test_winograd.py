@@ -76,9 +76,9 @@ def test_a_network_computes_the_same_with_them(monkeypatch: pytest.MonkeyPatch) 
     _decide(monkeypatch, faster=True)
     model = FasterRCNN(RESNET50_FPN.with_classes(3)).eval().to(memory_format=torch.channels_last)
     pixels = torch.randn(1, 3, 128, 160).contiguous(memory_format=torch.channels_last)
-    plain = model.dense(pixels)
+    plain = model.run_convolutions(pixels)
     assert use_winograd(model) == 12  # five and two of the last stages, the pyramid's four, the RPN's one
-    fast = model.dense(pixels)
+    fast = model.run_convolutions(pixels)
     for before, after in zip(
         (*plain.maps, plain.logits, plain.deltas), (*fast.maps, fast.logits, fast.deltas), strict=True
     ):
