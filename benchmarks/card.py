@@ -60,6 +60,7 @@ from model.evaluation.temperature_scaling import (
     scale_scores,
 )
 from model.faster_rcnn import FasterRCNN
+from model.runtime.malloc import configure_malloc
 from model.runtime.precision import multiplies_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -643,6 +644,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, default=ROOT / "docs/images")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    configure_malloc()
     cache = Cache(options.cache)
 
     def part(name: str) -> Dataset:

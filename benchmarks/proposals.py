@@ -39,6 +39,7 @@ from model.detector import Detector
 from model.faster_rcnn import FasterRCNN, RPNOutput
 from model.presets import find_preset
 from model.roi_head import stack_regions
+from model.runtime.malloc import configure_malloc
 
 COUNTS = (10, 50, 100, 300, 1000)
 OVERLAPS = (0.5, 0.7)
@@ -346,6 +347,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "proposals", help="not to be committed")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    configure_malloc()
     cv2.setNumThreads(1)
     dataset = load_dataset(options.data, "test", on_bad_box="skip")
     if options.search:

@@ -31,7 +31,7 @@ from model.detector import Detector
 from model.evaluation.coco import evaluate_detector
 from model.faster_rcnn import FasterRCNN
 from model.presets import LITE
-from model.runtime.malloc import keep_freed_memory
+from model.runtime.malloc import configure_malloc
 from model.training.alternating import Schedule, TrainingStage, training_stages
 from model.training.config import TrainingConfig
 from model.training.initial_weights import initialise_weights
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    configure_malloc()
     whole, held = split(load_dataset(options.data, "train", on_bad_box="skip"), VALIDATION, 0)
     order = np.random.default_rng(options.seed).permutation(len(whole))[: options.pictures]
     dataset = whole.subset(sorted(order.tolist()))

@@ -29,7 +29,6 @@ from model.evaluation.coco import Evaluation, evaluate_detector
 from model.faster_rcnn import FasterRCNN
 from model.presets import find_preset
 from model.runtime.device import choose_device
-from model.runtime.malloc import keep_freed_memory
 from model.training.alternating import Schedule, TrainingStage, training_stages
 from model.training.config import TrainingConfig, TrainingError
 from model.training.distributed import Processes
@@ -69,7 +68,6 @@ def train(
             "A finish belongs to the end of joint training, and each of the four steps has an end of its own: "
             "leave the finish out."
         )
-    keep_freed_memory()
     train_device = choose_device(device)
     processes = Processes.join(train_device)
     if train_device.type == "cuda" and processes.world > 1:

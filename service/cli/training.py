@@ -36,8 +36,7 @@ def train(
     ] = "imagenet",
     schedule: Annotated[Schedule, typer.Option(help="all at once, or the paper's four steps in turn")] = Schedule.joint,
     recipe_file: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="a json of TrainingConfig's fields, as a run writes one; options go before"),
+        Path | None, typer.Option("--recipe", help="a json of Recipe's fields, as a run writes one; options go before")
     ] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="passes over the pictures (default 7)")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="pictures a step (default 16)")] = None,
@@ -59,11 +58,13 @@ def train(
 
     from model.data import DataError
     from model.detector import CheckpointError, DeviceError, NotFiniteError
+    from model.runtime.malloc import configure_malloc
     from model.training.config import TrainingError
     from model.training.distributed import shutdown
     from model.training.run import train as run
     from service.cli.recipes import read_recipe
 
+    configure_malloc()
     if threads:
         torch.set_num_threads(threads)
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "body_lr": body_lr, "seed": seed, "bf16": bf16}
@@ -110,7 +111,9 @@ def evaluate(
     from model.detector import CheckpointError, Detector, DeviceError, NotFiniteError
     from model.evaluation.predictions import predict
     from model.evaluation.report import build_report, load_split
+    from model.runtime.malloc import configure_malloc
 
+    configure_malloc()
     try:
         written = None if against is None else json.loads(against.read_text())
         detector = Detector.from_checkpoint(weights, device=device, precision=precision)
@@ -148,7 +151,8 @@ def calibrate(
 ) -> None:
     """See what a detector's layers take in, which ``--precision int8`` needs: FILE.ranges.json beside its weights."""
     from model.detector import CheckpointError, Detector, NotFiniteError
-    from model.training.quantization_ranges import calibrate as run
+    from model.runtime.malloc import configure_malloc
+    from model.training.quantization_ranges import write_quantization_ranges
     from service.cli.remote import expand
     from service.inference.decoding import Picture, decode, prepare_pillow
 
@@ -158,6 +162,7 @@ def calibrate(
         except ServiceError as error:
             raise ValueError(f"{path}: {error.detail}") from error
 
+    configure_malloc()
     prepare_pillow()
     limit = load_settings().max_pixels
     chosen = list(expand(pictures))
@@ -165,7 +170,7 @@ def calibrate(
         chosen = sorted(random.Random(seed).sample(chosen, count))
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
-        path, layers = run(detector, map(look, chosen))
+        path, layers = write_quantization_ranges(detector, map(look, chosen))
     except (CheckpointError, NotFiniteError, ValueError, OSError) as error:
         _fail(error)
     console.print(f"{path}: {layers} layers, seen on {len(chosen)} pictures", soft_wrap=True)
@@ -185,8 +190,10 @@ def factor(
     """Part a detector's fc6 into two thinner layers (Fast R-CNN 3.1): faster, and hardly less exact."""
     from model.data import DataError, load_dataset, split
     from model.detector import CheckpointError, Detector, NotFiniteError
+    from model.runtime.malloc import configure_malloc
     from model.training.factoring import factor_checkpoint as factor_fc6
 
+    configure_malloc()
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
         dataset = load_dataset(data, "train", on_bad_box="skip")
