@@ -18,11 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.config import DetectorConfig
 from model.transfer import upload
+
+ImageArray = npt.NDArray[np.uint8]  # one image: uint8 [H, W, 3], RGB
 
 
 @dataclass(frozen=True)

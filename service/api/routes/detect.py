@@ -9,13 +9,14 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from service.api.accept import preferred_image_type
 from service.api.dependencies import Served, TimeoutMs
 from service.api.openapi import batch_body, picture_answer, picture_body, problems
 from service.api.responses import Seen, detect_answer, milliseconds, server_timing, with_timings, write
 from service.api.schemas import BatchAnswer, DetectAnswer, Options, bad, merge
 from service.errors import BadOption, BadRequest, ServiceError, problem
 from service.inference.pipeline import Pipeline, Visit
-from service.rendering.boxes import draw_detections, encode, wanted_picture
+from service.rendering.boxes import draw_detections, encode
 
 MAX_PICTURES = 32
 
@@ -40,7 +41,7 @@ async def detect(
     options = merge(query, visit.upload.options)
     wanted = options.resolve(pipeline.info, pipeline.settings)
     picture = single(visit)
-    media_type = wanted_picture(request.headers.get("accept", ""))
+    media_type = preferred_image_type(request.headers.get("accept", ""))
     seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted, whole=media_type is not None))
     if media_type is None:
         body, timings = answer(pipeline, visit, seen, options)

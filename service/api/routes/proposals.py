@@ -7,13 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from model.structures import DetectOptions, Trace
+from service.api.accept import preferred_image_type
 from service.api.dependencies import Served, TimeoutMs
 from service.api.openapi import picture_answer, picture_body, problems
 from service.api.responses import Seen, heat_maps, proposals_answer, select, server_timing, with_timings, write
 from service.api.routes.detect import finish, single
 from service.api.schemas import ProposalOptions, ProposalsAnswer, merge
 from service.inference.pipeline import Visit
-from service.rendering.boxes import draw_proposals, encode, wanted_picture
+from service.rendering.boxes import draw_proposals, encode
 from service.rendering.heatmap import draw_heat_maps
 
 router = APIRouter(tags=["region proposals"])
@@ -40,7 +41,7 @@ async def proposals(
     options.check_level(pipeline.info)
     wanted = DetectOptions(proposals=pipeline.info.max_proposals, trace=True)
     picture = single(visit)
-    media_type = wanted_picture(request.headers.get("accept", ""))
+    media_type = preferred_image_type(request.headers.get("accept", ""))
     seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted, whole=media_type is not None))
     trace = seen.detections.trace
     assert trace is not None
