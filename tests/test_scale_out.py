@@ -132,14 +132,14 @@ async def test_the_proxy_keeps_no_more_of_all_bodies_than_it_may() -> None:
     got: list[int] = []
     kinds: list[str] = []
     holding = Front(reading(got, kinds), Settings(max_body_bytes=LIMIT), 3000)
-    with holding._bodies.tab() as others:
+    with holding._bodies.reserve() as others:
         others(1500)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(holding), base_url="http://front") as client:
             answer = await client.post("/detect", content=body())
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
     assert (sum(got), kinds) == (1000, ["http.disconnect"])  # so Ray takes the request back
-    assert holding._bodies.held == 0
+    assert holding._bodies.reserved == 0
 
 
 def test_the_front_starts_without_torch() -> None:
@@ -217,7 +217,7 @@ def test_a_replica_is_unhealthy_when_its_detector_is(scale_out: Any) -> None:
         pipeline = replica.__serve_build_asgi_app__().state.pipeline
     with pytest.raises(RuntimeError, match="not loaded"):
         replica.check_health()
-    pipeline.workers.append(Worker(lambda: pytest.fail("it is not started"), patience=1))
+    pipeline.workers.append(Worker(lambda: pytest.fail("it is not started"), watchdog_seconds=1))
     pipeline.worker.give_up("The device is gone.")
     with pytest.raises(RuntimeError, match="The device is gone"):
         replica.check_health()

@@ -18,8 +18,7 @@ from service.inference.memory import advise, is_out_of_memory
 from service.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from model.structures import Detections
-    from service.inference.decoding import Picture
+    from model.structures import Detections, ImageArray
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Faster R-CNN: a picture in, boxes out.")
 weights = typer.Typer(no_args_is_help=True, help="The checkpoints that have a name.")
@@ -306,7 +305,7 @@ def _as_table(path: Path, found: Detections) -> Table:
     return table
 
 
-def _as_json(path: Path, picture: Picture, found: Detections) -> str:
+def _as_json(path: Path, picture: ImageArray, found: Detections) -> str:
     import orjson
 
     return orjson.dumps(
@@ -322,7 +321,7 @@ def _as_json(path: Path, picture: Picture, found: Detections) -> str:
     ).decode()
 
 
-def _draw(picture: Picture, found: Detections, path: Path) -> None:
+def _draw(picture: ImageArray, found: Detections, path: Path) -> None:
     from service.rendering.boxes import draw_detections, encode
 
     path.write_bytes(encode(draw_detections(picture, found), "image/png" if path.suffix == ".png" else "image/jpeg"))

@@ -147,11 +147,12 @@ def calibrate(
 ) -> None:
     """See what a detector's layers take in, which ``--precision int8`` needs: FILE.ranges.json beside its weights."""
     from model.detector import CheckpointError, Detector, NotFiniteError
+    from model.structures import ImageArray
     from model.training.quantization_ranges import calibrate as run
     from service.cli.remote import expand
-    from service.inference.decoding import Picture, decode, prepare_pillow
+    from service.inference.decoding import decode, prepare_pillow
 
-    def look(path: Path) -> Picture:
+    def look(path: Path) -> ImageArray:
         try:
             return decode(path.read_bytes(), max_pixels=limit)
         except ServiceError as error:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from model.structures import Detections, Proposals
-from service.inference.decoding import Picture
+from model.structures import Detections, ImageArray, Proposals
 
 Colour = tuple[int, int, int]
 
@@ -38,7 +37,7 @@ def wanted_picture(accept: str) -> str | None:
     return best if best in MEDIA_TYPES else None
 
 
-def draw(picture: Picture, boxes: NDArray[np.float32], captions: Sequence[str], kinds: Sequence[int]) -> Image.Image:
+def draw(picture: ImageArray, boxes: NDArray[np.float32], captions: Sequence[str], kinds: Sequence[int]) -> Image.Image:
     """A copy of ``picture`` with ``boxes`` ([N, 4] xyxy, its pixels) on it, the last one lowest.
 
     captions: a line of text each, or "" for none. kinds: a number each (class, level) that chooses the colour.
@@ -55,14 +54,14 @@ def draw(picture: Picture, boxes: NDArray[np.float32], captions: Sequence[str], 
     return canvas
 
 
-def draw_detections(picture: Picture, found: Detections) -> Image.Image:
+def draw_detections(picture: ImageArray, found: Detections) -> Image.Image:
     """A copy of ``picture`` with ``found`` on it, coloured by class, each box with its label and score."""
     scores = found.scores.tolist()
     captions = [f"{label} {score:.2f}" for label, score in zip(found.labels, scores, strict=True)]
     return draw(picture, found.boxes.numpy(), captions, found.class_ids.tolist())
 
 
-def draw_proposals(picture: Picture, proposals: Proposals) -> Image.Image:
+def draw_proposals(picture: ImageArray, proposals: Proposals) -> Image.Image:
     """A copy of ``picture`` with ``proposals`` on it, coloured by level; the best ten say their level and objectness.
 
     A hundred captions would hide the picture.

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.structures import HeatMap
-from service.inference.decoding import Picture
+from model.structures import HeatMap, ImageArray
 from service.rendering.boxes import label
 
 TILE = 640  # longest side of each copy of the picture, where there are several
@@ -19,7 +18,7 @@ _COLOURS = ((20, 20, 80), (40, 90, 220), (255, 220, 60), (230, 30, 30))
 _OPACITY = (0.15, 0.55, 0.7, 0.8)
 
 
-def draw_heat_maps(picture: Picture, maps: Sequence[HeatMap]) -> Image.Image:
+def draw_heat_maps(picture: ImageArray, maps: Sequence[HeatMap]) -> Image.Image:
     """``picture`` in grey under the colours of one map, or a row of copies, one a map, each named by its level.
 
     picture: uint8 [H, W, 3] RGB. maps: at least one. A single map is drawn at the picture's own size.
@@ -34,7 +33,7 @@ def draw_heat_maps(picture: Picture, maps: Sequence[HeatMap]) -> Image.Image:
     return row
 
 
-def _tile(picture: Picture, heat: HeatMap, scale: float) -> Image.Image:
+def _tile(picture: ImageArray, heat: HeatMap, scale: float) -> Image.Image:
     image = Image.fromarray(picture)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     grey = np.asarray(image.resize(size).convert("L"), dtype=np.float32)[..., None]

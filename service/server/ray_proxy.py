@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.request_id import request_id_for
 from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable, problem_response
-from service.inference.budget import Budget
+from service.inference.limits import Budget
 from service.settings import PREFIX, Settings, load_settings
 
 _PROXY_BYTES = 2 * 2**30  # bodies that one proxy holds at once, for all replicas together
@@ -85,7 +85,7 @@ class Front:
             if begun:
                 await send(message)
 
-        with self._bodies.tab() as take:
+        with self._bodies.reserve() as take:
             await self._app(scope, receive_bounded, send_ours)
         if not begun:
             gone = Unavailable("What was to answer this request has ended; send it again.", retry_after=1)

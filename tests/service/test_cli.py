@@ -59,7 +59,7 @@ def test_detect_goes_on_after_a_picture_that_cannot_be_read(cat, tmp_path):
     broken.write_bytes(cat.read_bytes()[:500])
     done = run(app, ["detect", str(broken), str(tmp_path / "missing.jpg"), str(cat), "--json"])
     assert done.exit_code == 1
-    assert "broken.jpg: The bytes begin like a JPEG picture" in done.stderr
+    assert "broken.jpg: The bytes begin like a JPEG image" in done.stderr
     assert "missing.jpg" in done.stderr
     assert len(done.stdout.splitlines()) == 1
 

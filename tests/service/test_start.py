@@ -78,7 +78,7 @@ def end_of(monkeypatch, caplog):
     [
         ("load", OUT_OF_MEMORY, 1, ["The GPU ran out of memory while the weights were loaded", "nvidia-smi", "bf16"]),
         ("warm_up", OUT_OF_MEMORY, 1, ["The GPU ran out of memory while the detector warmed up", "smaller preset"]),
-        ("detect", OUT_OF_MEMORY, 1, ["while the detector warmed up"]),  # the canary
+        ("detect", OUT_OF_MEMORY, 1, ["while the detector warmed up"]),  # the self-test
         ("load", CPU_OUT_OF_MEMORY, 1, ["This machine ran out of memory", "smaller preset"]),
         ("load", DeviceError("There is no device cuda:7: ..."), 2, ["There is no device cuda:7"]),
         ("load", CheckpointError("No checkpoint 'x'."), 2, ["No checkpoint 'x'."]),
@@ -103,7 +103,7 @@ def test_a_start_that_fails_for_no_known_reason_shows_where(end_of):
     assert not any("Traceback" in record.getMessage() for record in errors)  # and not twice
 
 
-def test_a_wrong_answer_to_the_canary_says_what_to_try(end_of):
+def test_a_failed_self_test_says_what_to_try(end_of):
     class Wrong(Failing):
         @staticmethod
         def _answer(size, batch_size):
@@ -113,7 +113,7 @@ def test_a_wrong_answer_to_the_canary_says_what_to_try(end_of):
 
     ended, errors = end_of("never", RuntimeError(), Wrong)
     assert ended == 1
-    assert "not the right one: the detector's numbers are not finite" in errors[0].reason
+    assert "fails its self-test: the detector's numbers are not finite" in errors[0].reason
     assert "FRCNN_PRECISION=fp32" in errors[0].reason
 
 

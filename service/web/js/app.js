@@ -18,7 +18,7 @@ const STAGE_COLOURS = ["#8a94a6", "#c0c7d2", "#6aa6a1", "#3b6fd8", "#e0a02e", "#
 const state = {
   info: null, picture: null, name: "", bitmap: null, view: "detections",
   found: null, floor: FLOOR, nmsAt: 1, score: 0.5, nms: 0.5, selected: null,
-  levels: new Set(), count: 30, funnel: null, maps: null, heatLevel: 0, alpha: 0.65,
+  levels: new Set(), count: 30, stageCounts: null, maps: null, heatLevel: 0, alpha: 0.65,
   expected: null, story: null, told: null, timings: null,
 };
 let asking = new AbortController();
@@ -108,7 +108,7 @@ async function open(picture, name) {
     if (signal.aborted) return;
     state.bitmap?.close();
     Object.assign(state, {
-      picture, name, bitmap, selected: null, funnel: null, maps: null, expected: null, story: null, told: null,
+      picture, name, bitmap, selected: null, stageCounts: null, maps: null, expected: null, story: null, told: null,
     });
     take(found, FLOOR, 1);
     if (state.view === "proposals" || state.view === "objectness") await look(signal);
@@ -147,11 +147,11 @@ function refilter() {
   during(async (signal) => take(await detect(state.picture, { score, nms }, signal), score, nms));
 }
 
-/** The funnel and the heat maps, once a picture. */
+/** The anchor counts by stage and the heat maps, once a picture. */
 async function look(signal) {
   if (!state.picture || state.maps) return;
   const seen = await api.ask("proposals", state.picture, { limit: 1, view: "objectness" }, { signal });
-  Object.assign(state, { funnel: seen.funnel, maps: seen.maps, heatLevel: objectness.hottest(seen.maps) });
+  Object.assign(state, { stageCounts: seen.stage_counts, maps: seen.maps, heatLevel: objectness.hottest(seen.maps) });
 }
 
 function explain(box) {

@@ -1,4 +1,4 @@
-// What the region proposal network handed to the detector, by level, and how many anchors each cut left.
+// What the region proposal network handed to the detector, by level, and how many anchors each step left.
 
 import { colour } from "../colours.js";
 import { $, h, swatch } from "../dom.js";
@@ -32,10 +32,10 @@ export function render(state) {
   $("count").max = Math.max(1, state.found?.proposals.boxes.length ?? 1);
   $("count").value = state.count;
   $("count-value").value = String(shown(state).length);
-  $("funnel").replaceChildren(...(state.funnel ? [table(state.funnel)] : []));
+  $("stage-counts").replaceChildren(...(state.stageCounts ? [table(state.stageCounts)] : []));
 }
 
-const CUTS = [
+const STAGES = [
   ["anchors", "anchors"],
   ["above_threshold", "likely enough"],
   ["after_top_k", "after top-k"],
@@ -44,14 +44,14 @@ const CUTS = [
   ["kept", "kept"],
 ];
 
-function table(funnel) {
-  const head = funnel.map((level) => h("th", { scope: "col" }, swatch(colour(level.level)), String(level.level)));
-  const rows = CUTS.map(([key, title]) =>
-    h("tr", {}, h("th", { scope: "row" }, title), ...funnel.map((level) => h("td", {}, level[key].toLocaleString("en")))),
+function table(stageCounts) {
+  const head = stageCounts.map((level) => h("th", { scope: "col" }, swatch(colour(level.level)), String(level.level)));
+  const rows = STAGES.map(([key, title]) =>
+    h("tr", {}, h("th", { scope: "row" }, title), ...stageCounts.map((level) => h("td", {}, level[key].toLocaleString("en")))),
   );
   return h(
     "table", {},
-    h("caption", {}, "What each cut leaves, by level"),
+    h("caption", {}, "Anchors left after each step, by level"),
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "level"), ...head)),
     h("tbody", {}, ...rows),
   );
@@ -70,5 +70,5 @@ export function answer(state) {
   const here = shown(state);
   const lists = Object.entries(state.found.proposals).map(([key, list]) => [key, here.map((i) => list[i])]);
   const { request_id, model, image } = state.found;
-  return { request_id, model, image, funnel: state.funnel, ...Object.fromEntries(lists) };
+  return { request_id, model, image, stage_counts: state.stageCounts, ...Object.fromEntries(lists) };
 }
