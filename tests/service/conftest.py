@@ -19,7 +19,7 @@ from model.detector import Detector
 from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError
 from service.app import create_app
 from service.inference.decoding import prepare_pillow
-from service.server.http_protocol import BoundedHead
+from service.server.http_protocol import LimitedHttpProtocol
 from service.settings import Settings, load_settings
 
 CLASSES = ("__background__", "cat", "dog", "person")
@@ -130,7 +130,7 @@ def serving(
     app = create_app(load_settings(**({"port": 0} | settings)), detector_factory=factory, devices=devices)
     # Not our Server: a test that kills the worker would end the tests with it.
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_config=None, http=BoundedHead, ws="none", timeout_graceful_shutdown=5)
+        uvicorn.Config(app, port=0, log_config=None, http=LimitedHttpProtocol, ws="none", timeout_graceful_shutdown=5)
     )
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from service.server.logging import JsonLines, TextLines
+from service.server.logging import JsonFormatter, TextFormatter
 from service.settings import SettingsError
 
 
@@ -156,10 +156,10 @@ def test_the_log_has_a_line_a_request_and_never_picture_data(serve_faulty, encod
         live.client.get("/livez")
     lines = [record for record in caplog.records if record.name == "frcnn.access"]
     assert len(lines) == 1
-    entry = json.loads(JsonLines().format(lines[0]))
+    entry = json.loads(JsonFormatter().format(lines[0]))
     assert (entry["request_id"], entry["route"], entry["status"]) == ("one", "/detect", 200)
     assert entry["timings_ms"]["total"] > 0
-    text = TextLines().format(lines[0])
+    text = TextFormatter().format(lines[0])
     assert "status=200" in text
     assert "\n" not in text
     assert "secret-key" not in text + json.dumps(entry)

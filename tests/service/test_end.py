@@ -53,7 +53,7 @@ PROGRAM = """
         print(server.servers[0].sockets[0].getsockname()[1], flush=True)
 
     server.startup = announce
-    server.run_to_the_end()
+    server.run_until_exit()
 """
 
 

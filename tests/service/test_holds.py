@@ -21,7 +21,7 @@ from service.app import create_app
 from service.errors import QueueFull
 from service.inference.budget import Budget
 from service.inference.self_test import TOLERANCES, Canary, CanaryError, Sight, picture, stored_sight
-from service.server.http_protocol import BoundedHead
+from service.server.http_protocol import LimitedHttpProtocol
 from service.server.uvicorn_server import Server
 from service.settings import load_settings
 from tests.service.test_queue import clients, hold, queued, send, wait_for  # noqa: F401
@@ -241,7 +241,7 @@ def served(app, settings):
 
 @pytest.fixture
 def doors(faulty, monkeypatch):
-    monkeypatch.setattr(BoundedHead, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(LimitedHttpProtocol, "HEAD_SECONDS", 0.5)
     settings = load_settings(port=0)
     with served(create_app(settings, detector_factory=lambda _: faulty), settings) as port:
         yield port

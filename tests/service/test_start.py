@@ -67,7 +67,7 @@ def end_of(monkeypatch, caplog):
         chosen = load_settings(**({"port": 0} | settings))
         served = create_app(chosen, detector_factory=lambda _: detector(step, error))
         with pytest.raises(SystemExit) as ended:
-            Server(served, chosen).run_to_the_end()
+            Server(served, chosen).run_until_exit()
         return ended.value.code, [record for record in caplog.records if record.levelno >= logging.ERROR]
 
     return serve

@@ -7,6 +7,7 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from service.api.accept import preferred_image_type
 from service.api.context import request_context
 from service.api.dependencies import Handler, TimeoutMs
 from service.api.handler import JSON
@@ -16,7 +17,7 @@ from service.api.responses import add_timings, detect_response, to_json
 from service.api.schemas import BatchAnswer, DetectAnswer
 from service.errors import BadOption, BadRequest, ServiceError, problem
 from service.inference.pipeline import ImageResult
-from service.rendering.boxes import draw_detections, encode, wanted_picture
+from service.rendering.boxes import draw_detections, encode
 
 router = APIRouter(tags=["detection"])
 
@@ -38,7 +39,7 @@ async def detect(
     image_request = await handler.read_request(request, timeout_ms)
     options = merge(query, image_request.options)
     detect_options = options.resolve(handler.info, handler.settings)
-    media_type = wanted_picture(request.headers.get("accept", ""))
+    media_type = preferred_image_type(request.headers.get("accept", ""))
     result = await handler.infer(image_request, detect_options, full_resolution=media_type is not None)
     if media_type is None:
         body = to_json(detect_response(result, options, request_context(request).request_id, handler.info.name))

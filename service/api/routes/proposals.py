@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from model.structures import DetectOptions, Trace
+from service.api.accept import preferred_image_type
 from service.api.context import request_context
 from service.api.dependencies import Handler, TimeoutMs
 from service.api.openapi import image_body, image_response, problems
@@ -14,7 +15,7 @@ from service.api.options import ProposalOptions, merge
 from service.api.responses import heat_maps, proposals_response, select_proposals, to_json
 from service.api.schemas import ProposalsAnswer
 from service.inference.pipeline import ImageResult
-from service.rendering.boxes import draw_proposals, encode, wanted_picture
+from service.rendering.boxes import draw_proposals, encode
 from service.rendering.heatmap import draw_heat_maps
 
 router = APIRouter(tags=["region proposals"])
@@ -40,7 +41,7 @@ async def proposals(
     options = merge(query, image_request.options)
     options.check_level(handler.info)
     detect_options = DetectOptions(proposals=handler.info.max_proposals, trace=True)
-    media_type = wanted_picture(request.headers.get("accept", ""))
+    media_type = preferred_image_type(request.headers.get("accept", ""))
     result = await handler.infer(image_request, detect_options, full_resolution=media_type is not None)
     trace = result.detections.trace
     assert trace is not None
