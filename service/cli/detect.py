@@ -18,7 +18,7 @@ from service.settings import load_settings
 
 if TYPE_CHECKING:
     from model.structures import Detections, DetectOptions, ImageArray
-    from service.inference.worker import Detects
+    from service.inference.detector import DetectorLike
 
 
 @setting_options(["weights", "device", "score_threshold", "max_detections"])
@@ -88,7 +88,7 @@ def _detect_locally(images: list[Path], out_path: Path | None, as_json: bool, ov
 
 
 def _detect_file(
-    detector: Detects, path: Path, options: DetectOptions, max_pixels: int
+    detector: DetectorLike, path: Path, options: DetectOptions, max_pixels: int
 ) -> tuple[ImageArray, Detections] | None:
     """Return the decoded file and its detections; None where it failed, after printing why."""
     from model.detector import NotFiniteError

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.request_id import request_id_for
 from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable, problem_response
-from service.inference.budget import Budget
+from service.inference.limits import Budget
 from service.settings import PREFIX, Settings, load_settings
 
 _PROXY_BYTES = 2 * 2**30  # of all request bodies in one proxy at once, for all replicas together
@@ -86,7 +86,7 @@ class RayProxyMiddleware:
             if response_started:
                 await send(message)
 
-        with self._bodies.tab() as take:
+        with self._bodies.reserve() as take:
             await self._app(scope, receive_limited, send_app_response)
         if not response_started:
             replica_ended = Unavailable("What was to answer this request has ended; send it again.", retry_after=1)

@@ -21,8 +21,8 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from service.exit_codes import DETECTOR_FAILED, DONE, NOT_STARTED, code_for
+from service.inference.heap import share_one_heap
 from service.inference.pipeline import Pipeline
-from service.server.heap import share_one_heap
 from service.server.http_protocol import LimitedHttpProtocol
 from service.settings import PREFIX, Settings, SettingsError
 

@@ -168,7 +168,7 @@ def test_a_detector_that_is_broken_for_good_ends_the_process_for_its_supervisor(
     assert ask(url, encoded()).status_code == 500
     code, log = wait_for_exit(process)
     assert code == 3
-    assert "canary" in log
+    assert "self-test" in log
 
 
 def test_a_batch_that_nobody_waits_for_any_more_does_not_spoil_the_end(serve, encoded):

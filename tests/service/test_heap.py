@@ -14,7 +14,7 @@ _GAPS = """
 import resource
 import numpy as np
 from model.runtime.malloc import keep_freed_memory
-from service.server.heap import give_back_free_memory, share_one_heap
+from service.inference.heap import release_free_memory, share_one_heap
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -26,7 +26,7 @@ blocks = [np.ones(50_000) for _ in range(800)]  # 305 MiB
 full = resident()
 del blocks[::2]
 freed = resident()
-gave = give_back_free_memory()
+gave = release_free_memory()
 print(int(kept), int(gave), full - before, full - freed, full - resident())
 """
 
@@ -50,8 +50,8 @@ def test_a_service_gives_memory_back_for_as_long_as_it_lives(monkeypatch: pytest
             enough.set()
         return True
 
-    monkeypatch.setattr(pipeline, "TIDY_SECONDS", 0.01)
-    monkeypatch.setattr(pipeline, "give_back_free_memory", give_back)
+    monkeypatch.setattr(pipeline, "TRIM_SECONDS", 0.01)
+    monkeypatch.setattr(pipeline, "release_free_memory", give_back)
     with serving(lambda _: FaultyDetector()):
         assert enough.wait(20)
     done = len(times)

@@ -19,7 +19,7 @@ const STAGE_COLOURS = ["#8a94a6", "#c0c7d2", "#6aa6a1", "#3b6fd8", "#e0a02e", "#
 const state = {
   info: null, image: null, name: "", bitmap: null, view: "detections",
   detections: null, fetchedScore: MIN_SCORE, fetchedNms: 1, score: 0.5, nms: 0.5, selected: null,
-  levels: new Set(), count: 30, funnel: null, maps: null, heatLevel: 0, alpha: 0.65,
+  levels: new Set(), count: 30, stageCounts: null, maps: null, heatLevel: 0, alpha: 0.65,
   expected: null, explanation: null, explainResponse: null, timings: null,
 };
 let currentRequest = new AbortController();
@@ -109,7 +109,7 @@ async function open(image, name) {
     if (signal.aborted) return;
     state.bitmap?.close();
     Object.assign(state, {
-      image, name, bitmap, selected: null, funnel: null, maps: null, expected: null, explanation: null,
+      image, name, bitmap, selected: null, stageCounts: null, maps: null, expected: null, explanation: null,
       explainResponse: null,
     });
     storeDetections(detections, MIN_SCORE, 1);
@@ -154,8 +154,8 @@ function refilter() {
 /** Load the counts of the RPN's steps and the heat maps, once for an image. */
 async function loadMaps(signal) {
   if (!state.image || state.maps) return;
-  const seen = await api.post("proposals", state.image, { limit: 1, view: "objectness" }, { signal });
-  Object.assign(state, { funnel: seen.funnel, maps: seen.maps, heatLevel: objectness.highestLevel(seen.maps) });
+  const { maps, stage_counts } = await api.post("proposals", state.image, { limit: 1, view: "objectness" }, { signal });
+  Object.assign(state, { stageCounts: stage_counts, maps, heatLevel: objectness.highestLevel(maps) });
 }
 
 function explain(box) {

@@ -51,7 +51,7 @@ def test_detect_goes_on_after_an_image_that_cannot_be_read(cat_file, tmp_path):
     broken.write_bytes(cat_file.read_bytes()[:500])
     done = run(app, ["detect", str(broken), str(tmp_path / "missing.jpg"), str(cat_file), "--json"])
     assert done.exit_code == 1
-    assert "broken.jpg: The bytes begin like a JPEG" in done.stderr
+    assert "broken.jpg: The bytes begin like a JPEG image" in done.stderr
     assert "missing.jpg" in done.stderr
     assert len(done.stdout.splitlines()) == 1
 

@@ -83,7 +83,7 @@ def test_a_replica_is_unhealthy_when_its_detector_is(ray_app: Any) -> None:
         pipeline = replica.__serve_build_asgi_app__().state.pipeline
     with pytest.raises(RuntimeError, match="not loaded"):
         replica.check_health()
-    pipeline.workers.append(Worker(lambda: pytest.fail("it is not started"), patience=1))
+    pipeline.workers.append(Worker(lambda: pytest.fail("it is not started"), watchdog_seconds=1))
     pipeline.worker.give_up("The device is gone.")
     with pytest.raises(RuntimeError, match="The device is gone"):
         replica.check_health()

@@ -109,14 +109,14 @@ async def test_the_proxy_keeps_no_more_of_all_bodies_than_it_may() -> None:
     sizes: list[int] = []
     message_types: list[str] = []
     middleware = RayProxyMiddleware(proxy_that_reads(sizes, message_types), Settings(max_body_bytes=LIMIT), 3000)
-    with middleware._bodies.tab() as reserve_others:
+    with middleware._bodies.reserve() as reserve_others:
         reserve_others(1500)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://proxy") as client:
             answer = await client.post("/detect", content=body())
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
     assert (sum(sizes), message_types) == (1000, ["http.disconnect"])  # so Ray takes the request back
-    assert middleware._bodies.held == 0
+    assert middleware._bodies.reserved == 0
 
 
 def test_the_middleware_needs_no_torch() -> None:

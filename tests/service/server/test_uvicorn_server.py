@@ -87,7 +87,7 @@ def test_a_start_that_fails_for_no_known_reason_shows_where(serve_until_exit):
     assert not any("Traceback" in record.getMessage() for record in errors)  # and not twice
 
 
-def test_a_wrong_answer_to_the_self_test_says_what_to_try(serve_until_exit):
+def test_a_failed_self_test_says_what_to_try(serve_until_exit):
     class Wrong(Failing):
         @staticmethod
         def _answer(size, batch_size):
@@ -97,7 +97,7 @@ def test_a_wrong_answer_to_the_self_test_says_what_to_try(serve_until_exit):
 
     exit_code, errors = serve_until_exit("never", RuntimeError(), Wrong)
     assert exit_code == 1
-    assert "not the right one: the detector's numbers are not finite" in errors[0].reason
+    assert "fails its self-test: the detector's numbers are not finite" in errors[0].reason
     assert "FRCNN_PRECISION=fp32" in errors[0].reason
 
 

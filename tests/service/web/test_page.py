@@ -128,9 +128,9 @@ def test_proposals_by_level_and_heat_maps(page) -> None:  # type: ignore[no-unty
     bare = pixels(page)
     with page.expect_response("**/proposals?*") as answered:
         page.get_by_label("Proposals", exact=True).check(force=True)
-    funnel = answered.value.json()["funnel"]
-    page.locator("#funnel table").wait_for()
-    assert page.locator("#funnel tbody tr").first.locator("td").count() == len(funnel)
+    stage_counts = answered.value.json()["stage_counts"]
+    page.locator("#stage-counts table").wait_for()
+    assert page.locator("#stage-counts tbody tr").first.locator("td").count() == len(stage_counts)
     assert page.locator("#count-value").inner_text() == "30"
     for box in page.locator("#levels input").all():
         box.uncheck()

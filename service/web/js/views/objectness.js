@@ -48,7 +48,7 @@ export function request(state) {
   return { path: "proposals", options: { view: "objectness", level: state.heatLevel }, accept: "image/png" };
 }
 
-export function response({ detections, maps, funnel }) {
+export function response({ detections, maps, stageCounts }) {
   const { request_id, model, image } = detections;
-  return { request_id, model, image, funnel, maps };
+  return { request_id, model, image, stage_counts: stageCounts, maps };
 }

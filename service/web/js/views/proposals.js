@@ -34,10 +34,10 @@ export function render(state) {
   $("count").max = Math.max(1, state.detections?.proposals.boxes.length ?? 1);
   $("count").value = state.count;
   $("count-value").value = String(shownIndices(state).length);
-  $("funnel").replaceChildren(...(state.funnel ? [table(state.funnel)] : []));
+  $("stage-counts").replaceChildren(...(state.stageCounts ? [table(state.stageCounts)] : []));
 }
 
-const CUTS = [
+const STEPS = [
   ["anchors", "anchors"],
   ["above_threshold", "likely enough"],
   ["after_top_k", "after top-k"],
@@ -46,18 +46,18 @@ const CUTS = [
   ["kept", "kept"],
 ];
 
-function table(funnel) {
-  const head = funnel.map((level) => element("th", { scope: "col" }, swatch(colour(level.level)), String(level.level)));
-  const rows = CUTS.map(([key, title]) =>
+function table(stageCounts) {
+  const head = stageCounts.map((level) => element("th", { scope: "col" }, swatch(colour(level.level)), String(level.level)));
+  const rows = STEPS.map(([key, title]) =>
     element(
       "tr", {},
       element("th", { scope: "row" }, title),
-      ...funnel.map((level) => element("td", {}, level[key].toLocaleString("en"))),
+      ...stageCounts.map((level) => element("td", {}, level[key].toLocaleString("en"))),
     ),
   );
   return element(
     "table", {},
-    element("caption", {}, "What each cut leaves, by level"),
+    element("caption", {}, "Anchors left after each step, by level"),
     element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "level"), ...head)),
     element("tbody", {}, ...rows),
   );
@@ -76,5 +76,5 @@ export function response(state) {
   const indices = shownIndices(state);
   const lists = Object.entries(state.detections.proposals).map(([key, list]) => [key, indices.map((i) => list[i])]);
   const { request_id, model, image } = state.detections;
-  return { request_id, model, image, funnel: state.funnel, ...Object.fromEntries(lists) };
+  return { request_id, model, image, stage_counts: state.stageCounts, ...Object.fromEntries(lists) };
 }
