@@ -145,7 +145,7 @@ def calibrate(
     count: Annotated[int, typer.Option(min=1, help="how many of them are used")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="seed of the choice of images")] = 0,
 ) -> None:
-    """Measure the input ranges of a detector's layers, for ``--precision int8``: FILE.ranges.json beside its weights."""
+    """Measure the input ranges of the layers, for ``--precision int8``: FILE.ranges.json beside the weights."""
     from model.detector import CheckpointError, Detector, NotFiniteError
     from model.structures import ImageArray
     from model.training.quantization_ranges import calibrate as run
@@ -177,9 +177,7 @@ def factor(
     out: Annotated[Path, typer.Option(help="the new file, .safetensors")],
     rank: Annotated[int, typer.Option(min=1, help="channels between the two layers")] = 128,
     pictures: Annotated[int, typer.Option(min=1, help="images whose fc6 outputs the split is fitted to")] = 200,
-    validation: Annotated[
-        float, typer.Option(min=0, max=0.5, help="the share set aside, which is not used")
-    ] = 0.05,
+    validation: Annotated[float, typer.Option(min=0, max=0.5, help="the share set aside, which is not used")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
 ) -> None:
     """Split a detector's fc6 into two thinner layers (Fast R-CNN 3.1): faster, and hardly less accurate."""
