@@ -8,7 +8,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install $(if $(CI),--
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format types check lock operations image-test clean
+.PHONY: help setup serve test lint format types check lock docs image-test clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -38,13 +38,13 @@ types: setup ## mypy --strict on model/ and service/
 check: lint types test ## All that .ci/run checks
 
 lock: $(BIN)/python ## Choose the newest versions that pyproject.toml allows, and write them to requirements.lock
-	$(BIN)/python .ci/lock.py
+	$(BIN)/python tools/lock.py
 
-operations: setup ## Write the tables of docs/operations.md: settings, metrics, alerts
-	$(BIN)/python docs/operations.py
+docs: setup ## Write the generated tables of docs/operations.md and docs/scaling.md
+	$(BIN)/python -m tools.docs
 
 image-test: ## Build the Dockerfile and run it, on Debian as root with buildah and debootstrap; some gigabytes
-	docker/image-test
+	tools/image-test
 
 clean: ## Remove .venv and every cache
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
