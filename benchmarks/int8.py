@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks import pairs, report
 from model.detector import Detector
+from model.runtime.malloc import configure_malloc
 from model.runtime.precision import multiplies_bf16
 from model.transform import exact_canvas
 
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    configure_malloc()
     machine = report.environment("cpu")
     rows = [measure(preset, arguments.rounds) for preset in arguments.presets]
     result = report.load("int8")

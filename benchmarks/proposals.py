@@ -37,6 +37,7 @@ from model.checkpoint import load_into, read_state, resolve, with_rank_of
 from model.detector import Detector, find_preset
 from model.faster_rcnn import FasterRCNN, RPNOutput
 from model.roi_head import stack_regions
+from model.runtime.malloc import configure_malloc
 from model.training.data import Dataset, load_dataset
 
 COUNTS = (10, 50, 100, 300, 1000)
@@ -345,6 +346,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "proposals", help="not to be committed")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    configure_malloc()
     cv2.setNumThreads(1)
     dataset = load_dataset(options.data, "test", on_bad_box="skip")
     if options.search:

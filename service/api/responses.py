@@ -126,8 +126,8 @@ def in_frame(boxes: NDArray[np.float32], result: ImageResult, frame: BoxFrame) -
 
 
 def _proposals(proposals: Proposals, result: ImageResult, frame: BoxFrame) -> dict[str, Any]:
-    places = proposals.places
-    assert places is not None
+    locations = proposals.locations
+    assert locations is not None
     return {
         "boxes": in_frame(proposals.boxes.numpy(), result, frame),
         "objectness": proposals.objectness.numpy(),
@@ -135,9 +135,9 @@ def _proposals(proposals: Proposals, result: ImageResult, frame: BoxFrame) -> di
         "ranks": proposals.ranks.numpy(),
         "anchors": in_frame(proposals.anchors.numpy(), result, frame),
         "deltas": np.ascontiguousarray(proposals.deltas.numpy()),
-        "cells": np.stack([places.rows.numpy(), places.columns.numpy()], axis=1),
-        "sizes": places.sizes.numpy(),
-        "ratios": places.ratios.numpy(),
+        "cells": np.stack([locations.rows.numpy(), locations.columns.numpy()], axis=1),
+        "sizes": locations.sizes.numpy(),
+        "ratios": locations.ratios.numpy(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Several devices: a worker each, one queue, and one end."""
+"""Several devices: a worker each, one queue, and one end; memory that is released while they serve."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from service.app import create_app
+from service.inference import pipeline
 from service.settings import load_settings
 from tests.service.conftest import FaultyDetector, serving
 from tests.service.exchange import queued, send, wait_for, waiting
@@ -149,3 +150,21 @@ def test_the_model_and_the_metrics_name_every_device(monkeypatch):
         assert live.client.get("/model").json()["device"] == "cuda:0, cuda:1"
         assert [live.metric("frcnn_device_memory_bytes", device=device) for device in DEVICES] == [7.0, 8.0]
         assert live.client.get("/metrics").text.count("frcnn_model_info{") == 2
+
+
+def test_a_service_releases_memory_for_as_long_as_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, enough = [], threading.Event()
+
+    def release() -> bool:
+        threads.append(threading.current_thread().name)
+        if len(threads) >= 3:
+            enough.set()
+        return True
+
+    monkeypatch.setattr(pipeline, "RELEASE_SECONDS", 0.01)
+    monkeypatch.setattr(pipeline, "release_free_memory", release)
+    with serving(lambda _: FaultyDetector()):
+        assert enough.wait(20)
+    count = len(threads)
+    threading.Event().wait(0.1)
+    assert len(threads) == count
