@@ -49,7 +49,7 @@ def layers(detector: Detector) -> list[Layer]:
     hooks = [module.register_forward_pre_hook(note) for module in convolutions]
     canvas = exact_canvas(detector.config.transform, 480, 640)
     with torch.inference_mode():
-        detector.model.dense(torch.randn(1, 3, *canvas).contiguous(memory_format=torch.channels_last))
+        detector.model.run_convolutions(torch.randn(1, 3, *canvas).contiguous(memory_format=torch.channels_last))
     for hook in hooks:
         hook.remove()
     return seen

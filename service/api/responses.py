@@ -45,7 +45,11 @@ class ProposalSelection:
 def select_proposals(trace: Trace, options: ProposalOptions) -> ProposalSelection:
     """Return the proposals of the requested stage that pass the filters, by falling objectness, up to the limit."""
     candidates = trace.candidates
-    rows = trace.kept if options.stage == "final" else candidates.objectness.sort(descending=True, stable=True).indices
+    rows = (
+        trace.final_rows
+        if options.stage == "final"
+        else candidates.objectness.sort(descending=True, stable=True).indices
+    )
     keep = candidates.objectness[rows] >= options.min_objectness
     if options.level is not None:
         keep &= candidates.levels[rows] == options.level
@@ -59,7 +63,7 @@ def proposals_response(
 ) -> dict[str, Any]:
     """Return the body of ``POST /proposals`` but for its timings."""
     selection, outcomes = select_proposals(trace, options), trace.outcomes()
-    final_indices = {row: index for index, row in enumerate(trace.kept.tolist())}
+    final_indices = {row: index for index, row in enumerate(trace.final_rows.tolist())}
     body = response_head(result, options, request_id, model) | {
         "stage": options.stage,
         "count": selection.count,
