@@ -22,8 +22,12 @@ from tests.service import corpus
 from tests.service.conftest import CLASSES, Live, serving
 
 EXAMPLES = 10  # of each kind for each route
-PICTURES = [corpus.sound(format) for format in corpus.FORMATS]
-# That data which fit the schema are accepted is not asked: no schema says which bytes are a picture.
+
+
+IMAGES = [corpus.sound(format) for format in corpus.FORMATS]
+
+
+# That data which fit the schema are accepted is not asked: no schema says which bytes are an image.
 CHECKS = [
     status_code_conformance,
     content_type_conformance,
@@ -31,18 +35,23 @@ CHECKS = [
     response_headers_conformance,
     negative_data_rejection,
 ]
+
+
 # In a form, a list of nothing is nothing, and a list of one is the one.
 CHECKS_OF_FORMS_WITH_SHORT_LISTS = [check for check in CHECKS if check is not negative_data_rejection]
-PATIENCE = "X-Request-Timeout-Ms"
 
-schemathesis.openapi.media_type("image/*", st.sampled_from(PICTURES) | st.binary(max_size=60))
+
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+
+
+schemathesis.openapi.media_type("image/*", st.sampled_from(IMAGES) | st.binary(max_size=60))
 
 
 @pytest.fixture(scope="module")
 def everything() -> Iterator[Live]:
-    """The service with all its dialects."""
-    dialects = {"deepstack": True, "huggingface": True, "open_inference": True}
-    with serving(lambda _: Detector.random("LITE", seed=0, classes=CLASSES), **dialects) as live:
+    """The service with every other interface."""
+    interfaces = {"deepstack": True, "huggingface": True, "open_inference": True}
+    with serving(lambda _: Detector.random("LITE", seed=0, classes=CLASSES), **interfaces) as live:
         yield live
 
 
@@ -54,15 +63,15 @@ def checks_of(case: schemathesis.Case) -> list[schemathesis.checks.CheckFunction
 
 
 def make_real(case: schemathesis.Case) -> None:
-    """Put a real picture and the served model's name in, where there is room: chance would not."""
+    """Put a real image and the served model's name in, where there is room: chance would not."""
     if "name" in (case.path_parameters or {}):
         case.path_parameters["name"] = "random"
     if isinstance(case.body, dict):
         for field in {"image", "inputs"} & case.body.keys():
             if case.media_type == "application/json" and isinstance(case.body[field], str):
-                case.body[field] = base64.b64encode(PICTURES[0]).decode()
+                case.body[field] = base64.b64encode(IMAGES[0]).decode()
             elif case.media_type == "multipart/form-data":
-                case.body[field] = PICTURES[1]
+                case.body[field] = IMAGES[1]
 
 
 @pytest.mark.slow
@@ -107,7 +116,7 @@ def _exchange(
         answer = case.call(base_url=url, timeout=60)
         statuses[answer.status_code] += 1
         case.validate_response(answer, checks=checks_of(case))
-        in_time = answer.status_code == 504 and PATIENCE.lower() in {name.lower() for name in case.headers or {}}
+        in_time = answer.status_code == 504 and TIMEOUT_HEADER.lower() in {name.lower() for name in case.headers or {}}
         assert answer.status_code < 500 or in_time, answer.text  # who allows a millisecond gets 504, as documented
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Several devices: a worker each, one queue, and one fate."""
+"""Several devices: a worker each, one queue, and one end."""
 
 import asyncio
 import contextlib
@@ -8,18 +8,12 @@ import threading
 import pytest
 import torch
 
-from service.app import create_app, each_device
-from service.inference.pace import Pace
+from service.app import create_app
 from service.settings import load_settings
 from tests.service.conftest import FaultyDetector, serving
-from tests.service.test_queue import clients, queued, send, wait_for, waiting  # noqa: F401
+from tests.service.exchange import queued, send, wait_for, waiting
 
 DEVICES = ("cuda:0", "cuda:1")
-
-
-@pytest.fixture
-def small(encoded):
-    return encoded((40, 30))
 
 
 @pytest.fixture
@@ -42,8 +36,8 @@ def serve_pair(pair):
     return serve
 
 
-def hold_both(clients, live, pair, body):  # noqa: F811
-    """Keep each device busy with one picture until its gate is set."""
+def hold_both(clients, live, pair, body):
+    """Keep each device busy with one image until its gate is set."""
     held = []
     for detector in pair.values():  # the first that is idle takes it
         detector.gate.clear()
@@ -53,12 +47,12 @@ def hold_both(clients, live, pair, body):  # noqa: F811
     return held
 
 
-def test_each_device_has_a_detector_that_was_loaded_for_it_and_passed_the_canary(serve_pair, pair):
+def test_each_device_has_a_detector_that_was_loaded_for_it_and_passed_the_self_test(serve_pair, pair):
     with serve_pair():
         assert all(detector.batches for detector in pair.values())
 
 
-def test_no_picture_waits_while_a_device_is_idle(serve_pair, pair, clients, small):  # noqa: F811
+def test_no_image_waits_while_a_device_is_idle(serve_pair, pair, clients, small):
     with serve_pair() as live:
         held = hold_both(clients, live, pair, small)
         assert queued(live) == 0
@@ -67,7 +61,7 @@ def test_no_picture_waits_while_a_device_is_idle(serve_pair, pair, clients, smal
         assert [answer.result().status_code for answer in held] == [200, 200]
 
 
-def test_what_waits_goes_to_the_device_that_is_free_first(serve_pair, pair, clients, small):  # noqa: F811
+def test_what_waits_goes_to_the_device_that_is_free_first(serve_pair, pair, clients, small):
     with serve_pair() as live:
         held = hold_both(clients, live, pair, small)
         behind = [send(clients, live, small) for _ in range(3)]
@@ -80,7 +74,7 @@ def test_what_waits_goes_to_the_device_that_is_free_first(serve_pair, pair, clie
         assert held[0].result().status_code == 200
 
 
-def test_a_device_that_runs_out_of_memory_bounds_its_own_batches_alone(serve_pair, pair, clients, small):  # noqa: F811
+def test_a_device_that_runs_out_of_memory_bounds_its_own_batches_alone(serve_pair, pair, clients, small):
     first, second = pair.values()
     first.memory_for = 1
     with serve_pair() as live:
@@ -103,7 +97,7 @@ def test_a_device_that_runs_out_of_memory_bounds_its_own_batches_alone(serve_pai
         assert again.result().status_code == 200
 
 
-def test_one_dead_worker_ends_the_service_and_the_other_finishes_its_batch(serve_pair, pair, clients, small):  # noqa: F811
+def test_one_dead_worker_ends_the_service_and_the_other_finishes_its_batch(serve_pair, pair, clients, small):
     first, second = pair.values()
     with serve_pair() as live:
         deaths = []
@@ -120,7 +114,7 @@ def test_one_dead_worker_ends_the_service_and_the_other_finishes_its_batch(serve
         assert live.client.get("/readyz").status_code == 503
         assert live.metric("frcnn_ready") == 0
         assert live.detect(small).status_code == 503
-        assert "canary" in live.app.state.pipeline.dead
+        assert "self-test" in live.app.state.pipeline.dead
         second.gate.set()
         assert held[1].result().status_code == 200
         assert len(second.batches) == calls  # and nothing new begins
@@ -155,22 +149,3 @@ def test_the_model_and_the_metrics_name_every_device(monkeypatch):
         assert live.client.get("/model").json()["device"] == "cuda:0, cuda:1"
         assert [live.metric("frcnn_device_memory_bytes", device=device) for device in DEVICES] == [7.0, 8.0]
         assert live.client.get("/metrics").text.count("frcnn_model_info{") == 2
-
-
-def test_each_device_that_is_meant_serves(monkeypatch):
-    monkeypatch.setattr("model.detector.choose_devices", lambda setting: (f"{setting}:0", f"{setting}:1"))
-    assert each_device("cuda") == ("cuda:0", "cuda:1")
-    assert each_device("cpu") == ("cpu",)
-
-
-def test_the_pace_is_kept_while_any_device_is_busy():
-    now = [0.0]
-    pace = Pace(lambda: now[0])
-    pace.begins()
-    pace.begins()
-    pace.ends(2, 1.0)
-    now[0] = 60.0  # the other device's batch takes long
-    assert pace.seconds(4) == 2.0
-    pace.ends(1, 60.0)
-    now[0] = 120.0
-    assert pace.seconds(4) == 0.0

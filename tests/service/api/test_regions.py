@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 LOW = {"score_threshold": "0.01"}
+
+
 BOXES = [[20, 30, 220, 280], [100, 50, 400, 290]]
 
 
@@ -36,7 +38,7 @@ def test_no_regions_find_nothing(service, cat_jpeg):
         ("[[1, 2, 3]]", {}, "region 0 must be four numbers"),
         ('[[1, 2, 3, "4"]]', {}, "region 0 must be four numbers"),
         ("[[1, 2, 30, 40], [9, 9, 9, 20]]", {}, "region 1 has no area"),
-        ("[[500, 10, 600, 90]]", {}, "region 0 lies outside the picture, which is 451 x 300 pixels"),
+        ("[[500, 10, 600, 90]]", {}, "region 0 lies outside the image, which is 451 x 300 pixels"),
         ("[[1, 2, 30, 40]]", {"proposals": "3"}, "the RPN does not run"),
     ],
 )
@@ -49,17 +51,17 @@ def test_bad_regions_are_refused_by_name(service, cat_jpeg, regions, more, probl
 def test_regions_of_a_batch_are_refused(service, cat_jpeg):
     answer = service.client.post("/detect/batch", files={"image": cat_jpeg}, data={"regions": "[[1, 2, 30, 40]]"})
     assert answer.status_code == 422
-    assert "belong to one picture" in answer.json()["detail"]
+    assert "belong to one image" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
     ("route", "fields", "problem"),
     [
-        ("/detect", {"regions": "[[500, 10, 600, 90]]"}, "region 0 lies outside the picture, which is 40 x 30 pixels"),
-        ("/explain", {"boxes": "[[500, 10, 600, 90]]"}, "reaches out of the picture, which is 40 x 30 pixels"),
+        ("/detect", {"regions": "[[500, 10, 600, 90]]"}, "region 0 lies outside the image, which is 40 x 30 pixels"),
+        ("/explain", {"boxes": "[[500, 10, 600, 90]]"}, "reaches out of the image, which is 40 x 30 pixels"),
     ],
 )
-def test_a_box_outside_the_picture_is_refused_before_the_device_sees_it(
+def test_a_box_outside_the_image_is_refused_before_the_device_sees_it(
     serve_faulty, faulty, encoded, route, fields, problem
 ):
     with serve_faulty() as live:

@@ -1,14 +1,17 @@
-"""Bytes to RGB: what is shown is what is detected in."""
+"""Files to RGB: every format as shown, and hostile bytes refused."""
 
 import io
 import struct
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from service.errors import BadImage, TooLarge, UnsupportedImage
-from service.inference.decoding import decode, read, sniff
+from service.errors import BadImage, ServiceError, TooLarge, UnsupportedImage
+from service.inference.decoding import decode, decode_image, sniff_format
+from tests.service import corpus
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -30,7 +33,7 @@ def shown(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_every_supported_format_is_known_by_its_content_and_decoded(format):
     data = save(Image.new("RGB", (20, 10), RED), format)
-    assert sniff(data) == format
+    assert sniff_format(data) == format
     pixels = shown(data)
     assert pixels.shape == (10, 20, 3)
     assert np.abs(pixels.astype(int) - RED).max() <= 4
@@ -93,7 +96,7 @@ def test_exif_orientation_is_applied(orientation, format):
     assert np.abs(pixels[20:, 28:].astype(int) - BLUE).max() < 40
 
 
-def test_broken_exif_on_a_whole_picture_changes_nothing():
+def test_broken_exif_on_a_whole_image_changes_nothing():
     data = save(Image.new("RGB", (16, 8), GREEN), "JPEG")
     junk = b"Exif\x00\x00II*\x00\xff\xff\xff\xff"
     pixels = shown(data[:2] + b"\xff\xe1" + struct.pack(">H", len(junk) + 2) + junk + data[2:])
@@ -155,16 +158,17 @@ def place(pixels: np.ndarray) -> np.ndarray:
     [((80, 120), (80, 120)), ((81, 120), (160, 240)), ((160, 200), (160, 240)), ((320, 480), (320, 480))],
 )
 def test_a_jpeg_is_decoded_as_small_as_still_covers_the_canvas(canvas, pixels):
-    decoded = read(save(cross(960, 640), "JPEG"), max_pixels=1_000_000, canvas=lambda *_: canvas)
+    decoded = decode_image(save(cross(960, 640), "JPEG"), max_pixels=1_000_000, canvas_for=lambda *_: canvas)
     assert decoded.pixels.shape == (*pixels, 3)
     assert (decoded.height, decoded.width) == (640, 960)
 
 
 def test_a_jpeg_less_than_twice_the_canvas_and_what_is_no_jpeg_are_decoded_in_full():
-    assert read(save(cross(96, 64), "JPEG"), max_pixels=10_000, canvas=lambda *_: (32, 49)).pixels.shape == (64, 96, 3)
+    jpeg = decode_image(save(cross(96, 64), "JPEG"), max_pixels=10_000, canvas_for=lambda *_: (32, 49))
+    assert jpeg.pixels.shape == (64, 96, 3)
     for format in ("PNG", "WEBP", "TIFF"):
         data = save(cross(96, 64), format)
-        assert read(data, max_pixels=10_000, canvas=lambda *_: (2, 2)).pixels.shape == (64, 96, 3)
+        assert decode_image(data, max_pixels=10_000, canvas_for=lambda *_: (2, 2)).pixels.shape == (64, 96, 3)
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
@@ -180,12 +184,12 @@ def test_a_place_in_a_jpeg_decoded_smaller_is_where_it_was(size, part, orientati
         asked.append((height, width))
         return height // part, width // part
 
-    full, reduced = decode(data, max_pixels=1_000_000), read(data, max_pixels=1_000_000, canvas=canvas)
-    # The canvas is that of the picture as shown, and so is the size that is told.
+    full, reduced = decode(data, max_pixels=1_000_000), decode_image(data, max_pixels=1_000_000, canvas_for=canvas)
+    # The canvas is that of the image as shown, and so is the size that is told.
     assert asked == [full.shape[:2]]
     assert (reduced.height, reduced.width) == full.shape[:2]
     assert reduced.pixels.shape[:2] == (full.shape[0] // part, full.shape[1] // part)
-    # A tenth of a pixel of the smaller picture.
+    # A tenth of a pixel of the smaller image.
     off = np.abs(place(reduced.pixels) - place(full)) * reduced.pixels.shape[:2]
     assert off.max() < 0.1
 
@@ -193,7 +197,7 @@ def test_a_place_in_a_jpeg_decoded_smaller_is_where_it_was(size, part, orientati
 def test_greyscale_and_cmyk_jpegs_may_be_decoded_smaller_too():
     for mode in ("L", "CMYK"):
         data = save(cross(401, 301).convert(mode), "JPEG")
-        decoded = read(data, max_pixels=1_000_000, canvas=lambda *_: (100, 100))
+        decoded = decode_image(data, max_pixels=1_000_000, canvas_for=lambda *_: (100, 100))
         assert decoded.pixels.shape == (150, 200, 3)
         assert np.abs(decoded.pixels[:20, :20].astype(int) - 200).max() < 8
 
@@ -201,4 +205,64 @@ def test_greyscale_and_cmyk_jpegs_may_be_decoded_smaller_too():
 def test_a_cut_jpeg_is_refused_however_small_it_is_decoded():
     data = save(Image.effect_noise((400, 300), 60), "JPEG")
     with pytest.raises(BadImage):
-        read(data[: len(data) // 2], max_pixels=1_000_000, canvas=lambda *_: (50, 50))
+        decode_image(data[: len(data) // 2], max_pixels=1_000_000, canvas_for=lambda *_: (50, 50))
+
+
+MAX_PIXELS = 1_000_000
+
+
+SOUND = {format: corpus.sound(format) for format in corpus.FORMATS}
+
+
+def outcome(data: bytes) -> int:
+    """200 or the status of the problem; whatever else is raised fails the test."""
+    problem = None
+    try:
+        pixels = decode(data, max_pixels=MAX_PIXELS)
+        decode_image(data, max_pixels=MAX_PIXELS, canvas_for=lambda height, width: (-(-height // 4), -(-width // 4)))
+    except ServiceError as error:
+        problem = error
+    if problem is not None:
+        assert problem.status in (400, 413, 415)
+        assert len(problem.detail) < 300
+        return problem.status
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 3
+    assert pixels.shape[2] == 3
+    assert 0 < pixels.shape[0] * pixels.shape[1] <= MAX_PIXELS
+    return 200
+
+
+def test_every_file_of_the_corpus_is_an_image_or_a_problem():
+    statuses = {name: outcome(data) for name, data in corpus.everything()}
+    assert len(statuses) > 1000
+    assert statuses["PNG of 400 megapixels"] == 413
+    assert statuses["JPEG of ten thousand scans"] == 400
+    assert statuses["a PDF around a JPEG"] == 415
+    assert statuses["JPEG and a zip"] == 200
+    assert statuses["orientation 9 in a loop"] == 200
+
+
+def test_a_jpeg_of_a_thousand_passes_is_refused_before_they_are_made():
+    [bomb] = [data for name, data in corpus.bombs() if "scans" in name]
+    with pytest.raises(BadImage, match="passes"):
+        decode(bomb, max_pixels=1_000_000)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(corpus.FORMATS), st.data())
+def test_no_mutation_of_an_image_gets_through_as_anything_else(format, data):
+    body = bytearray(SOUND[format])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(body)))
+        body[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=30))
+    outcome(bytes(body))
+
+
+BEGINNINGS = sorted({body[:length] for body in SOUND.values() for length in (0, 2, 4, 8, 16, 26, 40)})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(BEGINNINGS), st.binary(max_size=400))
+def test_no_bytes_behind_the_beginning_of_an_image_get_through_as_anything_else(beginning, noise):
+    outcome(beginning + noise)

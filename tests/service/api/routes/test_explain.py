@@ -1,4 +1,4 @@
-"""POST /explain: boxes in, the story of each out, for one forward pass."""
+"""``POST /explain``: boxes in, what became of each out, for one forward pass."""
 
 import base64
 import json
@@ -9,6 +9,8 @@ import pytest
 from model.explain.stages import STAGES
 
 LOW = {"score_threshold": 0.01}
+
+
 BOX = [100.0, 50.0, 300.0, 250.0]
 
 
@@ -115,11 +117,11 @@ def test_it_costs_one_forward_pass_however_many_boxes(service, ask):
 def test_boxes_that_make_no_sense_are_422_and_said_which(ask):
     name = _refused(ask([BOX, [0, 0, 500, 100]]), "box 1", "451 x 300 pixels")
     assert name == "boxes"
-    _refused(ask([[-5, 0, 50, 50]]), "reaches out of the picture")
+    _refused(ask([[-5, 0, 50, 50]]), "reaches out of the image")
     _refused(ask([[50, 50, 50, 90]]), "box 0", "has no area")
     _refused(ask([[80, 50, 50, 90]]), "has no area")
     _refused(ask([[10, 10, -5, 5]], box_format="xywh"), "has no area")
-    _refused(ask([[0, 0, 2, 1]], normalized=True), "reaches out of the picture")
+    _refused(ask([[0, 0, 2, 1]], normalized=True), "reaches out of the image")
     _refused(ask([[1, 2, 3]]), "4 items")
     _refused(ask([]), "at least 1")
     _refused(ask([BOX] * 101), "at most 100")
