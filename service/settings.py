@@ -123,6 +123,6 @@ def _allowed_values(field: FieldInfo, detail: ErrorDetails) -> str:
     if detail["type"] == "literal_error":
         return f"one of {detail['ctx']['expected']}"
     if detail["type"] == "string_pattern_mismatch":
-        return "auto, cpu, cuda or cuda:N"
+        return str(field.description)
     message = detail["msg"]
     return message[0].lower() + message[1:]

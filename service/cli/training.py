@@ -149,7 +149,7 @@ def calibrate(
     count: Annotated[int, typer.Option(min=1, help="how many of them are used")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="seed of the choice of images")] = 0,
 ) -> None:
-    """Measure the input ranges of a detector's layers, for ``--precision int8``: FILE.ranges.json beside its weights."""
+    """Measure the input ranges of the layers, for ``--precision int8``: FILE.ranges.json beside the weights."""
     from model.detector import CheckpointError, Detector, NotFiniteError
     from model.runtime.malloc import configure_malloc
     from model.structures import ImageArray

@@ -90,7 +90,10 @@ def _draw_caption(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     margin: int,
 ) -> None:
-    """Write a caption on a filled background above ``corner``, or below it for lack of space; always in the image."""
+    """Write a caption on a filled background above ``corner``, or below it for lack of space.
+
+    All of it is in the image where ``corner`` is.
+    """
     left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
     x = max(0.0, min(corner[0], size[0] - width))

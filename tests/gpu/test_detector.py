@@ -48,7 +48,7 @@ def test_every_preset_detects_as_on_the_cpu_and_nearly_so_in_half_precision(name
         assert answer.trace is not None
         assert right.trace is not None
         torch.testing.assert_close(answer.trace.objectness, right.trace.objectness, atol=5e-3, rtol=0)
-        kept, known = answer.trace.candidates[answer.trace.kept], right.trace.candidates[right.trace.kept]
+        kept, known = answer.trace.candidates[answer.trace.final_rows], right.trace.candidates[right.trace.final_rows]
         # Scores of random weights are nearly tied: boxes may swap ranks, and one may suppress another.
         assert _without_partner(kept.boxes, known.boxes) <= 1
         assert _without_partner(answer.boxes, right.boxes) <= 2  # one of each class

@@ -1,4 +1,4 @@
-"""A minute of everything at once: the short form of `benchmarks/soak.py`, with the same books to balance."""
+"""One minute of `benchmarks/soak.py`, which sends everything at once, with the same checks."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from benchmarks.soak import soak
 
 @pytest.mark.slow
 def test_a_minute_of_faults_broken_files_and_vanishing_clients_loses_nothing() -> None:
-    # Weights of chance: what is looked at is the service. The heap still grows in the first minute, so the bound on
-    # that is wide; half an hour under a narrow one is in benchmarks/results/soak.json.
+    # Random weights are enough: the service is tested. The heap still grows in the first minute, so its limit is wide;
+    # half an hour with a narrow limit is in benchmarks/results/soak.json.
     result = soak(seconds=60, weights="random", pace=3, growth=0.5)
     assert result["wrong"] == {}
     assert result["lost"] == 0
@@ -17,4 +17,4 @@ def test_a_minute_of_faults_broken_files_and_vanishing_clients_loses_nothing() -
     assert result["answered"].get("400", 0) > 0  # broken files
     assert result["hung_up"] > 0
     assert sum(result["faults"].values()) >= 3
-    assert result["logged"].get("500", 0) >= 1  # the poison's one victim
+    assert result["logged"].get("500", 0) >= 1  # the one poisoned image

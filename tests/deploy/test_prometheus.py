@@ -1,4 +1,4 @@
-"""What watches the service: the rules by promtool, every expression by a real Prometheus on a live service."""
+"""Monitoring: promtool checks the rules, a real Prometheus evaluates every expression on a running service."""
 
 import io
 import json
@@ -28,10 +28,10 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 
-def promtool(*arguments: str, given: str = "") -> None:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, input=given)
+def promtool(*arguments: str, stdin: str = "") -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, input=stdin)
     assert done.returncode == 0, done.stdout + done.stderr
-    if given:
+    if stdin:
         assert not done.stdout + done.stderr  # its advice on names, even where it does not count as an error
 
 
@@ -58,24 +58,24 @@ def test_every_alert_has_its_case(repo: Path) -> None:
 
 
 def expressions(repo: Path) -> dict[str, str]:
-    """Every expression of the dashboard, and of the rules; of an alert its left side, which is there in any case."""
+    """Return all expressions of the dashboard and the rules; of an alert its left side, which always has a value."""
     board = json.loads((repo / "docker/grafana/dashboards/frcnn.json").read_text())
-    found = {
+    by_name = {
         f"panel {panel['title']} {target['refId']}": target["expr"].replace("$__rate_interval", "1m")
         for panel in board["panels"]
         for target in panel["targets"]
     }
     for rule in rules(repo):
         if "record" in rule:
-            found[rule["record"]] = rule["expr"]
+            by_name[rule["record"]] = rule["expr"]
         else:
             left = re.fullmatch(r"(.+) [<>] [\d.]+", rule["expr"])
             assert left, f"{rule['alert']} is not of the form `series comparison number`"
-            found[rule["alert"]] = left[1]
-    return found
+            by_name[rule["alert"]] = left[1]
+    return by_name
 
 
-def picture(colour: tuple[int, int, int], width: int = 40) -> bytes:
+def png(colour: tuple[int, int, int], width: int = 40) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, 30), colour).save(file, "PNG")
     return file.getvalue()
@@ -83,7 +83,7 @@ def picture(colour: tuple[int, int, int], width: int = 40) -> bytes:
 
 @pytest.fixture
 def prometheus(repo: Path, tmp_path: Path) -> Iterator[Callable[[str], httpx.Client]]:
-    """Start a Prometheus with our configuration, but quicker, on the service at an address."""
+    """Start a Prometheus with the project's configuration, but shorter intervals, on the service at an address."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(target: str) -> httpx.Client:
@@ -107,8 +107,8 @@ def prometheus(repo: Path, tmp_path: Path) -> Iterator[Callable[[str], httpx.Cli
         process.wait(20)
 
 
-class Watched(FaultyDetector):
-    """A real detector, with the faulty one's faults."""
+class DetectorWithFaults(FaultyDetector):
+    """A real detector with the faults of ``FaultyDetector``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,39 +128,39 @@ class Watched(FaultyDetector):
 
 
 @needs_prometheus
-def test_promtool_has_nothing_to_say_against_the_metrics() -> None:
+def test_promtool_accepts_the_metrics() -> None:
     with serving(lambda _: FaultyDetector()) as live:
         live.client.get("/model")
-        assert live.client.post("/detect", content=picture((9, 9, 9))).status_code == 200
-        assert live.client.post("/detect", content=b"no picture").status_code == 415
-        assert live.client.post("/detect", content=picture(FaultyDetector.POISON)).status_code == 500
+        assert live.client.post("/detect", content=png((9, 9, 9))).status_code == 200
+        assert live.client.post("/detect", content=b"no image").status_code == 415
+        assert live.client.post("/detect", content=png(FaultyDetector.POISON)).status_code == 500
         text = live.client.get("/metrics").text
         assert "frcnn_batch_failures_total{" in text
-        promtool("check", "metrics", given=text)
+        promtool("check", "metrics", stdin=text)
 
 
 @needs_prometheus
 @pytest.mark.slow
 def test_what_prometheus_has_scraped_is_what_the_clients_saw(prometheus: Callable[[str], httpx.Client]) -> None:
-    bodies = {200: picture((9, 9, 9)), 415: b"no picture", 500: picture(FaultyDetector.POISON)}
+    bodies = {200: png((9, 9, 9)), 415: b"no image", 500: png(FaultyDetector.POISON)}
     with serving(lambda _: FaultyDetector()) as live, prometheus(live.url.removeprefix("http://")) as api:
         for status, body in bodies.items():
             for _ in range(status // 100):
                 assert live.client.post("/detect", content=body).status_code == status
         # As Prometheus has it, once it has scraped after the last of them.
-        wanted = {str(status): float(status // 100) for status in bodies}
-        until, seen = time.monotonic() + 90, {}
-        while seen != wanted and time.monotonic() < until:
-            seen = scraped(api, 'frcnn_requests_total{route="/detect"}', "status")
+        expected = {str(status): float(status // 100) for status in bodies}
+        until, counts = time.monotonic() + 90, {}
+        while counts != expected and time.monotonic() < until:
+            counts = scraped(api, 'frcnn_requests_total{route="/detect"}', "status")
             time.sleep(0.5)
-        assert seen == wanted
+        assert counts == expected
         assert scraped(api, "frcnn_ready", "job") == {"frcnn": 1.0}
         [served] = scraped(api, "frcnn_model_info", "name")
         assert served == "fake"
 
 
 def scraped(api: httpx.Client, expression: str, label: str) -> dict[str, float]:
-    """The samples' values by a label; nothing while Prometheus still starts."""
+    """Return the samples' values by a label; nothing while Prometheus starts."""
     try:
         answer = api.get("/query", params={"query": expression}).raise_for_status().json()
     except httpx.HTTPError:
@@ -177,15 +177,15 @@ def test_a_real_prometheus_finds_something_for_every_expression(
 
     def load(live_url: str) -> None:
         with httpx.Client(base_url=live_url, timeout=20) as client:
-            for i in range(2000):  # bounded, should nobody say stop
+            for i in range(2000):  # bounded, in case ``stop`` is never set
                 if stop.is_set():
                     return
                 colour = FaultyDetector.POISON if i % 7 == 3 else (9, 9, 9)
-                client.post("/detect", content=picture(colour, 40 + i % 60))
-                client.post("/proposals", content=picture((90, 9, 9)) if i % 2 else b"no picture")
+                client.post("/detect", content=png(colour, 40 + i % 60))
+                client.post("/proposals", content=png((90, 9, 9)) if i % 2 else b"no image")
 
     missing: dict[str, str] = {}
-    with serving(lambda _: Watched(), max_queue=5) as live, ThreadPoolExecutor(8) as clients:
+    with serving(lambda _: DetectorWithFaults(), max_queue=5) as live, ThreadPoolExecutor(8) as clients:
         work = [clients.submit(load, live.url) for _ in range(8)]
         try:
             with prometheus(live.url.removeprefix("http://")) as api:
@@ -193,16 +193,16 @@ def test_a_real_prometheus_finds_something_for_every_expression(
                 until = time.monotonic() + 90
                 while missing and time.monotonic() < until:
                     time.sleep(1)
-                    missing = {name: expr for name, expr in missing.items() if not answered(api, expr)}
+                    missing = {name: expr for name, expr in missing.items() if not has_value(api, expr)}
         finally:
             stop.set()
-        for one in work:
-            one.result()
+        for task in work:
+            task.result()
     assert not missing
 
 
-def answered(api: httpx.Client, expression: str) -> bool:
-    """Whether Prometheus has a number, not NaN, for it; False also while Prometheus still starts."""
+def has_value(api: httpx.Client, expression: str) -> bool:
+    """Return whether Prometheus has a number, not NaN, for it; False also while Prometheus starts."""
     try:
         answer = api.get("/query", params={"query": expression}).raise_for_status().json()
     except httpx.HTTPError:

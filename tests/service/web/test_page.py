@@ -16,7 +16,7 @@ from tests.service.conftest import Live, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
-EXAMPLES = Path(__file__).resolve().parents[2] / "service/web/examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "service/web/examples"
 
 browser_only = pytest.mark.browser
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -45,39 +45,39 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def page(browser, bundled: Live):  # type: ignore[no-untyped-def]
-    """The page with its first example open; afterwards nothing was complained of, and nobody else was asked."""
-    tab = browser.new_page(viewport={"width": 1280, "height": 800})
-    said: list[str] = []
+    """The page with its first example open; afterwards the console is empty, and no other host was contacted."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    console: list[str] = []
     hosts: set[str] = set()
-    tab.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
-    with tab.expect_response("**/detect?*") as answered:
-        tab.goto(bundled.url)
-    tab.found = answered.value.json()
-    tab.locator("#detections button").first.wait_for()
-    tab.said = said
-    yield tab
-    tab.close()
-    assert said == []
+    page.on("console", lambda message: console.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: console.append(str(error)))
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    with page.expect_response("**/detect?*") as answered:
+        page.goto(bundled.url)
+    page.detections = answered.value.json()
+    page.locator("#detections button").first.wait_for()
+    page.console_messages = console
+    yield page
+    page.close()
+    assert console == []
     assert hosts <= {urlsplit(bundled.url).netloc, ""}  # "" is a blob of the page's own
 
 
 def pixels(page) -> np.ndarray:  # type: ignore[no-untyped-def]
-    """The canvas as the user sees it."""
+    """Return the canvas as the user sees it."""
     return np.asarray(Image.open(io.BytesIO(page.locator("#canvas").screenshot())).convert("RGB")).astype(int)
 
 
-def coloured(shown: np.ndarray, box: list[float], size: dict[str, int], wanted: tuple[int, int, int]) -> float:
-    """The share of the box's outline, sampled along its sides, that has this colour."""
-    scale = shown.shape[1] / size["width"]
+def coloured(screenshot: np.ndarray, box: list[float], size: dict[str, int], rgb: tuple[int, int, int]) -> float:
+    """Return the share of the box's outline, sampled along its sides, that has the colour ``rgb``."""
+    scale = screenshot.shape[1] / size["width"]
     x1, y1, x2, y2 = (side * scale for side in box)
     inset = 1.0
     points = [(x, y) for x in np.linspace(x1 + 100, x2 - 3, 40) for y in (y1 + inset, y2 - inset)]
     points += [(x, y) for y in np.linspace(y1 + 30, y2 - 3, 40) for x in (x1 + inset, x2 - inset)]
-    # Within a pixel: a line on the picture's border is half outside it, and its other half smoothed.
-    patches = [shown[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2] for x, y in points]
-    near = [(np.abs(patch.astype(int) - wanted).max(axis=2) < 40).any() for patch in patches]
+    # Within a pixel: a line on the image's border is half outside it, and its other half smoothed.
+    patches = [screenshot[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2] for x, y in points]
+    near = [(np.abs(patch.astype(int) - rgb).max(axis=2) < 40).any() for patch in patches]
     return float(np.mean(near))
 
 
@@ -88,13 +88,13 @@ def test_boxes_lie_where_the_json_says_and_the_slider_takes_them_away(page, bund
     cat = answer["boxes"][0]
     assert coloured(pixels(page), cat, answer["image"], colour(answer["class_ids"][0])) > 0.9
     assert coloured(pixels(page), [side * 0.6 + 20 for side in cat], answer["image"], colour(8)) < 0.2
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
     slider = page.locator("#score")
     slider.evaluate("s => { s.max = 1; s.value = 1; s.dispatchEvent(new Event('input')) }")
     assert page.locator("#detections button").count() == 0
     assert coloured(pixels(page), cat, answer["image"], colour(answer["class_ids"][0])) < 0.1
-    assert asked == []  # the data was there
+    assert requests == []  # the data was there
 
 
 @browser_only
@@ -116,9 +116,9 @@ def test_what_the_page_filters_is_what_the_service_would_answer(page, bundled: L
 def test_a_detection_shows_its_proposal_and_its_anchor(page) -> None:  # type: ignore[no-untyped-def]
     page.locator("#canvas").click()
     assert page.locator("#detections button[aria-pressed='true']").count() == 1
-    row = page.found["proposal_indices"][0]
-    told = page.locator("#lineage").inner_text()
-    assert f"number {row + 1}, objectness {page.found['proposals']['objectness'][row]:.3f}" in told
+    row = page.detections["proposal_indices"][0]
+    text = page.locator("#lineage").inner_text()
+    assert f"number {row + 1}, objectness {page.detections['proposals']['objectness'][row]:.3f}" in text
     page.locator("#detections button").first.press("Enter")  # by keyboard, too
     assert page.locator("#detections button[aria-pressed='true']").count() == 0
 
@@ -136,11 +136,11 @@ def test_proposals_by_level_and_heat_maps(page) -> None:  # type: ignore[no-unty
         box.uncheck()
     assert page.locator("#count-value").inner_text() == "0"
     page.get_by_label("Objectness", exact=True).check(force=True)
-    assert np.abs(pixels(page) - bare).mean() > 10  # the map lies over the picture
+    assert np.abs(pixels(page) - bare).mean() > 10  # the map lies over the image
 
 
 @browser_only
-def test_draw_a_box_and_hear_why(page) -> None:  # type: ignore[no-untyped-def]
+def test_a_drawn_box_is_explained(page) -> None:  # type: ignore[no-untyped-def]
     page.get_by_label("Missed?", exact=True).check(force=True)
     frame = page.locator("#canvas").bounding_box()
     with page.expect_response("**/explain?*") as answered:
@@ -164,17 +164,17 @@ def test_draw_a_box_and_hear_why(page) -> None:  # type: ignore[no-untyped-def]
 
 @browser_only
 def test_an_upload_and_a_broken_file(page, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    good, broken = tmp_path / "mine.png", tmp_path / "broken.jpg"
+    good, broken = tmp_path / "upright.png", tmp_path / "broken.jpg"
     Image.open(EXAMPLES / "chelsea.jpg").rotate(180).save(good)
     broken.write_bytes((EXAMPLES / "chelsea.jpg").read_bytes()[:3000])
     page.locator("#file").set_input_files(good)
-    page.locator("canvas[aria-label^='mine.png, 451 by 300']").wait_for()
+    page.locator("canvas[aria-label^='upright.png, 451 by 300']").wait_for()
     page.locator("#file").set_input_files(broken)
     page.locator("#problem:visible").wait_for()
     assert len(page.locator("#problem").inner_text()) > 20
-    # The browser itself reports a failed request; that one line was asked for here.
-    assert len(page.said) == 1
-    assert "400" in page.said.pop()
+    # The browser itself reports a failed request; that one line was requests for here.
+    assert len(page.console_messages) == 1
+    assert "400" in page.console_messages.pop()
 
 
 def test_the_page_and_its_files_carry_their_headers(service: Live) -> None:

@@ -1,4 +1,4 @@
-"""The walkthrough runs from top to bottom, and the one that is kept has its outputs."""
+"""The walkthrough notebook runs from top to bottom, and the stored one has its outputs."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ NOTEBOOK = "docs/faster_rcnn_walkthrough.ipynb"
 
 def _run(repo: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(repo / NOTEBOOK, as_version=4)
-    # The notebook stands in docs/ and imports the packages beside it, installed or not.
+    # The notebook is in docs/ and imports the packages beside that folder, installed or not.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(repo), os.environ.get("PYTHONPATH", ""))))
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(repo)}})
     client.execute()
@@ -29,7 +29,7 @@ def test_the_notebook_runs_from_top_to_bottom(repo: Path) -> None:
     assert any("total loss" in output.get("text", "") for output in notebook.cells[-1].outputs)
 
 
-def test_its_outputs_are_kept(repo: Path) -> None:
+def test_its_outputs_are_stored(repo: Path) -> None:
     notebook = nbformat.read(repo / NOTEBOOK, as_version=4)
     plots = [o for c in notebook.cells for o in c.get("outputs", []) if "image/jpeg" in o.get("data", {})]
     assert len(plots) >= 7
@@ -38,7 +38,7 @@ def test_its_outputs_are_kept(repo: Path) -> None:
     assert "stderr" not in text
 
 
-if __name__ == "__main__":  # python -m tests.test_notebook: run it, and keep what it shows
-    top = Path(__file__).resolve().parent.parent
-    nbformat.write(_run(top), top / NOTEBOOK)
+if __name__ == "__main__":  # python -m tests.integration.test_notebook: run it, and store its outputs
+    root = Path(__file__).resolve().parents[2]
+    nbformat.write(_run(root), root / NOTEBOOK)
     sys.exit(0)

@@ -105,15 +105,15 @@ def test_train_refuses_a_bad_recipe_before_it_looks_at_the_data(write, tmp_path)
 
 
 def test_the_help_names_the_recipes_own_defaults():
-    said = " ".join(
+    help_text = " ".join(
         CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output.split()
     )
     recipe = Recipe()
     for name, value in {
-        "passes over the pictures": f"{recipe.epochs:g}",
-        "pictures a step": str(recipe.batch_size),
+        "passes over the images": f"{recipe.epochs:g}",
+        "images a step": str(recipe.batch_size),
         "peak learning rate": "5e-4",
         "the same for the backbone's body": "2e-4",
     }.items():
-        assert f"{name} (default {value})" in said
+        assert f"{name} (default {value})" in help_text
     assert (recipe.lr, recipe.body_lr) == (5e-4, 2e-4)

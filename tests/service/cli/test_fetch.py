@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from model.checkpoint import CheckpointError, load_manifest
-from service.cli.weights import FetchError, download, fetch, published_url
+from service.cli.fetch import FetchError, download, fetch, published_url
 
 DATA = bytes(range(256)) * 4000  # a megabyte
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -87,11 +87,11 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as one:
-        thread = Thread(target=one.serve_forever, args=(0.01,))
+    with Server() as running:
+        thread = Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
-        yield one
-        one.shutdown()
+        yield running
+        running.shutdown()
         thread.join()
 
 
@@ -236,7 +236,7 @@ def test_a_redirect_that_drops_encryption_is_refused(target: Path) -> None:
 
 
 def test_an_endless_answer_ends(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.cli.weights.MOST_BYTES", 1000)
+    monkeypatch.setattr("service.cli.fetch.MAX_BYTES", 1000)
     with pytest.raises(FetchError, match="more than 1000 bytes"):
         get(server, target)
 
@@ -284,7 +284,7 @@ class TestFetch:
         return path
 
     def test_by_name(self, server: Server, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("service.cli.weights.published_url", lambda entry: server.url)
+        monkeypatch.setattr("service.cli.fetch.published_url", lambda entry: server.url)
         for _ in range(2):
             assert fetch("far", manifest=manifest, cache=tmp_path / "cache").read_bytes() == DATA
         assert len(server.ranges) == 1, "what is here is not fetched again"

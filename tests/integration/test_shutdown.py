@@ -1,4 +1,4 @@
-"""The end of a process: a real `frcnn serve` in a process of its own, and real signals."""
+"""How a process of `frcnn serve` ends: real processes, real signals, and exit codes."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from shutil import which
 import httpx
 import pytest
 
-# The server as the command line runs it, on a detector that takes a second for a picture, fails for good or hangs.
+# The server as the command line runs it, with a detector that is slow, fails permanently or hangs.
 PROGRAM = """
     import sys, threading, time
     import torch
@@ -28,7 +28,7 @@ PROGRAM = """
     from tests.service.conftest import FaultyDetector
 
     class Device(FaultyDetector):
-        state = "well"
+        state = "sound"
 
         def detect(self, images, options):
             until = time.monotonic() + self.delay
@@ -62,10 +62,10 @@ def serve(repo) -> Iterator[object]:
     started: list[subprocess.Popen[str]] = []
 
     def start(
-        seconds: float = 1.0, grace: float = 20, state: str = "well", patience: float = 120
+        seconds: float = 1.0, grace: float = 20, state: str = "sound", watchdog: float = 120
     ) -> tuple[subprocess.Popen[str], str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(seconds), str(grace), state, str(patience)],
+            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(seconds), str(grace), state, str(watchdog)],
             cwd=repo,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -84,7 +84,7 @@ def serve(repo) -> Iterator[object]:
         process.communicate()
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
+def wait_for_exit(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
     _, log = process.communicate(timeout=seconds)
     return process.returncode, log
 
@@ -93,13 +93,13 @@ def ask(url: str, body: bytes) -> httpx.Response:
     return httpx.post(f"{url}/detect", content=body, timeout=20)
 
 
-def ask_in_vain(url: str, body: bytes) -> None:
+def ask_without_response(url: str, body: bytes) -> None:
     with pytest.raises(httpx.TransportError):
         ask(url, body)
 
 
-def accepted(url: str, count: int) -> None:
-    """Wait until so many pictures have been accepted."""
+def wait_until_accepted(url: str, count: int) -> None:
+    """Wait until ``count`` images have been accepted."""
     until = time.monotonic() + 10
     while f"frcnn_queue_depth {count}.0" not in httpx.get(f"{url}/metrics").text:
         assert time.monotonic() < until
@@ -109,8 +109,8 @@ def accepted(url: str, count: int) -> None:
 def test_at_sigterm_what_was_accepted_is_answered_new_requests_are_503_and_the_exit_is_0(serve, encoded):
     process, url = serve(seconds=1.0)
     with ThreadPoolExecutor(6) as clients:
-        sent = [clients.submit(ask, url, encoded((40 + i * 20, 30))) for i in range(4)]
-        accepted(url, 4)
+        responses = [clients.submit(ask, url, encoded((40 + i * 20, 30))) for i in range(4)]
+        wait_until_accepted(url, 4)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         late = ask(url, encoded())
@@ -118,47 +118,47 @@ def test_at_sigterm_what_was_accepted_is_answered_new_requests_are_503_and_the_e
         assert int(late.headers["retry-after"]) >= 1
         assert httpx.get(f"{url}/readyz").status_code == 503
         assert httpx.get(f"{url}/livez").status_code == 200
-        assert [answer.result().status_code for answer in sent] == [200] * 4
-    code, log = ended(process)
+        assert [answer.result().status_code for answer in responses] == [200] * 4
+    code, log = wait_for_exit(process)
     assert code == 0, log
     assert "drained" in log
 
 
-def test_at_sigterm_a_request_of_several_pictures_is_answered_whole(serve, encoded):
+def test_at_sigterm_a_request_of_several_images_is_answered_whole(serve, encoded):
     process, url = serve(seconds=0.5)
-    with ThreadPoolExecutor(1) as clients:  # more pictures than are let into the queue at once
-        sent = clients.submit(httpx.post, f"{url}/detect/batch", files=[("image", encoded())] * 20, timeout=20)
-        accepted(url, 8)
+    with ThreadPoolExecutor(1) as clients:  # more images than are let into the queue at once
+        responses = clients.submit(httpx.post, f"{url}/detect/batch", files=[("image", encoded())] * 20, timeout=20)
+        wait_until_accepted(url, 8)
         process.send_signal(signal.SIGTERM)
-        results = sent.result().json()["results"]
+        results = responses.result().json()["results"]
     assert ["boxes" in result for result in results] == [True] * 20
-    assert ended(process)[0] == 0
+    assert wait_for_exit(process)[0] == 0
 
 
 def test_an_idle_service_ends_at_once(serve):
     process, _ = serve(grace=600)  # of which it takes none
     process.send_signal(signal.SIGTERM)
-    assert ended(process)[0] == 0
+    assert wait_for_exit(process)[0] == 0
 
 
 def test_a_second_sigterm_ends_it_at_once_and_it_says_what_was_dropped(serve, encoded):
     process, url = serve(seconds=600, grace=600)
-    threading.Thread(target=ask_in_vain, args=(url, encoded())).start()
-    accepted(url, 1)
+    threading.Thread(target=ask_without_response, args=(url, encoded())).start()
+    wait_until_accepted(url, 1)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
-    code, log = ended(process)
+    code, log = wait_for_exit(process)
     assert code == 1
     assert "dropped=1" in log
 
 
 def test_the_end_of_the_grace_period_ends_it_too(serve, encoded):
     process, url = serve(seconds=600, grace=0.5)
-    threading.Thread(target=ask_in_vain, args=(url, encoded())).start()
-    accepted(url, 1)
+    threading.Thread(target=ask_without_response, args=(url, encoded())).start()
+    wait_until_accepted(url, 1)
     process.send_signal(signal.SIGTERM)
-    code, log = ended(process)
+    code, log = wait_for_exit(process)
     assert code == 1
     assert "grace period is over" in log
 
@@ -166,7 +166,7 @@ def test_the_end_of_the_grace_period_ends_it_too(serve, encoded):
 def test_a_detector_that_is_broken_for_good_ends_the_process_for_its_supervisor(serve, encoded):
     process, url = serve(seconds=0, state="broken")
     assert ask(url, encoded()).status_code == 500
-    code, log = ended(process)
+    code, log = wait_for_exit(process)
     assert code == 3
     assert "self-test" in log
 
@@ -176,28 +176,28 @@ def test_a_batch_that_nobody_waits_for_any_more_does_not_spoil_the_end(serve, en
     target, body = httpx.URL(url), encoded()
     with socket.create_connection((target.host, target.port)) as connection:
         connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-        accepted(url, 1)
+        wait_until_accepted(url, 1)
         until = time.monotonic() + 10
         while "frcnn_batch_size_count 1.0" not in httpx.get(f"{url}/metrics").text:  # it is on the device
             assert time.monotonic() < until
-    accepted(url, 0)
+    wait_until_accepted(url, 0)
     process.send_signal(signal.SIGTERM)
-    code, log = ended(process)
+    code, log = wait_for_exit(process)
     assert code == 0, log  # it was -6: C++ aborts when Python tears down a thread that is inside torch
     assert "drained" in log
 
 
 def test_a_call_that_hangs_ends_the_process_with_3_after_all_who_wait_have_been_told(serve, encoded):
-    process, url = serve(state="hanging", patience=1.5)
+    process, url = serve(state="hanging", watchdog=1.5)
     with ThreadPoolExecutor(3) as clients:  # three canvases or batches: one on the device, the others behind it
-        sent = [clients.submit(ask, url, encoded((40 + i * 80, 30))) for i in range(3)]
-        accepted(url, 3)
+        responses = [clients.submit(ask, url, encoded((40 + i * 80, 30))) for i in range(3)]
+        wait_until_accepted(url, 3)
         assert httpx.get(f"{url}/readyz").status_code == 200  # not yet: it might be slow
-        answers = [answer.result() for answer in sent]
+        answers = [answer.result() for answer in responses]
     assert [answer.status_code for answer in answers] == [503] * 3
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
     assert all(answer.json()["code"] == "unavailable" for answer in answers)
-    code, log = ended(process)
+    code, log = wait_for_exit(process)
     assert code == 3, log
     assert "has not come back for 1.5 s" in log
 
@@ -225,7 +225,7 @@ def test_the_command_serves_over_tls(repo, tmp_path):
         with pytest.raises(httpx.ConnectError):  # whom nobody vouches for is not trusted
             httpx.get(f"{url}/readyz")
         process.send_signal(signal.SIGTERM)
-        assert ended(process)[0] == 0
+        assert wait_for_exit(process)[0] == 0
     finally:
         process.kill()
         process.communicate()
