@@ -56,6 +56,7 @@ from model.evaluation.operating_points import (
     report,
 )
 from model.faster_rcnn import FasterRCNN
+from model.runtime.malloc import configure_malloc
 from model.runtime.precision import multiplies_bf16
 from model.training.figures import Figures, figures, load_part
 from model.training.samples import Dataset
@@ -631,6 +632,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, default=ROOT / "docs/images")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    configure_malloc()
     cache = Cache(options.cache)
 
     def part(name: str) -> Dataset:

@@ -55,13 +55,15 @@ def ways() -> dict[str, Callable[[bytes], Any]]:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     from model.config import LITE, RESNET50_FPN
-    from model.runtime.buckets import Canvases
+    from model.runtime.buckets import Buckets
 
-    lite, resnet = Canvases(LITE.transform), Canvases(RESNET50_FPN.transform)
+    lite, resnet = Buckets(LITE.transform), Buckets(RESNET50_FPN.transform)
     found: dict[str, Callable[[bytes], Any]] = {
         "in full (Pillow, with our checks)": lambda data: decode_image(data, max_pixels=MAX_PIXELS),
-        "for LITE's canvas": lambda data: decode_image(data, max_pixels=MAX_PIXELS, canvas_for=lite.of),
-        "for RESNET50_FPN's canvas": lambda data: decode_image(data, max_pixels=MAX_PIXELS, canvas_for=resnet.of),
+        "for LITE's canvas": lambda data: decode_image(data, max_pixels=MAX_PIXELS, canvas_for=lite.canvas_for),
+        "for RESNET50_FPN's canvas": lambda data: decode_image(
+            data, max_pixels=MAX_PIXELS, canvas_for=resnet.canvas_for
+        ),
         "Pillow as usual, np.array(open().convert('RGB'))": lambda data: np.array(
             Image.open(io.BytesIO(data)).convert("RGB")
         ),

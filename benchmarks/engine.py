@@ -37,8 +37,9 @@ from model.checkpoint import ranges_file, resolve
 from model.config import LITE, PRESETS
 from model.detector import Detector
 from model.runtime.buckets import CanvasMode
+from model.runtime.malloc import configure_malloc
 from model.runtime.precision import multiplies_bf16
-from model.training.quantization_ranges import calibrate
+from model.training.quantization_ranges import write_quantization_ranges
 from model.transform import exact_canvas, resized_size
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
@@ -78,7 +79,7 @@ def ours(preset: str, precision: str, device: str, name: str, canvas: CanvasMode
     if precision == "int8":
         _calibrate(preset)
     detector = Detector.from_checkpoint(pairs.checkpoint(preset), device=device, precision=precision, canvas=canvas)
-    if name == WINOGRAD and "Winograd" not in detector.info.engine_note:
+    if name == WINOGRAD and "Winograd" not in " ".join(detector.info.optimizations):
         raise Withdrawn("No convolution is quicker so on this processor.")
 
     def run(pictures: Sequence[Picture]) -> tuple[list[Found], dict[str, float]]:
@@ -92,7 +93,7 @@ def _calibrate(preset: str) -> None:
     """Ranges for weights that come without: of the pictures that they are timed on."""
     if not ranges_file(resolve(pairs.checkpoint(preset))).is_file():
         detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu", precision="fp32")
-        calibrate(detector, pictures(8))
+        write_quantization_ranges(detector, pictures(8))
 
 
 class _Stages:
@@ -487,6 +488,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch, ONNX Runtime and OpenVINO; default: torch's own")
     arguments = parser.parse_args()
+    configure_malloc()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks import pairs, report
 from model.detector import Detector
+from model.runtime.malloc import configure_malloc
 from model.runtime.precision import multiplies_bf16
 from model.transform import exact_canvas
 
@@ -49,7 +50,7 @@ def layers(detector: Detector) -> list[Layer]:
     hooks = [module.register_forward_pre_hook(note) for module in convolutions]
     canvas = exact_canvas(detector.config.transform, 480, 640)
     with torch.inference_mode():
-        detector.model.dense(torch.randn(1, 3, *canvas).contiguous(memory_format=torch.channels_last))
+        detector.model.run_convolutions(torch.randn(1, 3, *canvas).contiguous(memory_format=torch.channels_last))
     for hook in hooks:
         hook.remove()
     return seen
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    configure_malloc()
     machine = report.environment("cpu")
     rows = [measure(preset, arguments.rounds) for preset in arguments.presets]
     result = report.load("int8")

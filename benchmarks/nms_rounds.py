@@ -65,8 +65,8 @@ def survey(detector: Detector, images: Sequence[np.ndarray], most: int, threshol
         with counted() as (levels, classes):
             for batch in batches:
                 detector.detect(batch, DetectOptions(score_threshold=threshold))
-        found["RPN, by level"] = {"at_first": nms.LEVEL_ROUNDS, "rounds": levels}
-        found[f"classes, scores above {threshold:g}"] = {"at_first": nms.CLASS_ROUNDS, "rounds": classes}
+        found["RPN, by level"] = {"at_first": nms.LEVEL_ITERATIONS, "rounds": levels}
+        found[f"classes, scores above {threshold:g}"] = {"at_first": nms.CLASS_ITERATIONS, "rounds": classes}
     return found
 
 

@@ -161,7 +161,7 @@ def serve_and_measure(arguments: argparse.Namespace) -> dict[str, Any]:
         code = process.wait(60)
     finally:
         process.kill()
-    detector = {name: model[name] for name in ("name", "precision", "device", "engine")}
+    detector = {name: model[name] for name in ("name", "precision", "device")}
     return {"detector": detector, "server_exit_code": code} | result
 
 
@@ -207,7 +207,7 @@ def page(result: dict[str, Any]) -> str:
     )
     about = result["detector"]
     return (
-        f"`{result['command']}`, {result['date']}: {about['name']}, {about['precision']}, {about['engine']}, on "
+        f"`{result['command']}`, {result['date']}: {about['name']}, {about['precision']}, on "
         f"{result['cores']} cores that the load generator shares; the machine's load was {result['load_before']:g} "
         f"before. Capacity {result['capacity_per_s']:g}/s, queue {result['max_queue']}, so that nobody should wait "
         f"much over {result['bound_s']:g} s. The server's exit code was {result['server_exit_code']}.\n\n"

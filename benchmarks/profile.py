@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import engine, pairs, report
 from model.detector import Detector
+from model.runtime.malloc import configure_malloc
 
 # The first word that is in an operator's name says its kind.
 KINDS = {
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    configure_malloc()
     machine = report.environment("cpu")
     rows = [measure(preset, arguments.precision, arguments.calls) for preset in arguments.presets]
     result = report.load("profile")

@@ -35,8 +35,9 @@ from benchmarks.report import commit, processor
 from model import boxes as box_ops
 from model.checkpoint import load_into, read_state, resolve, with_rank_of
 from model.detector import Detector, find_preset
-from model.faster_rcnn import Dense, FasterRCNN
+from model.faster_rcnn import FasterRCNN, RPNOutput
 from model.roi_head import stack_regions
+from model.runtime.malloc import configure_malloc
 from model.training.data import Dataset, load_dataset
 
 COUNTS = (10, 50, 100, 300, 1000)
@@ -68,8 +69,8 @@ def rpn(detector: Detector) -> Propose:
     @torch.inference_mode()
     def propose(picture: np.ndarray) -> np.ndarray:
         batch = detector.transform([picture], detector.canvas_for(*picture.shape[:2]), detector.device)
-        dense = detector.model.dense(batch.pixels.to(detector.dtype))
-        (found,) = detector.model.rpn.propose(detector.model.candidates(dense, batch))
+        dense = detector.model.run_convolutions(batch.pixels.to(detector.dtype))
+        (found,) = detector.model.rpn.select_proposals(detector.model.select_candidates(dense, batch))
         return box_ops.rescale(found.boxes, batch.sizes[0], batch.original_sizes[0]).numpy()
 
     return propose
@@ -178,7 +179,7 @@ def stages(detector: Detector, picture: np.ndarray) -> list[float]:
     clock.append(time.perf_counter())
     logits, deltas = model.rpn.head(maps)
     clock.append(time.perf_counter())
-    (found,) = model.rpn.propose(model.candidates(Dense(maps, logits, deltas), batch))
+    (found,) = model.rpn.select_proposals(model.select_candidates(RPNOutput(maps, logits, deltas), batch))
     clock.append(time.perf_counter())
     height, width = batch.sizes[0].tolist()
     model.roi_heads.detections(
@@ -345,6 +346,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "proposals", help="not to be committed")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    configure_malloc()
     cv2.setNumThreads(1)
     dataset = load_dataset(options.data, "test", on_bad_box="skip")
     if options.search:

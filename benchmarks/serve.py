@@ -233,7 +233,7 @@ def running(server: Server, port: int, folder: Path) -> Iterator[str]:
 def form_of(base: str) -> str:
     """What /model says of the engine."""
     model = httpx.get(f"{base}/model", timeout=60).json()
-    return f"{model['engine']}. {model['engine_note']}"
+    return f"eager. {' '.join(model['optimizations'])}"
 
 
 def _family(leader: int) -> list[psutil.Process]:

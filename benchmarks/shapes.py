@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import pairs, report
 from model.detector import Detector
-from model.runtime.malloc import PRIMITIVES
+from model.runtime.malloc import PRIMITIVES, configure_malloc
 
 DEFAULT, OURS = 1024, PRIMITIVES
 PIECES = (128, DEFAULT, OURS)
@@ -37,8 +37,9 @@ MOST = 8
 def sweeps(preset: str, count: int, threads: int) -> list[dict[str, float]]:
     """Seconds of each sweep, and MiB resident after it: in this process."""
     torch.set_num_threads(threads)
+    configure_malloc()
     detector = Detector.from_checkpoint(pairs.checkpoint(preset), device="cpu")
-    batches = [(canvas, size) for canvas in detector.canvases.all for size in range(1, MOST + 1)]
+    batches = [(canvas, size) for canvas in detector.buckets.canvases for size in range(1, MOST + 1)]
     dice, made = random.Random(5), []
     for _ in range(count):
         dice.shuffle(batches)
@@ -113,7 +114,7 @@ def main() -> None:
         return
     machine = report.environment("cpu") | {"torch_threads": arguments.threads}
     pieces = measure(arguments.preset, arguments.sweeps, arguments.rounds, arguments.threads)
-    canvases = Detector.from_checkpoint(pairs.checkpoint(arguments.preset), device="cpu").canvases.all
+    canvases = Detector.from_checkpoint(pairs.checkpoint(arguments.preset), device="cpu").buckets.canvases
     result = report.load("shapes")
     result[arguments.preset] = {
         "machine": machine,

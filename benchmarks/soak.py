@@ -219,7 +219,7 @@ def soak(seconds: float, weights: str, pace: float, growth: float = GROWTH) -> d
     result = {
         "date": date.today().isoformat(),
         "command": f"python -m benchmarks.soak --minutes {seconds / 60:g} --weights {weights} --pace {pace:g}",
-        "detector": {name: model[name] for name in ("name", "precision", "device", "engine")},
+        "detector": {name: model[name] for name in ("name", "precision", "device")},
         "seconds": seconds,
     }
     return result | verdict(ledger, lines, metrics, code, growth)
@@ -241,7 +241,7 @@ def page(result: dict[str, Any]) -> str:
         ("at most", f"{memory['most']:.0f}"),
         ("what did not hold", ", ".join(result["wrong"]) or "nothing"),
     ]
-    head = f"`{result['command']}`, {result['date']}: {about['name']}, {about['precision']}, {about['engine']}."
+    head = f"`{result['command']}`, {result['date']}: {about['name']}, {about['precision']}."
     return f"{head}\n\n{table(('what', 'figure'), rows)}"
 
 

@@ -23,7 +23,7 @@ from benchmarks.gpu.run import Run, forked
 from benchmarks.gpu.section import LOST, OUT_OF_TIME, Data, Point, Section, Skipped, failures
 from benchmarks.gpu.settings import Settings
 from model.config import LITE, RESNET50_FPN
-from model.runtime.buckets import Canvases
+from model.runtime.buckets import Buckets
 
 TINY = Settings(device="cpu", tiny=True)
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -340,9 +340,9 @@ def test_nothing_found_on_either_side_is_no_agreement() -> None:
     ("config", "canvas"), [(RESNET50_FPN, (800, 1088)), (RESNET50_FPN, (800, 1344)), (LITE, (384, 480))]
 )
 def test_images_are_of_exactly_the_canvas_that_is_named(config: Any, canvas: tuple[int, int]) -> None:
-    height, width = size_for(canvas, Canvases(config.transform).of)
-    assert Canvases(config.transform).of(height, width) == canvas
-    assert Canvases(config.transform, "exact").of(height, width) == canvas  # as torchvision pads it
+    height, width = size_for(canvas, Buckets(config.transform).canvas_for)
+    assert Buckets(config.transform).canvas_for(height, width) == canvas
+    assert Buckets(config.transform, "exact").canvas_for(height, width) == canvas  # as torchvision pads it
     assert np.array_equal(image(height, width, 1), image(height, width, 1))
     assert image(height, width, 1).std() > 20
 

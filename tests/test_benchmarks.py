@@ -13,7 +13,7 @@ import torch
 from benchmarks import engine, memory, nms_rounds, pairs, report, serve
 from benchmarks.engine import Found
 from model.detector import Detector
-from model.nms import CLASS_ROUNDS, LEVEL_ROUNDS
+from model.nms import CLASS_ITERATIONS, LEVEL_ITERATIONS
 from model.runtime.precision import multiplies_bf16
 
 SAID = (
@@ -170,8 +170,8 @@ def test_rounds_of_nms_are_those_of_each_batch() -> None:
     found = nms_rounds.survey(detector, images, 2, [0.35, 0.05])
     assert [len(one["rounds"]) for one in found.values()] == [2, 2, 2]  # two canvases
     levels, few, many = (one["rounds"] for one in found.values())
-    assert all(1 < number <= LEVEL_ROUNDS for number in levels)
-    assert all(1 <= a <= b <= CLASS_ROUNDS for a, b in zip(few, many, strict=True))
+    assert all(1 < number <= LEVEL_ITERATIONS for number in levels)
+    assert all(1 <= a <= b <= CLASS_ITERATIONS for a, b in zip(few, many, strict=True))
     after = detector.detect(images)
     assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(before, after, strict=True))
     assert " 2 " in nms_rounds.table(found, "Title.").markdown()

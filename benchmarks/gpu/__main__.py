@@ -13,6 +13,7 @@ from benchmarks.gpu import agreement, machine, memory, profile, serving, speed, 
 from benchmarks.gpu.run import Run
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.table import tables
+from model.runtime.malloc import configure_malloc
 
 SECTIONS = (machine.SECTION, suite.SECTION, agreement.SECTION, speed.SECTION, profile.SECTION, memory.SECTION)
 
@@ -37,6 +38,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     asked = arguments()
+    configure_malloc()  # the sections are forks of this process
     out = asked.out or (Path(tempfile.mkdtemp()) if asked.tiny else report.RESULTS)
     try:
         revision = asked.revision or report.commit() or "unknown"

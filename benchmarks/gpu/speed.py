@@ -24,7 +24,7 @@ from benchmarks.gpu.images import Image, Size, images, size_for
 from benchmarks.gpu.section import Data, Point, Section, attempt, failure
 from benchmarks.gpu.settings import Settings
 from model.config import PRESETS
-from model.runtime.buckets import Canvases
+from model.runtime.buckets import Buckets
 
 CANVASES: tuple[tuple[str, Size], ...] = (
     ("RESNET50_FPN", (800, 1088)),
@@ -43,7 +43,7 @@ _model = lru_cache(maxsize=1)(pairs.in_torchvision)  # a contender takes a copy
 def canvas_images(preset: str, canvas: Size, count: int) -> list[Image]:
     """``count`` images that are resized onto exactly that canvas."""
     config = next(config for config in PRESETS if config.name == preset)
-    return images(size_for(canvas, Canvases(config.transform).of), count)
+    return images(size_for(canvas, Buckets(config.transform).canvas_for), count)
 
 
 def statistics_of(milliseconds: Sequence[float], batch: int) -> dict[str, float]:

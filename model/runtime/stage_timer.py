@@ -1,4 +1,4 @@
-"""How long each stage of a batch takes."""
+"""The duration of each stage of a batch."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ from itertools import pairwise
 import torch
 
 
-class Clock:
-    """Seconds by stage. On a GPU a stage ends when the device has done it, and nothing waits for that but ``laps``."""
+class StageTimer:
+    """Measure the stages of a batch, from its creation on.
+
+    On a GPU a stage ends when the device has done its work. ``mark`` does not wait for that: only ``seconds`` does.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stages: list[str] = []
         self._events: list[torch.cuda.Event] = []
         self._times: list[float] = []
-        self._mark()
+        self._record()
 
-    def lap(self, stage: str) -> None:
-        """``stage`` ends here."""
+    def mark(self, stage: str) -> None:
+        """Mark the end of ``stage``, which began at the mark before."""
         self._stages.append(stage)
-        self._mark()
+        self._record()
 
-    def laps(self) -> dict[str, float]:
-        """Seconds by stage, in their order; on a GPU once the last stage is done there. Read it at the end."""
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage, in their order; on a GPU wait until the last one is done there."""
         if self._events:
             self._events[-1].synchronize()
-            seconds = [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._events)]
+            durations = [start.elapsed_time(end) / 1e3 for start, end in pairwise(self._events)]
         else:
-            seconds = [after - before for before, after in pairwise(self._times)]
-        return dict(zip(self._stages, seconds, strict=True))
+            durations = [end - start for start, end in pairwise(self._times)]
+        return dict(zip(self._stages, durations, strict=True))
 
-    def _mark(self) -> None:
+    def _record(self) -> None:
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
-            # The stream of our device, which need not be the thread's current one.
+            # The stream of this device, which need not be the thread's current one.
             event.record(torch.cuda.current_stream(self.device))
             self._events.append(event)
         else:

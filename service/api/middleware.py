@@ -1,7 +1,7 @@
 """What happens around every request: an id, security headers, one line in the log, the metrics.
 
 Pure ASGI. It also turns an unexpected exception into a problem, so that even that response carries the id and the
-headers, and does not tell a stranger what went wrong inside.
+headers, and does not tell the client what went wrong inside.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class RequestContextMiddleware:
 
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
         seconds = time.monotonic() - context.arrived
-        # The route's pattern, never the path: a stranger must not choose how many time series there are.
+        # The route's pattern, never the path: a client must not choose how many time series there are.
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)

@@ -45,7 +45,10 @@ class ProposalSelection:
 def select_proposals(trace: Trace, options: ProposalOptions) -> ProposalSelection:
     """Return the proposals of the requested stage that pass the filters, by falling objectness, up to the limit."""
     candidates = trace.candidates
-    rows = trace.kept if options.stage == "final" else candidates.objectness.sort(descending=True, stable=True).indices
+    if options.stage == "final":
+        rows = trace.final_rows
+    else:
+        rows = candidates.objectness.sort(descending=True, stable=True).indices
     keep = candidates.objectness[rows] >= options.min_objectness
     if options.level is not None:
         keep &= candidates.levels[rows] == options.level
@@ -59,7 +62,7 @@ def proposals_response(
 ) -> dict[str, Any]:
     """Return the body of ``POST /proposals`` but for its timings."""
     selection, outcomes = select_proposals(trace, options), trace.outcomes()
-    final_indices = {row: index for index, row in enumerate(trace.kept.tolist())}
+    final_indices = {row: index for index, row in enumerate(trace.final_rows.tolist())}
     body = response_head(result, options, request_id, model) | {
         "stage": options.stage,
         "count": selection.count,
@@ -123,8 +126,8 @@ def in_frame(boxes: NDArray[np.float32], result: ImageResult, frame: BoxFrame) -
 
 
 def _proposals(proposals: Proposals, result: ImageResult, frame: BoxFrame) -> dict[str, Any]:
-    places = proposals.places
-    assert places is not None
+    locations = proposals.locations
+    assert locations is not None
     return {
         "boxes": in_frame(proposals.boxes.numpy(), result, frame),
         "objectness": proposals.objectness.numpy(),
@@ -132,9 +135,9 @@ def _proposals(proposals: Proposals, result: ImageResult, frame: BoxFrame) -> di
         "ranks": proposals.ranks.numpy(),
         "anchors": in_frame(proposals.anchors.numpy(), result, frame),
         "deltas": np.ascontiguousarray(proposals.deltas.numpy()),
-        "cells": np.stack([places.rows.numpy(), places.columns.numpy()], axis=1),
-        "sizes": places.sizes.numpy(),
-        "ratios": places.ratios.numpy(),
+        "cells": np.stack([locations.rows.numpy(), locations.columns.numpy()], axis=1),
+        "sizes": locations.sizes.numpy(),
+        "ratios": locations.ratios.numpy(),
     }
 
 

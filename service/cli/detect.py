@@ -54,9 +54,11 @@ def detect(
 
 def _detect_locally(images: list[Path], out_path: Path | None, as_json: bool, overrides: dict[str, Any]) -> None:
     from model.detector import DetectOptions
+    from model.runtime.malloc import configure_malloc
     from service.app import load_detector
     from service.inference.decoding import prepare_pillow
 
+    configure_malloc()
     try:
         settings = load_settings(**overrides)
         detector = load_detector(settings)

@@ -57,12 +57,14 @@ def train(
     import torch
 
     from model.detector import CheckpointError, DeviceError, NotFiniteError
+    from model.runtime.malloc import configure_malloc
     from model.training.data import DataError
     from model.training.distributed import leave
     from model.training.run import train as run
     from model.training.trainer import TrainingError
     from service.cli.recipes import read_recipe
 
+    configure_malloc()
     if threads:
         torch.set_num_threads(threads)
     overrides = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "body_lr": body_lr, "seed": seed, "bf16": bf16}
@@ -107,9 +109,11 @@ def evaluate(
     """Measure a detector on labelled images: average precision, and how reliable its scores are."""
     from model.detector import CheckpointError, Detector, DeviceError, NotFiniteError
     from model.evaluation.coco import predict
+    from model.runtime.malloc import configure_malloc
     from model.training.data import DataError
     from model.training.figures import figures, load_part
 
+    configure_malloc()
     try:
         earlier = None if against is None else json.loads(against.read_text())
         detector = Detector.from_checkpoint(weights, device=device, precision=precision)
@@ -147,8 +151,9 @@ def calibrate(
 ) -> None:
     """Measure the input ranges of the layers, for ``--precision int8``: FILE.ranges.json beside the weights."""
     from model.detector import CheckpointError, Detector, NotFiniteError
+    from model.runtime.malloc import configure_malloc
     from model.structures import ImageArray
-    from model.training.quantization_ranges import calibrate as run
+    from model.training.quantization_ranges import write_quantization_ranges
     from service.cli.remote import find_images
     from service.inference.decoding import decode, prepare_pillow
 
@@ -158,6 +163,7 @@ def calibrate(
         except ServiceError as error:
             raise ValueError(f"{path}: {error.detail}") from error
 
+    configure_malloc()
     prepare_pillow()
     max_pixels = load_settings().max_pixels
     paths = list(find_images(images))
@@ -165,7 +171,7 @@ def calibrate(
         paths = sorted(random.Random(seed).sample(paths, count))
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
-        path, layers = run(detector, map(read_image, paths))
+        path, layers = write_quantization_ranges(detector, map(read_image, paths))
     except (CheckpointError, NotFiniteError, ValueError, OSError) as error:
         fail(error)
     stdout.print(f"{path}: {layers} layers, seen on {len(paths)} images", soft_wrap=True)
@@ -182,9 +188,11 @@ def factor(
 ) -> None:
     """Split a detector's fc6 into two thinner layers (Fast R-CNN 3.1): faster, and hardly less accurate."""
     from model.detector import CheckpointError, Detector, NotFiniteError
+    from model.runtime.malloc import configure_malloc
     from model.training.data import DataError, load_dataset, split
     from model.training.factoring import factor as factor_fc6
 
+    configure_malloc()
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
         dataset = load_dataset(data, "train", on_bad_box="skip")

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from model.runtime.malloc import RELEASE_SECONDS, release_free_memory
 from model.structures import Detections, DetectOptions, DetectorInfo
 from service.inference.batcher import Batcher
 from service.inference.decoding import DecodedImage, decode_image
 from service.inference.detector import DetectorLike
-from service.inference.heap import TRIM_SECONDS, release_free_memory
 from service.inference.limits import QueueLimits, enforce_deadline
 from service.inference.queue import Task
 from service.inference.threads import available_cores, decode_thread_count
@@ -123,7 +123,7 @@ class Pipeline:
         self.metrics.ready.set(1)
         self._running = [
             asyncio.create_task(self.batcher.run(), name="frcnn-batcher"),
-            asyncio.create_task(_trim_heap(), name="frcnn-trim"),
+            asyncio.create_task(_release_memory(), name="frcnn-release-memory"),
         ]
 
     async def drain(self) -> None:
@@ -182,8 +182,8 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
-async def _trim_heap() -> None:
+async def _release_memory() -> None:
     """Return free memory to the kernel now and then, for as long as the app runs."""
     while True:
-        await asyncio.sleep(TRIM_SECONDS)
+        await asyncio.sleep(RELEASE_SECONDS)
         await asyncio.to_thread(release_free_memory)

@@ -257,8 +257,8 @@ def _prepare_self_test(detector: DetectorLike) -> SelfTest:
         return SelfTest.prepare(detector)
     except SelfTestError as error:
         raise StartError(
-            f"The detector fails its self-test: {error}. This device or this library computes "
-            "something else; try FRCNN_PRECISION=fp32 or FRCNN_DEVICE=cpu."
+            f"The detector's answer to the self-test is not the right one: {error}. This device or this library "
+            "computes something else; try FRCNN_PRECISION=fp32 or FRCNN_DEVICE=cpu."
         ) from error
 
 

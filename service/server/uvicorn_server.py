@@ -20,8 +20,8 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
+from model.runtime.malloc import configure_malloc
 from service.exit_codes import DETECTOR_FAILED, DONE, NOT_STARTED, code_for
-from service.inference.heap import share_one_heap
 from service.inference.pipeline import Pipeline
 from service.server.http_protocol import LimitedHttpProtocol
 from service.settings import PREFIX, Settings, SettingsError
@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
         Where daemon threads are left (one may hang on the device), the process ends without Python's finalization,
         which would stop them inside torch, and C++ aborts the process (SIGABRT) when that happens.
         """
-        share_one_heap()
+        configure_malloc()
         self.run()
         code = self.exit_code if self.started else self._start_code
         if any(thread.daemon for thread in threading.enumerate()):

@@ -1,4 +1,4 @@
-"""Small networks of every preset, with random weights that keep the values of all layers at a like size."""
+"""Small networks of every preset, with random weights that keep the values of all layers at a similar size."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -35,7 +35,7 @@ def network(name: str) -> FasterRCNN:
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
     hooks = [layer.register_forward_hook(to_unit_scale) for layer in layers]
     with torch.no_grad():
-        maps = model.dense(torch.randn(1, 3, 96, 128)).maps
+        maps = model.run_convolutions(torch.randn(1, 3, 96, 128)).maps
         model.roi_heads(maps, torch.tensor([[0.0, 0.0, 0.0, 64.0, 64.0], [0.0, 30.0, 20.0, 100.0, 90.0]]))
     for hook in hooks:
         hook.remove()
@@ -43,6 +43,6 @@ def network(name: str) -> FasterRCNN:
 
 
 def small(name: str, device: str, precision: str = "fp32") -> Detector:
-    """Make a detector of it; exact canvases leave out what makes a CPU's sums run in another order."""
+    """Make a detector of ``network``; with exact canvases a CPU sums in the same order as the pretended GPU."""
     checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset=name, classes=CLASSES)
     return Detector(deepcopy(network(name)), checkpoint, device=device, precision=precision, canvas="exact")

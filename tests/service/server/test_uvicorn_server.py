@@ -97,7 +97,7 @@ def test_a_failed_self_test_says_what_to_try(serve_until_exit):
 
     exit_code, errors = serve_until_exit("never", RuntimeError(), Wrong)
     assert exit_code == 1
-    assert "fails its self-test: the detector's numbers are not finite" in errors[0].reason
+    assert "not the right one: the detector's numbers are not finite" in errors[0].reason
     assert "FRCNN_PRECISION=fp32" in errors[0].reason
 
 
