@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from benchmarks.load import pictures
-from service.client import AsyncClient, DetectError, Found
+from service.client import AsyncClient, DetectError, DetectionResult
 from service.server import ray_proxy
 from service.settings import Settings
 
@@ -44,9 +44,9 @@ class Ledger:
     wrong: int = 0
     slowest_s: float = 0.0
     phases: list[dict[str, Any]] = field(default_factory=list)
-    _first: dict[int, Found] = field(default_factory=dict)
+    _first: dict[int, DetectionResult] = field(default_factory=dict)
 
-    def note(self, picture: int, found: Found, seconds: float) -> None:
+    def note(self, picture: int, found: DetectionResult, seconds: float) -> None:
         self.answered += 1
         self.retries += found.tries - 1
         self.slowest_s = max(self.slowest_s, seconds)

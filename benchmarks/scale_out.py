@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale_out              # the overhead, into results/scale-out.json
     python -m benchmarks.scale_out --ledger     # a replica and a node killed under load, into results/ray-ledger.json
-    python docs/scaling.py                      # the tables of docs/scaling.md, from both
+    python -m tools.docs                        # the tables of docs/scaling.md, from both
 
 Seconds are noisy on a machine that has other things to do; the processor time that each process took is less so, and is
 what the capacity model of docs/scaling.md counts with.

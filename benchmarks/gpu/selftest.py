@@ -1,4 +1,4 @@
-"""The service's self-test: the bundled weights' stored answer for the canary, in a precision.
+"""The service's self-test: the bundled weights' stored answer for its test image, in a precision.
 
 ``service.inference.self_test`` does it where it can be imported; where a package of the service is missing, the few
 lines below compare the objects alone.
@@ -27,10 +27,10 @@ def check(precision: str, device: str) -> dict[str, Any]:
     """Which way it was checked; raises where the answer is not the stored one."""
     detector = load("LITE", precision, device)
     try:
-        from service.inference.self_test import Canary
+        from service.inference.self_test import SelfTest
     except ModuleNotFoundError as error:
         return _plainly(detector, precision) | {"checked_by": f"this benchmark ({error.name} is not installed)"}
-    Canary.prepare(detector)
+    SelfTest.prepare(detector)
     return {"checked_by": "service.inference.self_test"}
 
 

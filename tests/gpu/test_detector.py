@@ -116,7 +116,7 @@ def test_one_call_may_mix_regions_classes_thresholds_and_proposals(
     trace, other = answers[4].trace, expected[4].trace
     assert trace is not None
     assert other is not None
-    for level, known_level in zip(trace.funnel(), other.funnel(), strict=True):
+    for level, known_level in zip(trace.stage_counts(), other.stage_counts(), strict=True):
         assert level.after_size == known_level.after_size
         assert abs(level.after_nms - known_level.after_nms) <= 3  # the resize rounds a value here and there otherwise
     assert trace.detected_pairs.tolist() == other.detected_pairs.tolist()
