@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import threading
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 
 from service.app import create_app
-from service.inference import pipeline
 from service.settings import load_settings
 from tests.service.conftest import FaultyDetector, serving
 from tests.service.exchange import queued, send, wait_for, waiting
@@ -152,19 +152,23 @@ def test_the_model_and_the_metrics_name_every_device(monkeypatch):
         assert live.client.get("/metrics").text.count("frcnn_model_info{") == 2
 
 
-def test_a_service_releases_memory_for_as_long_as_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, enough = [], threading.Event()
+def test_free_memory_is_released_while_the_pipeline_is_open(monkeypatch):
+    own = contextvars.ContextVar("own", default=False)  # the services of other tests may run in this process too
+    calls = []
+    monkeypatch.setattr("service.inference.pipeline.RELEASE_SECONDS", 0.01)
+    monkeypatch.setattr(
+        "service.inference.pipeline.release_free_memory", lambda: calls.append(1) if own.get() else None
+    )
 
-    def release() -> bool:
-        threads.append(threading.current_thread().name)
-        if len(threads) >= 3:
-            enough.set()
-        return True
+    async def open_and_close():
+        own.set(True)
+        pipeline = create_app(load_settings(), detector_factory=lambda _: FaultyDetector()).state.pipeline
+        await pipeline.open()
+        while len(calls) < 3:
+            await asyncio.sleep(0.01)
+        await pipeline.close()
+        count = len(calls)
+        await asyncio.sleep(0.1)
+        assert len(calls) == count
 
-    monkeypatch.setattr(pipeline, "RELEASE_SECONDS", 0.01)
-    monkeypatch.setattr(pipeline, "release_free_memory", release)
-    with serving(lambda _: FaultyDetector()):
-        assert enough.wait(20)
-    count = len(threads)
-    threading.Event().wait(0.1)
-    assert len(threads) == count
+    asyncio.run(asyncio.wait_for(open_and_close(), 20))

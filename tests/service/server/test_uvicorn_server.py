@@ -47,7 +47,7 @@ def serve_until_exit(monkeypatch, caplog):
     ) -> tuple[int, list[logging.LogRecord]]:
         monkeypatch.setattr(os, "_exit", raise_system_exit)
         monkeypatch.setattr(logging, "shutdown", lambda: None)
-        monkeypatch.setattr("service.server.uvicorn_server.share_one_heap", lambda: False)
+        monkeypatch.setattr("service.server.uvicorn_server.configure_malloc", lambda: False)
         settings = load_settings(**({"port": 0} | overrides))
         asgi_app = create_app(settings, detector_factory=lambda _: detector(step, error))
         with pytest.raises(SystemExit) as exit_info:

@@ -107,11 +107,11 @@ def test_it_costs_one_forward_pass_however_many_boxes(service, ask):
     worker = service.app.state.pipeline.worker
     model = worker.detector.model
     with (
-        patch.object(model, "dense", wraps=model.dense) as dense,
+        patch.object(model, "run_convolutions", wraps=model.run_convolutions) as convolutions,
         patch.object(model.roi_heads, "forward", wraps=model.roi_heads.forward) as heads,
     ):
         assert ask([[i, i, i + 40, i + 40] for i in range(100)]).status_code == 200
-    assert (dense.call_count, heads.call_count) == (1, 1)
+    assert (convolutions.call_count, heads.call_count) == (1, 1)
 
 
 def test_boxes_that_make_no_sense_are_422_and_said_which(ask):
