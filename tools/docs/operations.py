@@ -37,24 +37,30 @@ def _settings() -> str:
     return markdown_table(("setting", "default", "what it is"), rows)
 
 
+class _AnyDetector:
+    """Stand in for a ``DetectorInfo``: the table needs the labels that are made of it, not their values."""
+
+    device = "cpu"
+
+    def __getattr__(self, name: str) -> str:
+        return ""
+
+
 def _metrics() -> str:
+    metrics = Metrics()
+    metrics.add_detectors(lambda: [_AnyDetector()])
+    label_names = {
+        family.name: attribute._labelnames
+        for attribute in vars(metrics).values()
+        if hasattr(attribute, "_labelnames")
+        for family in attribute.describe()
+    }
     rows = []
-    for attribute in vars(Metrics()).values():
-        describe = getattr(attribute, "describe", None)
-        for metric in describe() if describe else ():
-            name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-            labels = ", ".join(getattr(attribute, "_labelnames", ())) or "none"
-            rows.append((f"`{name}`", metric.type, labels, metric.documentation))
-    # Collected at each scrape from a loaded detector, which this command does not have.
-    rows += [
-        (
-            "`frcnn_model_info`",
-            "gauge",
-            "name, preset, precision, device, sha256",
-            "What is being served; always 1",
-        ),
-        ("`frcnn_device_memory_bytes`", "gauge", "device", "Memory held on the device"),
-    ]
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        # What is collected at each scrape has no list of labels; its samples have them.
+        labels = label_names[family.name] if family.name in label_names else family.samples[0].labels
+        rows.append((f"`{name}`", family.type, ", ".join(labels) or "none", family.documentation))
     return markdown_table(("metric", "type", "labels", "what it is"), rows)
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md, from the results of ``python -m benchmarks.scale_out`` in benchmarks/results/.
+"""The tables of docs/scaling.md, from what ``benchmarks.serving.ray_overhead`` and ``ray_failover`` measured.
 
 The capacity model multiplies measured processor times by assumed machines. Everything beyond one replica is
 extrapolated, and the page says so.
