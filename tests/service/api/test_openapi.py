@@ -78,8 +78,8 @@ def make_real(case: schemathesis.Case) -> None:
 def test_every_route_answers_as_its_document_says_and_never_with_5xx(everything: Live) -> None:
     document = schemathesis.openapi.from_url(f"{everything.url}/openapi.json")
     statuses: dict[str, Counter[int]] = {}
-    for found in document.get_all_operations():
-        operation = found.ok()
+    for result in document.get_all_operations():
+        operation = result.ok()
         statuses[operation.label] = Counter()
         kinds = [schemathesis.GenerationMode.POSITIVE]
         if operation.body or operation.query or operation.headers:  # else there is nothing to get wrong

@@ -27,7 +27,9 @@ def pair():
 def serve_pair(pair):
     @contextlib.contextmanager
     def serve(**settings):
-        with serving(lambda theirs: pair[theirs.device], devices=lambda _: DEVICES, **settings) as live:
+        with serving(
+            lambda device_settings: pair[device_settings.device], devices=lambda _: DEVICES, **settings
+        ) as live:
             try:
                 yield live
             finally:

@@ -10,11 +10,11 @@ from tests.service.conftest import FaultyDetector, Live, serving
 def frigate(response: httpx.Response, size: tuple[int, int]) -> np.ndarray:
     """What Frigate's DeepStack detector makes of an answer: a row of label, confidence and y, x, y, x a prediction."""
     rows = np.zeros((20, 6), np.float32)
-    for i, found in enumerate(response.json().get("predictions") or []):
-        if found["confidence"] < 0.4:
+    for i, prediction in enumerate(response.json().get("predictions") or []):
+        if prediction["confidence"] < 0.4:
             break
-        y1, x1, y2, x2 = (found[k] for k in ("y_min", "x_min", "y_max", "x_max"))
-        rows[i] = [1, found["confidence"], y1 / size[1], x1 / size[0], y2 / size[1], x2 / size[0]]
+        y1, x1, y2, x2 = (prediction[k] for k in ("y_min", "x_min", "y_max", "x_max"))
+        rows[i] = [1, prediction["confidence"], y1 / size[1], x1 / size[0], y2 / size[1], x2 / size[0]]
     return rows
 
 
@@ -27,8 +27,15 @@ def test_deepstack_answers_as_frigate_reads_it(speaking: Live, encoded) -> None:
     body = response.json()
     assert body["success"] is True
     assert isinstance(body["inferenceMs"], int)
-    [found] = body["predictions"]
-    assert found == {"label": "cat", "confidence": pytest.approx(0.9), "x_min": 0, "y_min": 0, "x_max": 48, "y_max": 32}
+    [prediction] = body["predictions"]
+    assert prediction == {
+        "label": "cat",
+        "confidence": pytest.approx(0.9),
+        "x_min": 0,
+        "y_min": 0,
+        "x_max": 48,
+        "y_max": 32,
+    }
     np.testing.assert_allclose(frigate(response, (48, 32))[0], [1, 0.9, 0, 0, 1, 1], rtol=1e-6)
 
 

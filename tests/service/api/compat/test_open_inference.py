@@ -31,12 +31,12 @@ def test_tritonclient_infers_from_pixels(client, binary: bool) -> None:
     pixels = np.full((32, 48, 3), 7, np.uint8)
     image = triton.InferInput("image", [32, 48, 3], "UINT8")
     image.set_data_from_numpy(pixels, binary_data=binary)
-    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("boxes", "labels", "counts")]
-    result = client.infer("fake", [image], outputs=wanted, request_id="mine")
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("boxes", "labels", "counts")]
+    result = client.infer("fake", [image], outputs=outputs, request_id="request-7")
     np.testing.assert_array_equal(result.as_numpy("boxes"), [[0, 0, 48, 32]])
     assert [label if isinstance(label, str) else label.decode() for label in result.as_numpy("labels")] == ["cat"]
     np.testing.assert_array_equal(result.as_numpy("counts"), [1])
-    assert result.get_response()["id"] == "mine"
+    assert result.get_response()["id"] == "request-7"
     assert result.as_numpy("scores") is None
 
 

@@ -32,17 +32,17 @@ def _refused(answer, *words):
 
 
 def test_what_detect_finds_explain_calls_found(service, ask, cat_jpeg):
-    found = service.detect(cat_jpeg, params=LOW).json()
-    body = ask(found["boxes"], labels=found["labels"], **LOW).json()
+    detections = service.detect(cat_jpeg, params=LOW).json()
+    body = ask(detections["boxes"], labels=detections["labels"], **LOW).json()
     assert body["iou"] == 0.5
-    assert [it["stage"] for it in body["explanations"]] == ["found"] * len(found["boxes"])
+    assert [it["stage"] for it in body["explanations"]] == ["found"] * len(detections["boxes"])
     for number, it in enumerate(body["explanations"]):
-        assert it["box"] == found["boxes"][number]
-        assert it["label"] == found["labels"][number]
+        assert it["box"] == detections["boxes"][number]
+        assert it["label"] == detections["labels"][number]
         if it["detection"]["index"] == number:
-            assert it["detection"]["box"] == found["boxes"][number]
-            assert it["detection"]["score"] == found["scores"][number]
-    assert {"found"} == {it["stage"] for it in ask(found["boxes"], **LOW).json()["explanations"]}
+            assert it["detection"]["box"] == detections["boxes"][number]
+            assert it["detection"]["score"] == detections["scores"][number]
+    assert {"found"} == {it["stage"] for it in ask(detections["boxes"], **LOW).json()["explanations"]}
 
 
 def test_an_explanation_tells_the_whole_story(ask):
