@@ -194,7 +194,7 @@ def main() -> None:
         made["ledger"] = ledger(json.loads(path.read_text()))
     page = old = PAGE.read_text()
     for name in HOLES:
-        text = made.get(name, "Not measured yet: see benchmarks/scale_out.py.\n")
+        text = made.get(name, "Not measured yet: see benchmarks/serving/ray_overhead.py.\n")
         page = re.sub(HOLE.format(name), lambda m, text=text: m[1] + text + m[2], page, flags=re.DOTALL)
     if given.check:
         sys.exit(f"{PAGE.name} is not what was measured: run python docs/scaling.py" if page != old else 0)

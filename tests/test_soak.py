@@ -1,8 +1,8 @@
-"""A minute of everything at once: the short form of `benchmarks/soak.py`, with the same books to balance."""
+"""A minute of everything at once: the short form of `benchmarks/serving/soak.py`, with the same books to balance."""
 
 import pytest
 
-from benchmarks.soak import soak
+from benchmarks.serving.soak import soak
 
 
 @pytest.mark.slow

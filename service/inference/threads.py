@@ -5,7 +5,7 @@ loop. torch divides each layer evenly and waits for its slowest member, so that 
 moment holds up all of it: hence no more threads in its team than there are cores. A JPEG of 640 x 480 takes a
 millisecond to decode where a picture takes tens on a CPU's team, so that a quarter as many threads keep up with it; but
 never fewer than two, for one large picture must not hold up all small ones. A GPU leaves the cores to the decoding, but
-for one, the event loop's. `python -m benchmarks.serve --threads-table` measures it.
+for one, the event loop's. `python -m benchmarks.serving.threads` measures it.
 """
 
 from __future__ import annotations
