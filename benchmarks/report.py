@@ -21,6 +21,7 @@ from benchmarks.serving.compare import best_peer, our_points
 
 PAGE = results.ROOT / "docs/performance.md"
 COLUMNS = ("measured", "this project", "torchvision", "best alternative", "machine, date", "command")
+FILE_COLUMNS = ("file", "what", "latest date", "command", "shown by")
 _AUTOCAST = "torchvision bf16 autocast, channels_last"
 _CARD = "../weights/lite-voc20.md"
 
@@ -207,7 +208,7 @@ def date_of(result: Any) -> str:
 def fill(page: str) -> str:
     """Return the page with its two tables as the results say."""
     main_table = results.markdown_table(COLUMNS, list(rows()), align="---")
-    file_table = results.markdown_table(("file", "what", "latest date", "command", "shown by"), list(files()), align="---")
+    file_table = results.markdown_table(FILE_COLUMNS, list(files()), align="---")
     return markers.fill_all(page, {"main": f"\n{main_table}\n", "files": f"\n{file_table}\n"})
 
 

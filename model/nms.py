@@ -24,7 +24,7 @@ from model.transfer import download, upload
 _PAIRS_A_CALL = 40_000
 
 # Rounds of the iteration before its convergence is read for the first time, and then again each time. On photographs
-# the bundled weights' RPN needs 10 to 21, classes 1 to 9 (`python -m benchmarks.engine.nms_rounds`); a chain of n boxes, each
+# the bundled weights' RPN needs 10 to 21, classes 1 to 9 (`benchmarks.engine.nms_rounds`); a chain of n boxes, each
 # of which overlaps its neighbours alone, needs n.
 LEVEL_ROUNDS = 20
 CLASS_ROUNDS = 8

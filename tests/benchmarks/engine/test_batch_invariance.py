@@ -1,6 +1,6 @@
-"""A picture's answer does not depend on its batch mates: the bundled weights, over hundreds of mixes.
+"""An image's answer does not depend on its batch: the bundled weights, over hundreds of mixes.
 
-On a small canvas with few proposals, for speed; `benchmarks/engine/batch_invariance.py` is the same at the size that is served.
+On a small canvas with few proposals, for speed; the benchmark does the same at the size that is served.
 """
 
 from dataclasses import replace
@@ -31,15 +31,15 @@ def detector(request: pytest.FixtureRequest) -> Detector:
 @pytest.mark.slow
 def test_alone_among_copies_and_among_others_the_answer_is_the_same(detector: Detector) -> None:
     sharp = detector.precision == "fp32"
-    found = survey(detector, photographs(), count=200 if sharp else 50, most=4)
-    for where, one in found.items():
-        assert one.detections >= 20, where
-        assert one.pixels <= (FP32_PIXELS if sharp else BF16_PIXELS), (where, one)
-        assert one.changed <= (0 if sharp else 0.02 * one.detections), (where, one)
-    assert found["among others"].pictures >= (400 if sharp else 100)
+    by_batch = survey(detector, photographs(), count=200 if sharp else 50, most=4)
+    for where, total in by_batch.items():
+        assert total.detections >= 20, where
+        assert total.pixels <= (FP32_PIXELS if sharp else BF16_PIXELS), (where, total)
+        assert total.changed <= (0 if sharp else 0.02 * total.detections), (where, total)
+    assert by_batch["among others"].images >= (400 if sharp else 100)
 
 
-def test_a_mix_is_of_one_canvas_and_of_two_pictures_or_more() -> None:
+def test_a_mix_is_of_one_canvas_and_of_two_images_or_more() -> None:
     canvases = [(1, 1), (2, 2), (1, 1), (2, 2), (2, 2)]
     drawn = list(mixes(canvases, 100, most=5))
     assert {len({canvases[i] for i in mix}) for mix in drawn} == {1}
