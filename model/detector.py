@@ -1,4 +1,4 @@
-"""The facade: pictures in, detections out. All that the service knows of ``model/``, with ``structures``."""
+"""The facade of ``model/``: images in, detections out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +40,7 @@ from model.runtime.cpu.winograd import use_winograd
 from model.runtime.device import DeviceError, choose_device, choose_devices
 from model.runtime.flatten_channels_last import flatten_channels_last
 from model.runtime.fold_batchnorm import fold_norms
-from model.runtime.forward import run
+from model.runtime.forward import ForwardPass
 from model.runtime.malloc import keep_freed_memory, keep_primitives
 from model.runtime.precision import (
     PRECISIONS,
@@ -52,9 +51,18 @@ from model.runtime.precision import (
     probe_image,
     random_regions,
 )
-from model.runtime.stage_timer import Clock
-from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError, Proposals
-from model.transform import Image, Transform, check_image
+from model.runtime.stage_timer import StageTimer
+from model.structures import (
+    Box,
+    Detections,
+    DetectOptions,
+    DetectorInfo,
+    ImageArray,
+    NotFiniteError,
+    Proposals,
+    ResolvedOptions,
+)
+from model.transform import Transform, check_image
 
 __all__ = [
     "STAGES",
@@ -72,7 +80,6 @@ __all__ = [
     "explain",
 ]
 
-T = TypeVar("T")
 Regions = Tensor | npt.NDArray[np.floating] | Sequence[Sequence[float]]
 _NOWHERE = Path("random")
 
@@ -127,7 +134,8 @@ class Detector:
         if not self._rounds and can_pack(self.device, self.dtype):
             pack_convolutions(self.model)
         head = model.config.roi_head
-        self.defaults = DetectOptions(
+        self.forward_pass = ForwardPass(self.model, self.dtype, checkpoint.classes)
+        self.defaults = ResolvedOptions(
             score_threshold=head.score_threshold if checkpoint.score_threshold is None else checkpoint.score_threshold,
             nms_threshold=head.nms_threshold,
             max_detections=head.max_detections,
@@ -209,73 +217,83 @@ class Detector:
             parameters=self.parameters,
             sha256=self.checkpoint.sha256,
             metrics=self.checkpoint.metrics,
-            score_threshold=_known(self.defaults.score_threshold),
-            nms_threshold=_known(self.defaults.nms_threshold),
-            max_detections=_known(self.defaults.max_detections),
+            score_threshold=self.defaults.score_threshold,
+            nms_threshold=self.defaults.nms_threshold,
+            max_detections=self.defaults.max_detections,
             max_proposals=config.rpn.post_nms,
             engine="eager",
             engine_note="",
         )
 
     def canvas_for(self, height: int, width: int) -> Canvas:
-        """The canvas (height, width) that a picture of this size is padded to: pictures of one canvas share a batch."""
+        """Return the canvas (height, width) for an image of this size; images of one canvas can share a batch."""
         return self.canvases.of(height, width)
 
     def warm_up(self) -> None:
-        """Run once on every canvas (on one picture's, with exact canvases), so that a first caller does not wait."""
+        """Run once on every canvas (on one image's, where canvases are exact), so that no caller waits for it."""
         for height, width in self.canvases.all or (self.canvas_for(480, 640),):
-            self._detect([_grey(height, width)], [self.defaults], (height, width))
+            image = np.full((height, width, 3), 127, dtype=np.uint8)
+            self._run_batch([image], [DetectOptions()], (height, width))
 
     def detect(
         self,
-        images: Sequence[Image],
+        images: Sequence[ImageArray],
         options: DetectOptions | Sequence[DetectOptions] | None = None,
         regions: Sequence[Regions | None] | None = None,
     ) -> list[Detections]:
-        """Detect in pictures, uint8 RGB [H, W, 3] of any sizes; one ``Detections`` each, in their order, on the CPU.
+        """Detect objects in images, uint8 RGB [H, W, 3] of any sizes; one ``Detections`` each, in order, on the CPU.
 
-        options: one for all, or one a picture. regions: for each picture boxes [R, 4] in its pixels, a shorter way to
-        write ``DetectOptions.regions``, or None. Pictures that share a canvas go through the network together. Raises
-        ``ValueError`` for an array that is no picture and for an option out of range; then nothing has been computed.
-        Raises ``NotFiniteError``, which has the other pictures' detections, where the network's values overflowed.
+        options: one for all images, or one each. regions: for each image boxes [R, 4] in its pixels, a shorter way to
+        write ``DetectOptions.regions``, or None. Images that share a canvas are one batch; those with regions are a
+        batch of their own. Raises ``ValueError`` for an array that is no image and for an option out of range, before
+        anything is computed; ``NotFiniteError``, which has the other images' detections, where values overflowed.
         """
-        wanted = [options or DetectOptions()] * len(images) if not isinstance(options, Sequence) else list(options)
-        if len(wanted) != len(images):
-            raise ValueError(f"{len(wanted)} options for {len(images)} images: give one for all, or one each.")
+        per_image = [options or DetectOptions()] * len(images) if not isinstance(options, Sequence) else list(options)
+        if len(per_image) != len(images):
+            raise ValueError(f"{len(per_image)} options for {len(images)} images: give one for all, or one each.")
         if regions is not None:
             if len(regions) != len(images):
                 raise ValueError(f"Regions for {len(regions)} images, and there are {len(images)}: give None for some.")
-            wanted = [
-                option if boxes is None else replace(option, regions=_rows(boxes))
-                for option, boxes in zip(wanted, regions, strict=True)
+            per_image = [
+                each if boxes is None else replace(each, regions=_to_boxes(boxes))
+                for each, boxes in zip(per_image, regions, strict=True)
             ]
-        resolved = [self._resolve(option) for option in wanted]
-        groups: dict[Canvas, list[int]] = defaultdict(list)
-        for index, (image, option) in enumerate(zip(images, resolved, strict=True)):
+        batches: dict[tuple[Canvas, bool], list[int]] = defaultdict(list)
+        for index, (image, each) in enumerate(zip(images, per_image, strict=True)):
+            self._check(each)
             check_image(image)
-            groups[self.canvas_for(*(option.full_size or image.shape[:2]))].append(index)
+            canvas = self.canvas_for(*(each.full_size or image.shape[:2]))
+            batches[canvas, each.regions is not None].append(index)
         results: list[Detections | None] = [None] * len(images)
-        for canvas, members in groups.items():
-            found = self._detect([images[i] for i in members], [resolved[i] for i in members], canvas)
-            for index, result in zip(members, found, strict=True):
+        for (canvas, _), members in batches.items():
+            detections = self._run_batch([images[i] for i in members], [per_image[i] for i in members], canvas)
+            for index, result in zip(members, detections, strict=True):
                 results[index] = result
-        sound = [result for result in results if result is not None]
-        if len(sound) < len(results):
+        finite = [result for result in results if result is not None]
+        if len(finite) < len(results):
             raise NotFiniteError(results, self.precision)
-        return sound
+        return finite
 
     @torch.inference_mode()
-    def _detect(
-        self, images: Sequence[Image], options: Sequence[DetectOptions], canvas: Canvas
+    def _run_batch(
+        self, images: Sequence[ImageArray], options: Sequence[DetectOptions], canvas: Canvas
     ) -> list[Detections | None]:
-        """One batch on one canvas; None for a picture for which the network's values are not finite."""
+        """Run one batch on one canvas, all of its images with regions or all without.
+
+        None for an image for which the network's values are not finite.
+        """
+        resolved = [self._resolve(each) for each in options]
+        regions = [each.regions for each in options if each.regions is not None]
         with float32_products(self.precision, self.device):
-            clock = Clock(self.device)
-            batch = self.transform(images, canvas, self.device, [wanted.full_size for wanted in options])
-            clock.lap("transform")
-            results = run(self.model, self.dtype, batch, options, self.checkpoint.classes, clock)
-            laps = clock.laps()
-        return [None if result is None else replace(result, timings=laps) for result in results]
+            timer = StageTimer(self.device)
+            batch = self.transform(images, canvas, self.device, [each.full_size for each in options])
+            timer.mark("transform")
+            if regions:
+                results = self.forward_pass.classify_regions(batch, regions, resolved, timer)
+            else:
+                results = self.forward_pass.detect(batch, resolved, timer)
+            seconds = timer.seconds()
+        return [None if result is None else replace(result, timings=seconds) for result in results]
 
     def _drift(self, model: FasterRCNN, dtype: torch.dtype) -> float:
         """Measure how far ``dtype`` moves the answer of ``model``, which is in float32 and is moved to the device."""
@@ -285,23 +303,35 @@ class Detector:
         with float32_products("fp32", self.device):
             return measure_drift(model.to(self.device), batch.pixels, regions, dtype)
 
-    def _resolve(self, options: DetectOptions) -> DetectOptions:
-        """``options`` with the checkpoint's defaults for what they leave open, checked."""
-        defaults = self.defaults
-        score = defaults.score_threshold if options.score_threshold is None else options.score_threshold
-        nms = defaults.nms_threshold if options.nms_threshold is None else options.nms_threshold
-        limit = defaults.max_detections if options.max_detections is None else options.max_detections
-        for name, value in (("score_threshold", score), ("nms_threshold", nms)):
-            if not 0 <= _known(value) <= 1:
+    def _resolve(self, options: DetectOptions) -> ResolvedOptions:
+        """Fill in the checkpoint's defaults for what ``options`` leave open."""
+        given = {
+            name: value
+            for name in ("score_threshold", "nms_threshold", "max_detections")
+            if (value := getattr(options, name)) is not None
+        }
+        return replace(
+            self.defaults,
+            class_ids=options.class_ids,
+            proposals=options.proposals,
+            trace=options.trace,
+            **given,
+        )
+
+    def _check(self, options: DetectOptions) -> None:
+        """Raise ``ValueError`` for an option out of range, or two that exclude each other."""
+        for name in ("score_threshold", "nms_threshold"):
+            value = getattr(options, name)
+            if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {value}.")
-        if _known(limit) < 1:
-            raise ValueError(f"max_detections must be at least 1, not {limit}.")
+        if options.max_detections is not None and options.max_detections < 1:
+            raise ValueError(f"max_detections must be at least 1, not {options.max_detections}.")
         if options.full_size is not None and min(options.full_size) < 1:
             raise ValueError(f"full_size must be at least 1 x 1, not {options.full_size}.")
         if options.proposals < 0:
             raise ValueError(f"proposals must be 0 or more, not {options.proposals}.")
         if options.trace and options.class_ids is not None:
-            raise ValueError("A trace looks at all classes: give no class_ids with it.")
+            raise ValueError("A trace covers all classes: give no class_ids with it.")
         if options.regions is not None and (options.trace or options.proposals):
             raise ValueError("With regions the RPN does not run: there are no proposals and no trace to return.")
         for box in options.regions or ():
@@ -310,12 +340,11 @@ class Detector:
         for class_id in options.class_ids or ():
             if not 0 < class_id < len(self.checkpoint.classes):
                 raise ValueError(f"There is no class {class_id}: ids run from 1 to {len(self.checkpoint.classes) - 1}.")
-        return replace(options, score_threshold=score, nms_threshold=nms, max_detections=limit)
 
     def _strides(self, canvas: Canvas) -> tuple[int, ...]:
         if self.config.anchors.strides is not None:
             return self.config.anchors.strides
-        # torchvision's strides depend on the canvas (trap 4); these are of the largest one.
+        # torchvision computes a stride as canvas // map, which differs between canvases; these are the largest's.
         with torch.device("meta"):
             maps = FasterRCNN(self.config).backbone(torch.empty(1, 3, *canvas))
         shapes = tuple((level.shape[2], level.shape[3]) for level in maps)
@@ -330,18 +359,8 @@ def find_preset(name: str) -> DetectorConfig:
     raise CheckpointError(f"No preset {name!r}: one of {', '.join(config.name for config in PRESETS)}.")
 
 
-def _rows(boxes: Regions) -> tuple[tuple[float, float, float, float], ...]:
-    rows = np.asarray(boxes, dtype=np.float64)
+def _to_boxes(regions: Regions) -> tuple[Box, ...]:
+    rows = np.asarray(regions, dtype=np.float64)
     if rows.size and (rows.ndim != 2 or rows.shape[1] != 4):
         raise ValueError(f"Regions must have the shape [R, 4], not {list(rows.shape)}.")
     return tuple((row[0], row[1], row[2], row[3]) for row in rows.tolist())
-
-
-def _known(value: T | None) -> T:
-    """A value that ``_resolve`` has filled in."""
-    assert value is not None
-    return value
-
-
-def _grey(height: int, width: int) -> Image:
-    return np.full((height, width, 3), 127, dtype=np.uint8)

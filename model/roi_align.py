@@ -15,7 +15,7 @@ from model.transfer import constant, upload
 __all__ = [
     "flatten_maps",
     "map_shapes",
-    "pool_table",
+    "roi_align_embedding_bag",
     "roi_pool",
     "table_layout",
 ]
@@ -57,7 +57,7 @@ def table_layout(shapes: Shapes, batch: int, device: torch.device) -> Tensor:
         return upload(rows, torch.int64, device)
 
 
-def pool_table(
+def roi_align_embedding_bag(
     table: Tensor,
     layout: Tensor,
     scales: tuple[float, ...],

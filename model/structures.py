@@ -1,15 +1,15 @@
-"""The nouns that pass from room to room.
+"""The data that passes between modules.
 
-Shape glossary, used in every docstring of ``model/``:
+Shapes, as every docstring of ``model/`` writes them:
 
-    B  pictures in a batch            H, W    canvas height and width, pixels
+    B  images in a batch              H, W    canvas height and width, pixels
     L  pyramid levels                 Hl, Wl  height and width of level l's map, cells
     A  anchors a cell                 C       channels, or classes with background where said
-    N  anchors of a picture, all levels; M candidates after top-k; R regions (RoIs); D detections
+    N  anchors of an image, all levels; M candidates after top-k; R regions (RoIs); D detections
 
 Boxes are always float32 ``[x1, y1, x2, y2]``, x to the right and y down, continuous coordinates: a box that covers
 one pixel is 1 wide (torchvision's convention, not py-faster-rcnn's inclusive one). Two frames exist: the *canvas*
-(the resized, padded picture that the network sees) and the *picture* (as the caller gave it). Docstrings say which.
+(the resized, padded image that the network sees) and the *image* (as the caller gave it). Docstrings say which.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.config import DetectorConfig
 from model.transfer import upload
 
+ImageArray = npt.NDArray[np.uint8]  # [H, W, 3], RGB
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Pictures on one canvas, ready for the backbone.
+    """Images on one canvas, ready for the backbone.
 
-    pixels: float [B, 3, H, W], normalised, zero outside each picture, on the model's device.
-    sizes: int64 [B, 2] on the host, height and width of each picture on the canvas, after resizing.
+    pixels: float [B, 3, H, W], normalised, zero outside each image, on the model's device.
+    sizes: int64 [B, 2] on the host, height and width of each image on the canvas, after resizing.
     original_sizes: int64 [B, 2] on the host, height and width as given.
     """
 
@@ -45,15 +50,11 @@ class ImageBatch:
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """Height and width of the canvas in pixels."""
+        """Return height and width of the canvas in pixels."""
         return int(self.pixels.shape[-2]), int(self.pixels.shape[-1])
 
     def __len__(self) -> int:
         return int(self.pixels.shape[0])
-
-    def __getitem__(self, rows: list[int]) -> ImageBatch:
-        pixels = self.pixels[upload(rows, torch.int64, self.pixels.device)]
-        return ImageBatch(pixels, self.sizes[rows], self.original_sizes[rows])
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class AnchorPlaces:
 
 @dataclass(frozen=True)
 class Proposals:
-    """What the RPN hands to the detector, for one picture, by falling objectness.
+    """The RPN's proposals for one image, by falling objectness.
 
-    boxes: float32 [R, 4], clipped to the picture.
+    boxes: float32 [R, 4], clipped to the image.
     objectness: float32 [R], probability in [0, 1].
     levels: int64 [R], pyramid level by position, 0 is the finest.
     anchor_indices: int64 [R], position among all N anchors of the canvas (level-major, then y, x, anchor).
@@ -88,7 +89,7 @@ class Proposals:
     ranks: int64 [R], 0-based place of the anchor by objectness among its level's anchors.
     places: where each anchor stands; the facade fills it in, inside ``model/`` it is None.
 
-    Boxes and anchors share one frame: the canvas inside ``model/``, the picture after the facade.
+    Boxes and anchors share one frame: the canvas inside ``model/``, the image after the facade.
     """
 
     boxes: Tensor
@@ -129,9 +130,9 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one picture, by falling score.
+    """Detections in one image, by falling score.
 
-    boxes: float32 [D, 4] in the picture's pixels, clipped to it.
+    boxes: float32 [D, 4] in the image's pixels, clipped to it.
     scores: float32 [D] in [0, 1].
     class_ids: int64 [D], index into the checkpoint's classes; 0 is background and never appears.
     labels: the D class names.
@@ -139,8 +140,8 @@ class Detections:
         list, which ``proposals`` holds the first rows of.
     proposals: the first rows of the RPN's final list, as many as were asked for; None where none were.
     trace: everything between the backbone and the boxes; None where it was not asked for.
-    timings: seconds by stage (transform, backbone, rpn, roi_head, postprocess) of the batch this picture was in.
-    batch_size: pictures in that batch.
+    timings: seconds by stage (transform, backbone, rpn, roi_head, postprocess) of the batch this image was in.
+    batch_size: images in that batch.
     """
 
     boxes: Tensor
@@ -174,20 +175,20 @@ class NotFiniteError(ArithmeticError):
 
 @dataclass(frozen=True)
 class DetectOptions:
-    """What one picture's caller wants; None means the checkpoint's own default.
+    """Options for one image; None means the checkpoint's own default.
 
     score_threshold: in [0, 1]; detections score strictly above it.
     nms_threshold: in [0, 1]; of two boxes of a class that overlap by more, the lower score goes.
     max_detections: at least 1.
     class_ids: keep these classes only.
     proposals: how many of the RPN's final proposals to return.
-    trace: return a ``Trace`` too. It looks at all classes, so ``class_ids`` cannot go with it.
-    regions: boxes in the picture's pixels to look at instead of the RPN's proposals: Fast R-CNN alone. The RPN then
-        does not run for this picture, so that ``proposals`` and ``trace`` cannot go with it; a detection's
-        ``proposal_indices`` are rows of these. What lies outside the picture is cut off, and what is left of no area
-        is found to be nothing.
-    full_size: (height, width) of the picture where its pixels were decoded smaller: boxes are in pixels of that size,
-        and it alone decides the canvas. None where the pixels are all there are.
+    trace: return a ``Trace`` too. It covers all classes, so ``class_ids`` cannot go with it.
+    regions: boxes in the image's pixels to classify instead of the RPN's proposals: Fast R-CNN alone. The RPN then
+        does not run for this image, so that ``proposals`` and ``trace`` cannot go with it; a detection's
+        ``proposal_indices`` are rows of these. What lies outside the image is cut off; a region with no area left
+        gives no detection.
+    full_size: (height, width) of the image where its pixels were decoded smaller: boxes are in pixels of that size,
+        and it alone decides the canvas. None where the pixels are at full size.
     """
 
     score_threshold: float | None = None
@@ -196,8 +197,20 @@ class DetectOptions:
     class_ids: tuple[int, ...] | None = None
     proposals: int = 0
     trace: bool = False
-    regions: tuple[tuple[float, float, float, float], ...] | None = None
+    regions: tuple[Box, ...] | None = None
     full_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ResolvedOptions:
+    """Options for one image with the checkpoint's defaults filled in and checked; fields as in ``DetectOptions``."""
+
+    score_threshold: float
+    nms_threshold: float
+    max_detections: int
+    class_ids: tuple[int, ...] | None = None
+    proposals: int = 0
+    trace: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,7 +235,7 @@ class HeatMap:
     """The RPN's objectness over one level's cells.
 
     values: float32 [Hl, Wl], the highest objectness among each cell's anchors. origin: (x, y) of the point that the
-    anchors of cell (0, 0) are centred on; step: (x, y) from a cell to the next; picture pixels.
+    anchors of cell (0, 0) are centred on; step: (x, y) from a cell to the next; image pixels.
     """
 
     level: int
@@ -233,19 +246,19 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything between the backbone and the boxes of one picture, on the CPU; all boxes in the picture's pixels.
+    """Everything between the backbone and the detections of one image, on the CPU; all boxes in the image's pixels.
 
-    size: height and width of the picture. maps: (Hl, Wl) by level. steps: (x, y) pixels between cells by level.
+    size: height and width of the image. maps: (Hl, Wl) by level. steps: (x, y) pixels between cells by level.
     anchors: float32 [N, 4], objectness: float32 [N], deltas: float32 [N, 4]: every anchor, as ``anchor_indices`` count.
     candidates: the M best anchors of each level, decoded: level-major, falling within a level.
     valid: bool [M], the candidates that entered NMS, being large and likely enough.
-    survivors: int64 [K], the candidates that NMS left, by falling objectness; the first ``config.rpn.post_nms`` of them
+    after_nms: int64 [K], the candidates that NMS left, by falling objectness; the first ``config.rpn.post_nms`` of them
         are the R final proposals.
     scores: float32 [R, C] and refined: float32 [R, C, 4], the detector's class scores (background first) and boxes
-        (clipped to the picture) for every final proposal.
-    found: int64 [F, 2], (proposal, class) of what class NMS left, by falling score; the answer is the first
-        ``options.max_detections`` of them.
-    classes: names by class id. config, options: the thresholds behind all this; in ``options`` none is None.
+        (clipped to the image) for every final proposal.
+    detected_pairs: int64 [F, 2], (proposal, class) of what class NMS left, by falling score; the detections are the
+        first ``options.max_detections`` of them.
+    classes: names by class id. config, options: the thresholds that applied.
     """
 
     size: tuple[int, int]
@@ -256,28 +269,28 @@ class Trace:
     deltas: Tensor
     candidates: Proposals
     valid: Tensor
-    survivors: Tensor
+    after_nms: Tensor
     scores: Tensor
     refined: Tensor
-    found: Tensor
+    detected_pairs: Tensor
     classes: tuple[str, ...]
     config: DetectorConfig
-    options: DetectOptions
+    options: ResolvedOptions
 
     @property
     def anchor_counts(self) -> tuple[int, ...]:
-        """Anchors by level; they sum to N."""
+        """Return the anchors of each level; they sum to N."""
         return tuple(rows * columns * self.config.anchors.per_cell for rows, columns in self.maps)
 
     @property
-    def kept(self) -> Tensor:
-        """The candidates (int64 [R]) that became the final proposals, in their order."""
-        return self.survivors[: self.config.rpn.post_nms]
+    def final_rows(self) -> Tensor:
+        """Return the candidates, int64 [R], that became the final proposals, in their order."""
+        return self.after_nms[: self.config.rpn.post_nms]
 
     def fates(self) -> tuple[str, ...]:
         """For each candidate ``low_objectness``, ``too_small``, ``rpn_nms``, ``proposal_limit`` or ``kept``."""
         fates = (self.candidates.objectness >= self.config.rpn.score_threshold).long()
-        for number, rows in enumerate((self.valid, self.survivors, self.kept), start=2):
+        for number, rows in enumerate((self.valid, self.after_nms, self.final_rows), start=2):
             fates[rows] = number
         words = ("low_objectness", "too_small", "rpn_nms", "proposal_limit", "kept")
         return tuple(words[fate] for fate in fates.tolist())
@@ -295,14 +308,14 @@ class Trace:
             (int(part.sum()) for part in likely.split(self.anchor_counts)),
             count(levels[likely[self.candidates.anchor_indices]]),
             count(levels[self.valid]),
-            count(levels[self.survivors]),
-            count(levels[self.kept]),
+            count(levels[self.after_nms]),
+            count(levels[self.final_rows]),
             strict=True,
         )
         return tuple(FunnelLevel(level, *counts) for level, counts in enumerate(columns))
 
     def heat_map(self, level: int) -> HeatMap:
-        """The objectness of one level, 0 the finest."""
+        """Return the objectness of one level, 0 the finest."""
         start = sum(self.anchor_counts[:level])
         values = self.objectness[start : start + self.anchor_counts[level]].view(*self.maps[level], -1).amax(dim=-1)
         x1, y1, x2, y2 = self.anchors[start].tolist()
@@ -311,10 +324,10 @@ class Trace:
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """What a detector is, for people and for ``GET /model``.
+    """A description of a detector, for people and for ``GET /model``.
 
     classes: names by class id; index 0 is background.
-    canvases: (height, width) pairs that pictures are padded to; empty where any multiple of the stride serves.
+    canvases: (height, width) pairs that images are padded to; empty where any multiple of the stride serves.
     anchors: per level a mapping with ``stride``, ``sizes`` and ``ratios`` (height over width).
     engine: what runs the network, ``eager``; engine_note says in a sentence or two what was done to it for speed.
     """

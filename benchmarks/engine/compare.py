@@ -25,10 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from benchmarks.engine.contenders import Unavailable, builders, waiter
 from benchmarks.lib import machine, models, results, timing
 from benchmarks.lib.contenders import BASE, Contender, share_found
-from benchmarks.lib.images import ImageArray, photographs
+from benchmarks.lib.images import photographs
 from model.config import PRESETS
 from model.detector import Detector
 from model.runtime.precision import multiplies_bf16
+from model.structures import ImageArray
 from model.transform import exact_canvas
 
 STAGES = ("transform", "backbone", "rpn", "roi_head", "postprocess")

@@ -17,12 +17,13 @@ from torch.nn import functional as F
 
 from benchmarks.lib import models
 from benchmarks.lib.contenders import BASE, Contender, DetectedBoxes, detect_with_torchvision, detector_contender
-from benchmarks.lib.images import ImageArray, photographs
+from benchmarks.lib.images import photographs
 from benchmarks.lib.timing import ModuleTimer, Wait, nothing
 from model.checkpoint import ranges_file, resolve
 from model.config import LITE
 from model.detector import Detector
 from model.runtime.buckets import CanvasMode
+from model.structures import ImageArray
 from model.training.quantization_ranges import calibrate
 from model.transform import resized_size
 

@@ -22,9 +22,9 @@ from benchmarks.gpu.selftest import check
 from benchmarks.gpu.settings import Settings
 from benchmarks.lib import models
 from benchmarks.lib.contenders import DetectedBoxes
-from benchmarks.lib.images import EXAMPLES, ImageArray, drawn_image
+from benchmarks.lib.images import EXAMPLES, drawn_image
 from model.boxes import iou
-from model.structures import DetectOptions
+from model.structures import DetectOptions, ImageArray
 
 _IOU, _SCORE = 0.8, 0.2
 _PRESETS = ("RESNET50_FPN", "LITE", "RESNET50_FPN_V2", "MOBILENET_V3_320", "MOBILENET_V3_FPN", "PAPER_VGG16")

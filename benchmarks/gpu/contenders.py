@@ -14,9 +14,8 @@ from benchmarks.gpu import device as devices
 from benchmarks.gpu.section import Skipped
 from benchmarks.lib import models
 from benchmarks.lib.contenders import Contender, DetectedBoxes, detect_with_torchvision, detector_contender
-from benchmarks.lib.images import ImageArray
 from model.detector import Detector
-from model.structures import DetectOptions
+from model.structures import DetectOptions, ImageArray
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 KINDS = ("fp32", "tf32", "fp16 autocast, channels_last")

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu import device as devices
 from benchmarks.gpu.settings import Settings
 from benchmarks.lib import models, timing
-from benchmarks.lib.images import ImageArray
+from model.structures import ImageArray
 
 _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 _CALLS = 5

@@ -22,9 +22,10 @@ from benchmarks.gpu.section import Data, Point, Section, attempt, failure
 from benchmarks.gpu.settings import Settings
 from benchmarks.lib import models, timing
 from benchmarks.lib.contenders import BASE
-from benchmarks.lib.images import ImageArray, Size, drawn_image, size_for
+from benchmarks.lib.images import Size, drawn_image, size_for
 from model.config import PRESETS
 from model.runtime.buckets import Canvases
+from model.structures import ImageArray
 
 CANVASES: tuple[tuple[str, Size], ...] = (
     ("RESNET50_FPN", (800, 1088)),

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.lib.images import ImageArray
 from model.boxes import iou
 from model.detector import Detector
-from model.structures import Detections
+from model.structures import Detections, ImageArray
 
 BASE = "torchvision fp32"  # what every ratio is to
 

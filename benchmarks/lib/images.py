@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.lib.results import ROOT
+from model.structures import ImageArray
 
-ImageArray = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3] RGB
 Size = tuple[int, int]  # height, width
 EXAMPLES = ROOT / "service/web/examples"
 # Cameras, screens, phones, a square, a panorama: width x height.

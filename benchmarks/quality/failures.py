@@ -86,9 +86,13 @@ def failures(
         return false, []
     assert detections.trace is not None
     # NMS goes by falling score: a higher threshold only drops the end of what it kept.
-    pairs = detections.trace.found
-    kept = pairs[detections.trace.scores[pairs[:, 0], pairs[:, 1]] > threshold]
-    trace = replace(detections.trace, found=kept, options=replace(detections.trace.options, score_threshold=threshold))
+    pairs = detections.trace.detected_pairs
+    above_threshold = pairs[detections.trace.scores[pairs[:, 0], pairs[:, 1]] > threshold]
+    trace = replace(
+        detections.trace,
+        detected_pairs=above_threshold,
+        options=replace(detections.trace.options, score_threshold=threshold),
+    )
     names = [classes[c] for c in sample.class_ids[missed]]
     stories = explain(trace, labelled[missed], names)
     sides = sample.boxes[missed, 2:] - sample.boxes[missed, :2]

@@ -66,8 +66,8 @@ def rpn(detector: Detector) -> Propose:
     @torch.inference_mode()
     def propose(image: np.ndarray) -> np.ndarray:
         batch = detector.transform([image], detector.canvas_for(*image.shape[:2]), detector.device)
-        dense = detector.model.dense(batch.pixels.to(detector.dtype))
-        (proposals,) = detector.model.rpn.propose(detector.model.candidates(dense, batch))
+        output = detector.model.run_convolutions(batch.pixels.to(detector.dtype))
+        (proposals,) = detector.model.rpn.select_proposals(detector.model.select_candidates(output, batch))
         return box_ops.rescale(proposals.boxes, batch.sizes[0], batch.original_sizes[0]).numpy()
 
     return propose

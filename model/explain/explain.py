@@ -1,13 +1,12 @@
-"""Why was it missed? Each expected box followed through a ``Trace``, from the anchors to the answer.
+"""Explains why an expected box was missed: follows it through a ``Trace``, from the anchors to the detections.
 
-    1. does a detection of the answer lie on it?                                             -> found
-    2. are final proposals near it? the pair (proposal, class) that came furthest tells the cut: classification, score,
-       place, NMS or limit
-    3. else the RPN's box on it that came furthest tells the cut: objectness, top-k, size, NMS or limit
-    4. else no anchor led there                                                              -> no_anchor
+    1. does a detection overlap it enough?                                               -> found
+    2. are final proposals near it? the pair (proposal, class) that passed most cuts names the stage: classification,
+       score, misplacement, NMS or limit
+    3. else the RPN's box on it that passed most cuts names the stage: objectness, top-k, size, NMS or limit
+    4. else no anchor leads there                                                        -> no_anchor
 
-What each word means is written in ``explanation.STAGES``. Boxes are judged one by one: two expected boxes may be found
-by the same detection.
+``stages.STAGES`` says what each stage means. Each expected box is judged alone: the same detection may match two.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from model import boxes as box_ops
 from model.anchors import places
 from model.explain.stages import (
     AnchorFacts,
-    Box,
     DetectionFacts,
     Explanation,
     ProposalFacts,
@@ -30,7 +28,7 @@ from model.explain.stages import (
     Suppressor,
     sentence,
 )
-from model.structures import Trace
+from model.structures import Box, Trace
 
 _RPN_CUTS: tuple[Stage, ...] = ("low_objectness", "top_k", "too_small", "rpn_nms", "proposal_limit")
 
@@ -38,11 +36,11 @@ _RPN_CUTS: tuple[Stage, ...] = ("low_objectness", "top_k", "too_small", "rpn_nms
 def explain(
     trace: Trace, boxes: Tensor, labels: Sequence[str | None] | None = None, *, iou: float = 0.5
 ) -> list[Explanation]:
-    """How far each expected box came.
+    """Explain how far each expected box came.
 
-    boxes: float [G, 4] xyxy in the picture's pixels. labels: a class name each, None for any class. iou: at least this
-    overlap lies on the expected box, in (0, 1]. Raises ``ValueError`` for boxes without area, unknown or background
-    labels, lengths that differ, and an ``iou`` out of range.
+    boxes: float [G, 4] xyxy in the image's pixels. labels: a class name each, None for any class. iou: in (0, 1], the
+    least overlap at which a box matches the expected one. Raises ``ValueError`` for boxes without area, unknown or
+    background labels, lengths that differ, and an ``iou`` out of range.
     """
     boxes = boxes.detach().to("cpu", torch.float32).reshape(-1, 4)
     names = [None] * len(boxes) if labels is None else list(labels)
@@ -55,137 +53,140 @@ def explain(
     for name in names:
         if name is not None and name not in trace.classes[1:]:
             raise ValueError(f"There is no class {name!r}.")
-    walk = _Walk(trace, iou)
-    return [walk.follow(box, name) for box, name in zip(boxes, names, strict=True)]
+    explainer = _Explainer(trace, iou)
+    return [explainer.explain(box, name) for box, name in zip(boxes, names, strict=True)]
 
 
-class _Walk:
-    """What all expected boxes of one trace share: every anchor's moved box, and what became of it."""
+class _Explainer:
+    """Holds what all expected boxes of one trace share: every anchor's decoded box, and the cuts that it passed."""
 
     def __init__(self, trace: Trace, iou: float) -> None:
         self.trace, self.iou = trace, iou
-        candidates, least = trace.candidates, trace.config.rpn.score_threshold
+        candidates, threshold = trace.candidates, trace.config.rpn.score_threshold
         height, width = trace.size
-        # Offsets are in units of the anchor's sides: decoded here, a box is the one decoded on the canvas, rescaled.
-        self.moved = box_ops.clip(box_ops.decode(trace.deltas, trace.anchors), float(height), float(width))
+        # Offsets are in units of the anchor's sides, so that decoding commutes with rescaling from the canvas.
+        self.decoded = box_ops.clip(box_ops.decode(trace.deltas, trace.anchors), float(height), float(width))
         self.candidate_of = torch.full((len(trace.anchors),), -1)
         self.candidate_of[candidates.anchor_indices] = torch.arange(len(candidates))
-        # Which cut of _RPN_CUTS each anchor met; those that met none (the kept) count one more.
-        survivors = candidates.anchor_indices[trace.survivors]
-        self.reached = torch.zeros(len(trace.anchors), dtype=torch.int64)
-        for stage, passed in enumerate(
+        # How many of _RPN_CUTS each anchor passed; the final proposals passed all.
+        after_nms = candidates.anchor_indices[trace.after_nms]
+        self.cuts_passed = torch.zeros(len(trace.anchors), dtype=torch.int64)
+        for cut, passed in enumerate(
             (
-                trace.objectness >= least,
-                candidates.anchor_indices[candidates.objectness >= least],
+                trace.objectness >= threshold,
+                candidates.anchor_indices[candidates.objectness >= threshold],
                 candidates.anchor_indices[trace.valid],
-                survivors,
-                survivors[: len(trace.scores)],
+                after_nms,
+                after_nms[: len(trace.scores)],
             )
         ):
-            self.reached[passed] = stage + 1
-        self.proposal_anchors = survivors[: len(trace.scores)]
-        self.found_boxes = trace.refined[trace.found[:, 0], trace.found[:, 1]]
+            self.cuts_passed[passed] = cut + 1
+        self.proposal_anchors = after_nms[: len(trace.scores)]
+        self.detected_boxes = trace.refined[trace.detected_pairs[:, 0], trace.detected_pairs[:, 1]]
 
-    def follow(self, box: Tensor, label: str | None) -> Explanation:
-        """One expected box [4], step by step as the head of this file counts them."""
-        fits = box_ops.iou(box[None], self.trace.anchors)[0]
-        lies = box_ops.iou(box[None], self.moved)[0]
+    def explain(self, box: Tensor, label: str | None) -> Explanation:
+        """Explain one expected box [4], in the steps that this file's docstring numbers."""
+        anchor_ious = box_ops.iou(box[None], self.trace.anchors)[0]
+        decoded_ious = box_ops.iou(box[None], self.decoded)[0]
         stage, anchor, detection = (
-            self._detected(box, label) or self._classified(box, label, lies) or self._proposed(lies)
+            self._match_detection(box, label)
+            or self._match_pair(box, label, decoded_ious)
+            or self._match_rpn_box(decoded_ious)
         )
-        best = self._anchor(int(fits.argmax()), fits)
-        proposal = self._proposal(anchor, fits, lies, suppressed=stage == "rpn_nms")
-        words = sentence(stage, self.trace, self.iou, best, proposal, detection)
-        return Explanation(_corners(box), label, stage, words, best, proposal, detection)
+        best = self._anchor(int(anchor_ious.argmax()), anchor_ious)
+        proposal = self._proposal(anchor, anchor_ious, decoded_ious, suppressed=stage == "rpn_nms")
+        text = sentence(stage, self.trace, self.iou, best, proposal, detection)
+        return Explanation(_to_tuple(box), label, stage, text, best, proposal, detection)
 
-    def _detected(self, box: Tensor, label: str | None) -> tuple[Stage, int, DetectionFacts | None] | None:
-        """Step 1: the detection that lies on it best."""
-        answer = self.trace.found[: self.trace.options.max_detections]
-        overlap = box_ops.iou(box[None], self.found_boxes[: len(answer)])[0]
+    def _match_detection(self, box: Tensor, label: str | None) -> tuple[Stage, int, DetectionFacts | None] | None:
+        """Step 1: the detection that overlaps the box most, if enough."""
+        detected = self.trace.detected_pairs[: self.trace.options.max_detections]
+        overlap = box_ops.iou(box[None], self.detected_boxes[: len(detected)])[0]
         if label is not None:
-            overlap = overlap.where(answer[:, 1] == self.trace.classes.index(label), torch.tensor(0.0))
-        if not len(answer) or float(overlap.max()) < self.iou:
+            overlap = overlap.where(detected[:, 1] == self.trace.classes.index(label), torch.tensor(0.0))
+        if not len(detected) or float(overlap.max()) < self.iou:
             return None
-        proposal, class_id = answer[int(overlap.argmax())].tolist()
+        proposal, class_id = detected[int(overlap.argmax())].tolist()
         return "found", int(self.proposal_anchors[proposal]), self._detection(proposal, class_id, box)
 
-    def _classified(
-        self, box: Tensor, label: str | None, lies: Tensor
+    def _match_pair(
+        self, box: Tensor, label: str | None, decoded_ious: Tensor
     ) -> tuple[Stage, int, DetectionFacts | None] | None:
-        """Step 2: the best of the near pairs [R, K]; first those whose refined box lies on it."""
+        """Step 2: the best of the near pairs [R, K]; those whose refined box matches come first."""
         trace = self.trace
         first, last = (1, len(trace.classes)) if label is None else (i := trace.classes.index(label), i + 1)
         scores, refined = trace.scores[:, first:last], trace.refined[:, first:last]
-        hits = box_ops.iou(box[None], refined.reshape(-1, 4))[0].view(scores.shape) >= self.iou
-        passed = scores > _number(trace.options.score_threshold)
-        near = hits | (lies[self.proposal_anchors] >= self.iou)[:, None]
-        near &= passed | (scores == scores.amax(dim=1, keepdim=True))
+        matches = box_ops.iou(box[None], refined.reshape(-1, 4))[0].view(scores.shape) >= self.iou
+        above_threshold = scores > trace.options.score_threshold
+        near = matches | (decoded_ious[self.proposal_anchors] >= self.iou)[:, None]
+        near &= above_threshold | (scores == scores.amax(dim=1, keepdim=True))
         if not near.any():
             return None
-        survived = torch.zeros_like(trace.scores, dtype=torch.bool)
-        survived[trace.found[:, 0], trace.found[:, 1]] = True
-        survived = survived[:, first:last]
-        key = 8.0 * hits + 4.0 * passed + 2.0 * survived + scores
+        after_nms = torch.zeros_like(trace.scores, dtype=torch.bool)
+        after_nms[trace.detected_pairs[:, 0], trace.detected_pairs[:, 1]] = True
+        after_nms = after_nms[:, first:last]
+        key = 8.0 * matches + 4.0 * above_threshold + 2.0 * after_nms + scores
         proposal, column = divmod(int(key.where(near, torch.tensor(-1.0)).argmax()), last - first)
         class_id, top = first + column, int(trace.scores[proposal].argmax())
-        found = self._detection(proposal, class_id, box)
+        detection = self._detection(proposal, class_id, box)
         stage: Stage
-        if not passed[proposal, column]:
+        if not above_threshold[proposal, column]:
             stage = "score_threshold" if top == class_id else "classified_other" if top else "classified_background"
-        elif not hits[proposal, column]:
+        elif not matches[proposal, column]:
             stage = "misplaced"
-        elif not survived[proposal, column]:
-            stage, found = "class_nms", replace(found, suppressed_by=self._better_detection(proposal, class_id))
+        elif not after_nms[proposal, column]:
+            stage = "class_nms"
+            detection = replace(detection, suppressed_by=self._suppressing_detection(proposal, class_id))
         else:
             stage = "detection_limit"
-        return stage, int(self.proposal_anchors[proposal]), found
+        return stage, int(self.proposal_anchors[proposal]), detection
 
-    def _proposed(self, lies: Tensor) -> tuple[Stage, int, None]:
-        """Steps 3 and 4: of the RPN's boxes on it, cut or not, the one that came furthest, then the likeliest."""
-        if float(lies.max()) < self.iou:
-            return "no_anchor", int(lies.argmax()), None
-        key = (2.0 * self.reached + self.trace.objectness).where(lies >= self.iou, torch.tensor(-1.0))
+    def _match_rpn_box(self, decoded_ious: Tensor) -> tuple[Stage, int, None]:
+        """Steps 3 and 4: of the RPN's boxes that match, the one that passed most cuts, then the likeliest."""
+        if float(decoded_ious.max()) < self.iou:
+            return "no_anchor", int(decoded_ious.argmax()), None
+        key = (2.0 * self.cuts_passed + self.trace.objectness).where(decoded_ious >= self.iou, torch.tensor(-1.0))
         anchor = int(key.argmax())
-        return _RPN_CUTS[int(self.reached[anchor])], anchor, None
+        return _RPN_CUTS[int(self.cuts_passed[anchor])], anchor, None
 
-    def _anchor(self, index: int, fits: Tensor) -> AnchorFacts:
-        trace, place = self.trace, places(self.trace.config.anchors, self.trace.maps, torch.tensor([index]))
-        level, candidate = int(place.levels), int(self.candidate_of[index])
+    def _anchor(self, index: int, anchor_ious: Tensor) -> AnchorFacts:
+        trace, location = self.trace, places(self.trace.config.anchors, self.trace.maps, torch.tensor([index]))
+        level, candidate = int(location.levels), int(self.candidate_of[index])
         start, count = sum(trace.anchor_counts[:level]), trace.anchor_counts[level]
         if candidate >= 0:
             rank = int(trace.candidates.ranks[candidate])
         else:
-            mates, own = trace.objectness[start : start + count], trace.objectness[index]
-            rank = int((mates > own).sum() + (mates[: index - start] == own).sum())
+            on_level, own = trace.objectness[start : start + count], trace.objectness[index]
+            rank = int((on_level > own).sum() + (on_level[: index - start] == own).sum())
         return AnchorFacts(
             index=index,
             level=level,
-            row=int(place.rows),
-            column=int(place.columns),
-            size=float(place.sizes),
-            ratio=float(place.ratios),
-            box=_corners(trace.anchors[index]),
-            iou=float(fits[index]),
+            row=int(location.rows),
+            column=int(location.columns),
+            size=float(location.sizes),
+            ratio=float(location.ratios),
+            box=_to_tuple(trace.anchors[index]),
+            iou=float(anchor_ious[index]),
             objectness=float(trace.objectness[index]),
             rank=rank,
             level_anchors=count,
         )
 
-    def _proposal(self, anchor: int, fits: Tensor, lies: Tensor, *, suppressed: bool) -> ProposalFacts:
+    def _proposal(self, anchor: int, anchor_ious: Tensor, decoded_ious: Tensor, *, suppressed: bool) -> ProposalFacts:
         rows = torch.nonzero(self.proposal_anchors == anchor).flatten().tolist()
         return ProposalFacts(
             index=rows[0] if rows else None,
-            anchor=self._anchor(anchor, fits),
-            box=_corners(self.moved[anchor]),
-            iou=float(lies[anchor]),
-            suppressed_by=self._likelier_proposal(anchor) if suppressed else None,
+            anchor=self._anchor(anchor, anchor_ious),
+            box=_to_tuple(self.decoded[anchor]),
+            iou=float(decoded_ious[anchor]),
+            suppressed_by=self._suppressing_proposal(anchor) if suppressed else None,
         )
 
     def _detection(self, proposal: int, class_id: int, box: Tensor) -> DetectionFacts:
         trace = self.trace
         scores, refined = trace.scores[proposal], trace.refined[proposal, class_id]
-        answer = trace.found[: trace.options.max_detections]
-        rows = torch.nonzero((answer == torch.tensor([proposal, class_id])).all(dim=1)).flatten().tolist()
+        detected = trace.detected_pairs[: trace.options.max_detections]
+        rows = torch.nonzero((detected == torch.tensor([proposal, class_id])).all(dim=1)).flatten().tolist()
         top = int(scores.argmax())
         return DetectionFacts(
             index=rows[0] if rows else None,
@@ -193,41 +194,41 @@ class _Walk:
             class_id=class_id,
             label=trace.classes[class_id],
             score=float(scores[class_id]),
-            box=_corners(refined),
+            box=_to_tuple(refined),
             iou=float(box_ops.iou(box[None], refined[None])),
             top_label=trace.classes[top],
             top_score=float(scores[top]),
             class_scores=tuple(scores.tolist()),
         )
 
-    def _likelier_proposal(self, anchor: int) -> Suppressor | None:
+    def _suppressing_proposal(self, anchor: int) -> Suppressor | None:
         trace, candidates = self.trace, self.trace.candidates
         own = self.candidate_of[anchor]
-        mates = candidates.levels[trace.survivors] == candidates.levels[own]
-        mates &= candidates.ranks[trace.survivors] < candidates.ranks[own]
-        rows = torch.nonzero(mates).flatten()
-        boxes = self.moved[candidates.anchor_indices[trace.survivors[rows]]]
-        objectness = candidates.objectness[trace.survivors[rows]]
+        likelier = candidates.levels[trace.after_nms] == candidates.levels[own]
+        likelier &= candidates.ranks[trace.after_nms] < candidates.ranks[own]
+        rows = torch.nonzero(likelier).flatten()
+        boxes = self.decoded[candidates.anchor_indices[trace.after_nms[rows]]]
+        objectness = candidates.objectness[trace.after_nms[rows]]
         return _suppressor(
-            self.moved[anchor], boxes, objectness, rows, len(trace.scores), trace.config.rpn.nms_threshold
+            self.decoded[anchor], boxes, objectness, rows, len(trace.scores), trace.config.rpn.nms_threshold
         )
 
-    def _better_detection(self, proposal: int, class_id: int) -> Suppressor | None:
+    def _suppressing_detection(self, proposal: int, class_id: int) -> Suppressor | None:
         trace = self.trace
-        rows = torch.nonzero(trace.found[:, 1] == class_id).flatten()
-        scores = trace.scores[trace.found[rows, 0], class_id]
-        limit, threshold = trace.options.max_detections, _number(trace.options.nms_threshold)
+        rows = torch.nonzero(trace.detected_pairs[:, 1] == class_id).flatten()
+        scores = trace.scores[trace.detected_pairs[rows, 0], class_id]
+        limit, threshold = trace.options.max_detections, trace.options.nms_threshold
         own = trace.refined[proposal, class_id]
-        return _suppressor(own, self.found_boxes[rows], scores, rows, int(_number(limit)), threshold)
+        return _suppressor(own, self.detected_boxes[rows], scores, rows, limit, threshold)
 
 
 def _suppressor(
     box: Tensor, boxes: Tensor, scores: Tensor, rows: Tensor, limit: int, threshold: float
 ) -> Suppressor | None:
-    """Which of the kept ``boxes`` [K, 4], by falling score, dropped ``box`` [4]: the first that overlaps by more.
+    """Return which of the kept ``boxes`` [K, 4], by falling score, suppressed ``box`` [4].
 
-    Greedy NMS drops a box for the first one that it meets so, which is why this need not be remembered. None of them
-    overlaps enough only where rounding decided: then the one that overlaps most.
+    That is the first whose IoU is above the threshold, as in greedy NMS. Where rounding decided, none is: then it is
+    the one of the largest IoU.
     """
     if not len(boxes):
         return None
@@ -235,15 +236,11 @@ def _suppressor(
     over = torch.nonzero(overlap > threshold).flatten()
     index = int(over[0]) if len(over) else int(overlap.argmax())
     row = int(rows[index])
-    return Suppressor(row if row < limit else None, float(scores[index]), float(overlap[index]), _corners(boxes[index]))
+    return Suppressor(
+        row if row < limit else None, float(scores[index]), float(overlap[index]), _to_tuple(boxes[index])
+    )
 
 
-def _corners(box: Tensor) -> Box:
+def _to_tuple(box: Tensor) -> Box:
     x1, y1, x2, y2 = box.tolist()
     return x1, y1, x2, y2
-
-
-def _number(value: float | None) -> float:
-    """An option that the detector has filled in."""
-    assert value is not None
-    return value

@@ -1,6 +1,6 @@
-"""What a forward pass leaves behind for one picture, carried into the picture's frame and to the CPU.
+"""Traces of a forward pass: what the network computed for one image, from the anchors to the detections.
 
-Nothing is computed twice; the network has run already, for the whole batch, and does not know who is being traced.
+Nothing is computed twice: the network has run for the whole batch, and what a trace needs of it is copied.
 """
 
 from __future__ import annotations
@@ -10,36 +10,21 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from model import anchors as anchor_grid
 from model import boxes as box_ops
+from model.anchors import level_strides, places
 from model.config import AnchorConfig, DetectorConfig
-from model.faster_rcnn import Dense
+from model.faster_rcnn import RPNOutput
 from model.rpn import Candidates
-from model.structures import DetectOptions, ImageBatch, Proposals, Trace
-
-
-def in_picture(
-    proposals: Proposals, batch: ImageBatch, picture: int, config: AnchorConfig, maps: tuple[tuple[int, int], ...]
-) -> Proposals:
-    """Carry proposals of image number ``picture`` from the canvas to its own pixels, with their places; all on the CPU.
-
-    maps: (Hl, Wl) by level.
-    """
-    size, original = batch.sizes[picture], batch.original_sizes[picture]
-    return replace(
-        proposals,
-        boxes=box_ops.rescale(proposals.boxes, size, original),
-        anchors=box_ops.rescale(proposals.anchors, size, original),
-        places=anchor_grid.places(config, maps, proposals.anchor_indices),
-    )
+from model.structures import ImageBatch, Proposals, ResolvedOptions, Trace
 
 
 class TraceTensors(NamedTuple):
-    """What a trace of one picture needs of the device, on either side of the copy; boxes in canvas pixels.
+    """The tensors that a trace of one image is built from, on the device or on the host; boxes in canvas pixels.
 
     anchors float32 [N, 4]; logits [N] and deltas [N, 4] of the RPN; of its M candidates boxes float32 [M, 4], logits
-    float32 [M], deltas float32 [M, 4], anchor_indices int64 [M], levels and ranks int64 [M], valid bool [M]; survivors
-    int64 [K]; the detector's class_logits [R, classes] and offsets [R, classes, 4].
+    float32 [M], deltas float32 [M, 4], anchor_indices int64 [M], levels and ranks int64 [M], valid bool [M]; after_nms
+    int64 [K], the candidates that the RPN's NMS left; the RoI head's class_logits [R, classes] and offsets
+    [R, classes, 4].
     """
 
     anchors: Tensor
@@ -52,57 +37,56 @@ class TraceTensors(NamedTuple):
     levels: Tensor
     ranks: Tensor
     valid: Tensor
-    survivors: Tensor
+    after_nms: Tensor
     class_logits: Tensor
     offsets: Tensor
 
 
-def gather(
-    picture: int, dense: Dense, candidates: Candidates, survivors: Tensor, rows: tuple[Tensor, Tensor]
+def collect_tensors(
+    image: int, output: RPNOutput, candidates: Candidates, after_nms: Tensor, class_logits: Tensor, offsets: Tensor
 ) -> TraceTensors:
-    """Collect what belongs to image number ``picture``, on the device.
+    """Collect what belongs to image number ``image`` of the batch, without a copy to the host.
 
-    survivors: int64 [K], the candidates that the RPN's NMS left. rows: the detector's logits [R, classes] and offsets
-    [R, classes, 4] for it.
+    after_nms: int64 [K]. class_logits [R, classes] and offsets [R, classes, 4]: the RoI head's, of this image.
     """
     return TraceTensors(
         candidates.anchors,
-        dense.logits[picture],
-        dense.deltas[picture],
-        candidates.boxes[picture],
-        candidates.logits[picture],
-        candidates.deltas[picture],
-        candidates.anchor_indices[picture],
+        output.logits[image],
+        output.deltas[image],
+        candidates.boxes[image],
+        candidates.logits[image],
+        candidates.deltas[image],
+        candidates.anchor_indices[image],
         candidates.levels,
         candidates.ranks,
-        candidates.valid[picture],
-        survivors,
-        *rows,
+        candidates.valid[image],
+        after_nms,
+        class_logits,
+        offsets,
     )
 
 
-def record(
+def build_trace(
     config: DetectorConfig,
     batch: ImageBatch,
-    picture: int,
+    image: int,
     maps: tuple[tuple[int, int], ...],
     tensors: TraceTensors,
-    found: Tensor,
+    detected_pairs: Tensor,
     classes: tuple[str, ...],
-    options: DetectOptions,
+    options: ResolvedOptions,
 ) -> Trace:
-    """Make the trace of image number ``picture`` of a batch that has been through the model.
+    """Build the trace of image number ``image`` of ``batch``.
 
-    maps: (Hl, Wl) by level. tensors: on the CPU. found: int64 [F, 2], (proposal, class) of what class NMS left.
-    options: without a None.
+    maps: (Hl, Wl) by level. tensors: on the CPU. detected_pairs: int64 [F, 2], (proposal, class) after class NMS.
     """
-    size, original = batch.sizes[picture], batch.original_sizes[picture]
+    size, original = batch.sizes[image], batch.original_sizes[image]
     logits = tensors.class_logits.float()
-    boxes = tensors.boxes[tensors.survivors[: len(logits)], None].expand(-1, logits.shape[1], 4)
-    refined = box_ops.decode(tensors.offsets.float(), boxes, config.roi_head.box_weights)
+    proposal_boxes = tensors.boxes[tensors.after_nms[: len(logits)], None].expand(-1, logits.shape[1], 4)
+    refined = box_ops.decode(tensors.offsets.float(), proposal_boxes, config.roi_head.box_weights)
     refined = box_ops.clip(refined, float(size[0]), float(size[1]))
     vertical, horizontal = (original.float() / size.float()).tolist()
-    steps = anchor_grid.level_strides(config.anchors, batch.canvas, maps)
+    steps = level_strides(config.anchors, batch.canvas, maps)
     candidates = Proposals(
         boxes=tensors.boxes,
         objectness=tensors.candidate_logits.sigmoid(),
@@ -119,13 +103,29 @@ def record(
         anchors=box_ops.rescale(tensors.anchors, size, original),
         objectness=tensors.logits.float().sigmoid(),
         deltas=tensors.deltas.float(),
-        candidates=in_picture(candidates, batch, picture, config.anchors, maps),
+        candidates=to_image_frame(candidates, batch, image, config.anchors, maps),
         valid=tensors.valid,
-        survivors=tensors.survivors,
+        after_nms=tensors.after_nms,
         scores=logits.softmax(dim=1),
         refined=box_ops.rescale(refined, size, original),
-        found=found,
+        detected_pairs=detected_pairs,
         classes=classes,
         config=config,
         options=options,
+    )
+
+
+def to_image_frame(
+    proposals: Proposals, batch: ImageBatch, image: int, config: AnchorConfig, maps: tuple[tuple[int, int], ...]
+) -> Proposals:
+    """Rescale proposals of image number ``image`` from canvas pixels to the image's own, and add their locations.
+
+    proposals: on the CPU. maps: (Hl, Wl) by level.
+    """
+    size, original = batch.sizes[image], batch.original_sizes[image]
+    return replace(
+        proposals,
+        boxes=box_ops.rescale(proposals.boxes, size, original),
+        anchors=box_ops.rescale(proposals.anchors, size, original),
+        places=places(config, maps, proposals.anchor_indices),
     )

@@ -1,206 +1,223 @@
-"""One batch through the detector: from a canvas of pixels to every picture's detections.
+"""The forward pass: a batch of images on one canvas to each image's detections.
 
-Nothing is done for one picture after the other on the device. The host waits for a GPU at four points, whatever the
-size of the batch: for the number of proposals, for the number of candidates, for the detections, and for all else that
-goes into the answers.
+    stage           does                                                     waits of the host for a GPU
+    ``backbone``    backbone, feature pyramid, the RPN's head                none
+    ``rpn``         the best anchors of each level, decoded; NMS; proposals  one, for the number of proposals
+    ``roi_head``    RoIAlign, box head, class scores and offsets             none
+    ``postprocess`` decoding, class NMS, what was asked for, to the host     three: for the number of candidates,
+                                                                             the detections, all else
+
+Everything that is served, evaluated or compared with torchvision goes through ``ForwardPass``. Nothing is done for one
+image after the other on the device, so that the waits do not grow with the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from model import boxes as box_ops
-from model.explain.trace import TraceTensors, gather, in_picture, record
-from model.faster_rcnn import Dense, FasterRCNN, split_rows
-from model.roi_head import Found, stack_regions
-from model.runtime.stage_timer import Clock
-from model.structures import Detections, DetectOptions, ImageBatch, Proposals
+from model.explain.requested import RequestedOutputs, collect_requested
+from model.faster_rcnn import FasterRCNN, RPNOutput
+from model.roi_head import BatchDetections, stack_regions
+from model.rpn import Candidates
+from model.runtime.stage_timer import StageTimer
+from model.structures import Box, Detections, ImageBatch, ResolvedOptions
 from model.transfer import download, upload
 
-T = TypeVar("T")
 
+class HeadOutput(NamedTuple):
+    """What the RoI head makes of a batch's regions.
 
-def run(
-    model: FasterRCNN,
-    dtype: torch.dtype,
-    batch: ImageBatch,
-    options: Sequence[DetectOptions],
-    classes: tuple[str, ...],
-    clock: Clock,
-) -> list[Detections | None]:
-    """Detect in each picture of ``batch``; the detections are on the CPU, without timings.
-
-    None for a picture for which a map, a logit or an offset of the network was not finite.
-    dtype: what the network takes. options: one a picture, without a None but in ``class_ids`` and ``regions``.
-    classes: names by class id. ``clock`` is told of the stages backbone, rpn, roi_head and postprocess.
+    regions: float32 [R, 5] of (image, box), canvas pixels, in the images' order. counts: regions of each image.
+    logits: [R, classes]. offsets: [R, classes, 4].
     """
-    device = batch.pixels.device
-    asking = [i for i, wanted in enumerate(options) if wanted.regions is None]
-    maps, dense = run_dense(model, batch.pixels.to(dtype), asking)
-    finite = _finite_images(maps)
-    clock.lap("backbone")
-    boxes_in = [_on_canvas(wanted.regions, batch, i) for i, wanted in enumerate(options)]
-    candidates, asked, survivors = None, batch, []
-    if dense is not None:
-        asked = batch if len(asking) == len(batch) else batch[asking]
-        candidates = model.candidates(dense, asked)
-        survivors = model.rpn.survivors(candidates)
-        for row, index in enumerate(model.rpn.cut(survivors)):
-            boxes_in[asking[row]] = candidates.boxes[row, index]
-        answered = _finite_images((dense.logits, dense.deltas))
-        if asked is not batch:
-            answered = torch.ones_like(finite).scatter_(0, upload(asking, torch.int64, device), answered)
-        finite = finite & answered
-    clock.lap("rpn")
-    regions = stack_regions(boxes_in)
-    logits, offsets = model.roi_heads(maps, regions)
-    clock.lap("roi_head")
-    found = model.roi_heads.find(
-        logits,
-        offsets,
-        regions,
-        batch.device_sizes,
-        upload([_known(wanted.score_threshold) for wanted in options], torch.float32, device),
-        [_known(wanted.nms_threshold) for wanted in options],
-        _class_masks(options, len(classes), device),
-    )
-    per_region = logits.sum(dim=1, dtype=torch.float32) + offsets.sum(dim=(1, 2), dtype=torch.float32)
-    broken = torch.zeros(len(batch), device=device)
-    broken.index_add_(0, regions[:, 0].long(), per_region * 0)  # NaN where it is not finite
-    finite &= broken == 0
 
-    counts = [len(boxes) for boxes in boxes_in]
-    proposals: dict[int, Proposals] = {}
-    traces: dict[int, TraceTensors] = {}
-    if dense is not None and candidates is not None:
-        for row, i in enumerate(asking):
-            if options[i].proposals:
-                proposals[i] = candidates.of_picture(row, survivors[row][: min(options[i].proposals, counts[i])])
-            if options[i].trace:
-                rows = split_rows(logits, offsets, counts)[i]
-                traces[i] = gather(row, dense, candidates, survivors[row], rows)
-    sound, proposals, traces = _to_host(finite, proposals, traces)
-
-    results: list[Detections | None] = []
-    for i, every in enumerate(_part(found, batch, counts, classes)):
-        wanted = options[i]
-        result = _first(every, _known(wanted.max_detections))
-        if dense is not None and i in proposals:
-            there = in_picture(proposals[i], batch, i, model.rpn.anchors, dense.shapes)
-            result = replace(result, proposals=there)
-        if dense is not None and i in traces:
-            # A trace also wants what the limit cuts.
-            pairs = torch.stack((every.proposal_indices, every.class_ids), dim=1)
-            trace = record(model.config, batch, i, dense.shapes, traces[i], pairs, classes, wanted)
-            result = replace(result, trace=trace)
-        results.append(result if sound[i] else None)
-    clock.lap("postprocess")
-    return results
+    regions: Tensor
+    counts: tuple[int, ...]
+    logits: Tensor
+    offsets: Tensor
 
 
-def run_dense(model: FasterRCNN, pixels: Tensor, asking: Sequence[int]) -> tuple[list[Tensor], Dense | None]:
-    """Run the backbone on pixels [B, 3, H, W], and the RPN's head on the rows ``asking`` alone.
+class ForwardPass:
+    """Runs a ``FasterRCNN`` stage by stage.
 
-    Returns the maps of all rows, and what the head says of those that ask, in their order; None where none does.
+    Each stage is a method from tensors to tensors on the device, so that an engine for one kind of device overrides
+    the stages that it does better.
     """
-    if len(asking) == len(pixels):
-        dense = model.dense(pixels)
-        return dense.maps, dense
-    maps: list[Tensor] = model.backbone(pixels)
-    if not asking:
-        return maps, None
-    rows = upload(asking, torch.int64, pixels.device)
-    theirs = [level[rows] for level in maps]
-    return maps, Dense(theirs, *model.rpn.head(theirs))
+
+    def __init__(self, model: FasterRCNN, dtype: torch.dtype, classes: tuple[str, ...]) -> None:
+        """dtype: what the network takes. classes: names by class id, the background first."""
+        self.model = model
+        self.dtype = dtype
+        self.classes = classes
+
+    def detect(
+        self, batch: ImageBatch, options: Sequence[ResolvedOptions], timer: StageTimer
+    ) -> list[Detections | None]:
+        """Detect objects in each image of ``batch``, with options for each.
+
+        Returns detections in each image's own pixels, on the CPU and without timings; None for an image for which a
+        feature map, a logit or an offset was not finite. ``timer`` is told of each stage's end.
+        """
+        output = self.run_convolutions(batch)
+        finite = find_finite_images((*output.maps, output.logits, output.deltas))
+        timer.mark("backbone")
+        candidates, after_nms = self.propose(output, batch)
+        boxes = [candidates.boxes[i, rows[: self.model.rpn.post_nms]] for i, rows in enumerate(after_nms)]
+        timer.mark("rpn")
+        head = self.run_roi_head(output.maps, boxes)
+        timer.mark("roi_head")
+        detections = self.postprocess(head, batch, options)
+        logits, offsets = head.logits.split(head.counts), head.offsets.split(head.counts)
+        requested = collect_requested(output, candidates, after_nms, logits, offsets, options)
+        results = self._to_images(head, detections, finite, requested, batch, options)
+        timer.mark("postprocess")
+        return results
+
+    def classify_regions(
+        self,
+        batch: ImageBatch,
+        regions: Sequence[Sequence[Box]],
+        options: Sequence[ResolvedOptions],
+        timer: StageTimer,
+    ) -> list[Detections | None]:
+        """Run the Fast R-CNN detector alone, on each image's ``regions`` in its own pixels; the RPN does not run.
+
+        Returns as ``detect``. What lies outside an image is cut off; a region with no area left gives no detection.
+        """
+        maps: list[Tensor] = self.model.backbone(batch.pixels.to(self.dtype))
+        finite = find_finite_images(maps)
+        timer.mark("backbone")
+        head = self.run_roi_head(maps, [_to_canvas(boxes, batch, i) for i, boxes in enumerate(regions)])
+        timer.mark("roi_head")
+        detections = self.postprocess(head, batch, options)
+        results = self._to_images(head, detections, finite, RequestedOutputs((), {}, {}), batch, options)
+        timer.mark("postprocess")
+        return results
+
+    def run_convolutions(self, batch: ImageBatch) -> RPNOutput:
+        """Run the backbone, the feature pyramid and the RPN's head."""
+        return self.model.run_convolutions(batch.pixels.to(self.dtype))
+
+    def propose(self, output: RPNOutput, batch: ImageBatch) -> tuple[Candidates, list[Tensor]]:
+        """Return the RPN's candidates, and for each image those that NMS leaves, int64 [K], by falling objectness."""
+        candidates = self.model.select_candidates(output, batch)
+        return candidates, self.model.rpn.nms_per_level(candidates)
+
+    def run_roi_head(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> HeadOutput:
+        """Classify each image's boxes, float32 [Ri, 4] in canvas pixels, on the feature maps."""
+        regions = stack_regions(boxes)
+        return HeadOutput(regions, tuple(len(rows) for rows in boxes), *self.model.roi_heads(maps, regions))
+
+    def postprocess(self, head: HeadOutput, batch: ImageBatch, options: Sequence[ResolvedOptions]) -> BatchDetections:
+        """Decode and suppress; the detections of all images, on the CPU, canvas pixels, before the limit an image."""
+        device = head.regions.device
+        return self.model.roi_heads.postprocess(
+            head.logits,
+            head.offsets,
+            head.regions,
+            batch.device_sizes,
+            upload([each.score_threshold for each in options], torch.float32, device),
+            [each.nms_threshold for each in options],
+            _class_masks(options, len(self.classes), device),
+        )
+
+    def _to_images(
+        self,
+        head: HeadOutput,
+        detections: BatchDetections,
+        finite: Tensor,
+        requested: RequestedOutputs,
+        batch: ImageBatch,
+        options: Sequence[ResolvedOptions],
+    ) -> list[Detections | None]:
+        """Copy the rest to the host, divide by image, limit, and carry boxes into each image's pixels."""
+        finite = finite & _find_finite_heads(head)
+        flags, *tensors = download(finite, *requested.tensors)
+        requested = requested.on_host(tensors)
+        results: list[Detections | None] = []
+        per_image = split_by_image(detections, batch, head.counts, self.classes)
+        for image, (unlimited, wishes) in enumerate(zip(per_image, options, strict=True)):
+            result = _limit(unlimited, wishes.max_detections)
+            result = requested.add_to(result, image, unlimited, batch, self.model.config, self.classes, wishes)
+            results.append(result if flags[image] else None)
+        return results
 
 
-def _finite_images(tensors: Sequence[Tensor]) -> Tensor:
-    """Say for tensors [B, ...] whether all values of a row are finite, bool [B].
+def find_finite_images(tensors: Sequence[Tensor]) -> Tensor:
+    """Return bool [B]: whether all values of an image are finite in all ``tensors``, each [B, ...].
 
-    A sum in float32 is finite where none of its parts is infinite or no number.
+    A sum in float32 is finite only where none of its terms is infinite or NaN.
     """
     sums = [tensor.sum(dim=tuple(range(1, tensor.dim())), dtype=torch.float32) for tensor in tensors]
     return (torch.stack(sums).sum(dim=0) * 0) == 0
 
 
-def _to_host(
-    finite: Tensor, proposals: dict[int, Proposals], traces: dict[int, TraceTensors]
-) -> tuple[list[bool], dict[int, Proposals], dict[int, TraceTensors]]:
-    """Copy all of it to the CPU, with one wait for a GPU."""
-    tensors = [finite]
-    for those in proposals.values():
-        tensors += those.tensors
-    for trace in traces.values():
-        tensors += trace
-    flags, *rest = download(*tensors)
-    parts = iter(rest)
-    return (
-        flags.tolist(),
-        {i: Proposals.of(tuple(next(parts) for _ in those.tensors)) for i, those in proposals.items()},
-        {i: TraceTensors(*(next(parts) for _ in trace)) for i, trace in traces.items()},
-    )
+def _find_finite_heads(head: HeadOutput) -> Tensor:
+    """Return bool [B]: whether the RoI head's logits and offsets are finite in all regions of an image."""
+    sums = head.logits.sum(dim=1, dtype=torch.float32) + head.offsets.sum(dim=(1, 2), dtype=torch.float32)
+    per_image = torch.zeros(len(head.counts), device=sums.device)
+    per_image.index_add_(0, head.regions[:, 0].long(), sums * 0)  # NaN where a sum is not finite
+    return per_image == 0
 
 
-def _part(found: Found, batch: ImageBatch, counts: Sequence[int], classes: tuple[str, ...]) -> list[Detections]:
-    """Divide what was found by image, and carry its boxes into the image's pixels; counts: regions of each image."""
-    sizes, originals = batch.sizes[found.pictures], batch.original_sizes[found.pictures]
-    boxes = box_ops.rescale(found.boxes, sizes, originals)
-    results, start = [], 0
-    for picture, count in enumerate(counts):
-        members = found.pictures == picture
-        class_ids = found.class_ids[members]
-        results.append(
+def split_by_image(
+    detections: BatchDetections, batch: ImageBatch, counts: Sequence[int], classes: tuple[str, ...]
+) -> list[Detections]:
+    """Divide a batch's detections by image, boxes in each image's own pixels. counts: regions of each image."""
+    sizes, originals = batch.sizes[detections.images], batch.original_sizes[detections.images]
+    boxes = box_ops.rescale(detections.boxes, sizes, originals)
+    per_image, first_region = [], 0
+    for image, count in enumerate(counts):
+        rows = detections.images == image
+        class_ids = detections.class_ids[rows]
+        per_image.append(
             Detections(
-                boxes=boxes[members],
-                scores=found.scores[members],
+                boxes=boxes[rows],
+                scores=detections.scores[rows],
                 class_ids=class_ids,
-                labels=tuple(classes[j] for j in class_ids.tolist()),
-                proposal_indices=found.rows[members] - start,
+                labels=tuple(classes[class_id] for class_id in class_ids.tolist()),
+                proposal_indices=detections.regions[rows] - first_region,
                 batch_size=len(counts),
             )
         )
-        start += count
-    return results
+        first_region += count
+    return per_image
 
 
-def _first(found: Detections, limit: int) -> Detections:
-    if len(found) <= limit:
-        return found
+def _limit(detections: Detections, limit: int) -> Detections:
+    """Keep the first ``limit`` detections."""
+    if len(detections) <= limit:
+        return detections
     return replace(
-        found,
-        boxes=found.boxes[:limit],
-        scores=found.scores[:limit],
-        class_ids=found.class_ids[:limit],
-        labels=found.labels[:limit],
-        proposal_indices=found.proposal_indices[:limit],
+        detections,
+        boxes=detections.boxes[:limit],
+        scores=detections.scores[:limit],
+        class_ids=detections.class_ids[:limit],
+        labels=detections.labels[:limit],
+        proposal_indices=detections.proposal_indices[:limit],
     )
 
 
-def _on_canvas(regions: tuple[tuple[float, ...], ...] | None, batch: ImageBatch, picture: int) -> Tensor:
-    """Return a caller's regions as float32 [R, 4] on the canvas, on the device, cut to the image; none for None."""
-    boxes = torch.tensor(regions or (), dtype=torch.float32).reshape(-1, 4)
-    if regions:
-        size, original = batch.sizes[picture], batch.original_sizes[picture]
+def _to_canvas(regions: Sequence[Box], batch: ImageBatch, image: int) -> Tensor:
+    """Return regions in an image's pixels as float32 [R, 4] in canvas pixels, on the device, cut to the image."""
+    boxes = torch.tensor(regions, dtype=torch.float32).reshape(-1, 4)
+    if len(boxes):
+        size, original = batch.sizes[image], batch.original_sizes[image]
         boxes = box_ops.clip(box_ops.rescale(boxes, original, size), float(size[0]), float(size[1]))
     return upload(boxes, torch.float32, batch.pixels.device)
 
 
-def _class_masks(options: Sequence[DetectOptions], classes: int, device: torch.device) -> Tensor | None:
-    """bool [B, classes], what each picture's caller wants; None where all want all."""
-    if all(wanted.class_ids is None for wanted in options):
+def _class_masks(options: Sequence[ResolvedOptions], classes: int, device: torch.device) -> Tensor | None:
+    """Return bool [B, classes], the classes to keep in each image; None where all are kept in all."""
+    if all(each.class_ids is None for each in options):
         return None
     masks = torch.zeros(len(options), classes, dtype=torch.bool)
-    for mask, wanted in zip(masks, options, strict=True):
-        mask[slice(None) if wanted.class_ids is None else list(wanted.class_ids)] = True
+    for mask, each in zip(masks, options, strict=True):
+        mask[slice(None) if each.class_ids is None else list(each.class_ids)] = True
     return upload(masks, torch.bool, device)
-
-
-def _known(value: T | None) -> T:
-    """A value that the facade has filled in."""
-    assert value is not None
-    return value

@@ -97,7 +97,7 @@ def measure_drift(model: FasterRCNN, pixels: Tensor, regions: Tensor, dtype: tor
 
 
 def _answers(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> list[Tensor]:
-    dense = model.dense(pixels)
+    dense = model.run_convolutions(pixels)
     return [part.float() for part in (dense.logits, dense.deltas, *model.roi_heads(dense.maps, regions))]
 
 

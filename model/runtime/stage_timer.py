@@ -8,31 +8,34 @@ from itertools import pairwise
 import torch
 
 
-class Clock:
-    """Seconds by stage. On a GPU a stage ends when the device has done it, and nothing waits for that but ``laps``."""
+class StageTimer:
+    """Measures seconds by stage.
+
+    On a GPU a stage ends when the device has done it; nothing but ``seconds`` waits for that.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stages: list[str] = []
         self._events: list[torch.cuda.Event] = []
         self._times: list[float] = []
-        self._mark()
+        self._record()
 
-    def lap(self, stage: str) -> None:
+    def mark(self, stage: str) -> None:
         """``stage`` ends here."""
         self._stages.append(stage)
-        self._mark()
+        self._record()
 
-    def laps(self) -> dict[str, float]:
+    def seconds(self) -> dict[str, float]:
         """Seconds by stage, in their order; on a GPU once the last stage is done there. Read it at the end."""
         if self._events:
             self._events[-1].synchronize()
-            seconds = [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._events)]
+            durations = [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._events)]
         else:
-            seconds = [after - before for before, after in pairwise(self._times)]
-        return dict(zip(self._stages, seconds, strict=True))
+            durations = [after - before for before, after in pairwise(self._times)]
+        return dict(zip(self._stages, durations, strict=True))
 
-    def _mark(self) -> None:
+    def _record(self) -> None:
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             # The stream of our device, which need not be the thread's current one.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.faster_rcnn import Dense, FasterRCNN
+from model.faster_rcnn import FasterRCNN, RPNOutput
 from model.roi_head import stack_regions
 from model.structures import ImageBatch, Proposals
 from model.training.targets import AnchorTargets, RegionTargets, Truth, anchor_targets, region_targets
@@ -107,9 +107,9 @@ def joint_losses(
     total: Total = alone,
 ) -> Losses:
     """Approximate joint training (P 3.2): one pass, in which proposals are fixed inputs to the detector's loss."""
-    dense = model.dense(batch.pixels)
+    dense = model.run_convolutions(batch.pixels)
     rpn = _rpn_part(model, dense, batch, truths, generators, total)
-    proposals = model.rpn.propose(model.candidates(dense, batch))
+    proposals = model.rpn.select_proposals(model.select_candidates(dense, batch))
     return Losses(*rpn, *_detector_part(model, dense.maps, proposals, truths, generators, total))
 
 
@@ -121,7 +121,7 @@ def rpn_alone(
     total: Total = alone,
 ) -> Losses:
     """The RPN's two losses; the detector's are 0."""
-    dense = model.dense(batch.pixels)
+    dense = model.run_convolutions(batch.pixels)
     zero = batch.pixels.new_zeros(())
     return Losses(*_rpn_part(model, dense, batch, truths, generators, total), zero, zero)
 
@@ -145,27 +145,27 @@ class DetectorAlone:
     ) -> Losses:
         proposer = self.proposer or model
         if proposer is model:
-            dense = model.dense(batch.pixels)
+            dense = model.run_convolutions(batch.pixels)
             maps = dense.maps
         else:
             maps = model.backbone(batch.pixels)
             with torch.no_grad():
-                dense = proposer.dense(batch.pixels)
-        proposals = proposer.rpn.propose(proposer.candidates(dense, batch))
+                dense = proposer.run_convolutions(batch.pixels)
+        proposals = proposer.rpn.select_proposals(proposer.select_candidates(dense, batch))
         zero = batch.pixels.new_zeros(())
         return Losses(zero, zero, *_detector_part(model, maps, proposals, truths, generators, total))
 
 
 def _rpn_part(
     model: FasterRCNN,
-    dense: Dense,
+    dense: RPNOutput,
     batch: ImageBatch,
     truths: Sequence[Truth],
     generators: Sequence[torch.Generator],
     total: Total,
 ) -> tuple[Tensor, Tensor]:
     config = model.config.train
-    anchors, _ = model.rpn.grid(batch.canvas, dense.shapes, batch.pixels.device)
+    anchors, _ = model.rpn.grid_anchors(batch.canvas, dense.shapes, batch.pixels.device)
     targets = [
         anchor_targets(anchors, truth, config, generator) for truth, generator in zip(truths, generators, strict=True)
     ]

@@ -68,7 +68,7 @@ class Selection:
 def select(trace: Trace, options: ProposalOptions) -> Selection:
     """The proposals of the stage that is asked for that pass the filters, by falling objectness, cut at the limit."""
     everything = trace.candidates
-    rows = trace.kept if options.stage == "final" else everything.objectness.sort(descending=True, stable=True).indices
+    rows = trace.final_rows if options.stage == "final" else everything.objectness.sort(descending=True, stable=True).indices
     keep = everything.objectness[rows] >= options.min_objectness
     if options.level is not None:
         keep &= everything.levels[rows] == options.level
@@ -81,7 +81,7 @@ def proposals_answer(
     seen: Seen, trace: Trace, selection: Selection, options: ProposalOptions, request_id: str, model: str
 ) -> dict[str, Any]:
     """The body of ``POST /proposals`` but for its timings."""
-    fates, places = trace.fates(), {row: place for place, row in enumerate(trace.kept.tolist())}
+    fates, places = trace.fates(), {row: place for place, row in enumerate(trace.final_rows.tolist())}
     rows = selection.rows.tolist()
     body = head(seen, options, request_id, model) | {
         "stage": options.stage,

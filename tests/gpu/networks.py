@@ -35,7 +35,7 @@ def network(name: str) -> FasterRCNN:
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
     hooks = [layer.register_forward_hook(to_unit_scale) for layer in layers]
     with torch.no_grad():
-        maps = model.dense(torch.randn(1, 3, 96, 128)).maps
+        maps = model.run_convolutions(torch.randn(1, 3, 96, 128)).maps
         model.roi_heads(maps, torch.tensor([[0.0, 0.0, 0.0, 64.0, 64.0], [0.0, 30.0, 20.0, 100.0, 90.0]]))
     for hook in hooks:
         hook.remove()

@@ -12,7 +12,7 @@ from torchvision import ops as tv_ops
 from model.config import PRESETS
 from model.detector import Detector
 from model.nms import PairwiseNMS, exact_threshold, nms_per_level
-from model.roi_align import flatten_maps, map_shapes, pool_table, table_layout
+from model.roi_align import flatten_maps, map_shapes, roi_align_embedding_bag, table_layout
 from model.runtime.precision import float32_products
 from model.structures import DetectOptions
 from model.transfer import download, upload
@@ -126,7 +126,7 @@ def test_pooling_is_torchvisions(dtype: torch.dtype) -> None:
     expected = tv_ops.roi_align(level.float(), regions, 7, 1 / 8, 2, aligned=False)
     levels = torch.zeros(50, dtype=torch.int64, device=CUDA)
     layout = table_layout(map_shapes([level]), 1, CUDA)
-    pooled = pool_table(flatten_maps([level]), layout, (1 / 8,), regions, levels, 7, 2).permute(0, 3, 1, 2)
+    pooled = roi_align_embedding_bag(flatten_maps([level]), layout, (1 / 8,), regions, levels, 7, 2).permute(0, 3, 1, 2)
     torch.testing.assert_close(pooled.float(), expected, atol=1e-4 if dtype == torch.float32 else 0.02, rtol=1e-2)
 
 

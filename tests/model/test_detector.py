@@ -1,4 +1,4 @@
-"""The facade: lists of pictures in, lists of detections out."""
+"""The facade: lists of images in, lists of detections out."""
 
 import numpy as np
 import pytest
@@ -16,15 +16,15 @@ def detector() -> Detector:
     return Detector.random("LITE", classes=CLASSES, precision="fp32")
 
 
-def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def _image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_there_is_one_answer_a_picture_in_their_order(detector: Detector) -> None:
+def test_there_is_one_answer_an_image_in_their_order(detector: Detector) -> None:
     sizes = [(120, 160), (160, 120), (120, 160), (33, 400), (1, 1)]
-    found = detector.detect([_picture(*size) for size in sizes])
-    assert [answer.batch_size for answer in found] == [2, 1, 2, 1, 1]
-    for (height, width), answer in zip(sizes, found, strict=True):
+    results = detector.detect([_image(*size) for size in sizes])
+    assert [answer.batch_size for answer in results] == [2, 1, 2, 1, 1]
+    for (height, width), answer in zip(sizes, results, strict=True):
         assert answer.boxes.shape == (len(answer), 4)
         if len(answer):
             assert answer.boxes[:, 2].max() <= width + 1e-3
@@ -34,12 +34,12 @@ def test_there_is_one_answer_a_picture_in_their_order(detector: Detector) -> Non
         assert answer.labels == tuple(CLASSES[i] for i in answer.class_ids.tolist())
 
 
-def test_no_pictures_no_answers(detector: Detector) -> None:
+def test_no_images_no_answers(detector: Detector) -> None:
     assert detector.detect([]) == []
 
 
-def test_options_differ_from_picture_to_picture_in_one_batch(detector: Detector) -> None:
-    picture = _picture(120, 160)
+def test_options_differ_from_image_to_image_in_one_batch(detector: Detector) -> None:
+    image = _image(120, 160)
     options = [
         DetectOptions(max_detections=3),
         DetectOptions(class_ids=(2,)),
@@ -47,7 +47,7 @@ def test_options_differ_from_picture_to_picture_in_one_batch(detector: Detector)
         DetectOptions(proposals=5),
         DetectOptions(nms_threshold=0.0),
     ]
-    few, squares, none, proposals, apart = detector.detect([picture] * 5, options)
+    few, squares, none, proposals, apart = detector.detect([image] * 5, options)
     assert few.batch_size == 5
     assert len(few) == 3
     assert set(squares.labels) == {"square"}
@@ -59,19 +59,19 @@ def test_options_differ_from_picture_to_picture_in_one_batch(detector: Detector)
 
 
 def test_a_detection_names_the_proposal_it_came_from(detector: Detector) -> None:
-    (found,) = detector.detect([_picture(300, 400)], DetectOptions(proposals=1000))
-    assert found.proposals is not None
-    assert found.proposal_indices.max() < len(found.proposals)
+    (detections,) = detector.detect([_image(300, 400)], DetectOptions(proposals=1000))
+    assert detections.proposals is not None
+    assert detections.proposal_indices.max() < len(detections.proposals)
     # The fresh predictor hardly moves a box: each detection lies on its proposal.
-    parents = found.proposals.boxes[found.proposal_indices]
-    torch.testing.assert_close(found.boxes, parents, atol=4.0, rtol=0.05)
+    parents = detections.proposals.boxes[detections.proposal_indices]
+    torch.testing.assert_close(detections.boxes, parents, atol=4.0, rtol=0.05)
 
 
 def test_an_answer_does_not_depend_on_the_batch_mates(detector: Detector) -> None:
-    # Trap 18: within a canvas mates cannot change the padding; fp32 sums may differ in their last bits.
-    picture = _picture(180, 240, seed=1)
-    (alone,) = detector.detect([picture])
-    among = detector.detect([_picture(210, 280, seed=2), picture, _picture(150, 200, seed=3)])[1]
+    # The canvas depends on the image alone; sums in fp32 may differ in their last bits.
+    image = _image(180, 240, seed=1)
+    (alone,) = detector.detect([image])
+    among = detector.detect([_image(210, 280, seed=2), image, _image(150, 200, seed=3)])[1]
     assert among.batch_size == 3
     assert among.class_ids.tolist() == alone.class_ids.tolist()
     torch.testing.assert_close(among.boxes, alone.boxes, atol=1e-3, rtol=0)
@@ -90,23 +90,23 @@ def test_an_answer_does_not_depend_on_the_batch_mates(detector: Detector) -> Non
 )
 def test_an_option_out_of_range_is_refused(detector: Detector, options: DetectOptions, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        detector.detect([_picture(50, 50)], options)
+        detector.detect([_image(50, 50)], options)
 
 
 def test_options_must_be_one_or_one_each(detector: Detector) -> None:
     with pytest.raises(ValueError, match="1 options for 2 images"):
-        detector.detect([_picture(50, 50)] * 2, [DetectOptions()])
+        detector.detect([_image(50, 50)] * 2, [DetectOptions()])
 
 
-def test_what_is_no_picture_is_refused(detector: Detector) -> None:
+def test_what_is_no_image_is_refused(detector: Detector) -> None:
     with pytest.raises(ValueError, match="uint8 array"):
         detector.detect([np.zeros((5, 5), np.uint8)])
 
 
 def test_the_stages_are_timed(detector: Detector) -> None:
-    (found,) = detector.detect([_picture(50, 50)])
-    assert set(found.timings) == {"transform", "backbone", "rpn", "roi_head", "postprocess"}
-    assert all(seconds >= 0 for seconds in found.timings.values())
+    (detections,) = detector.detect([_image(50, 50)])
+    assert set(detections.timings) == {"transform", "backbone", "rpn", "roi_head", "postprocess"}
+    assert all(seconds >= 0 for seconds in detections.timings.values())
 
 
 def test_a_detector_says_what_it_is(detector: Detector) -> None:
@@ -134,11 +134,11 @@ def test_a_wrong_argument_stops_the_start(argument: dict[str, str], message: str
 
 
 def test_bf16_finds_nearly_the_same() -> None:
-    picture = _picture(300, 400)
+    image = _image(300, 400)
     exact = Detector.random("LITE", classes=CLASSES, precision="fp32", device="cpu")
     short = Detector.random("LITE", classes=CLASSES, precision="bf16", device="cpu")
     options = DetectOptions(proposals=20)
-    a, b = exact.detect([picture], options)[0], short.detect([picture], options)[0]
+    a, b = exact.detect([image], options)[0], short.detect([image], options)[0]
     assert a.proposals is not None
     assert b.proposals is not None
     assert b.boxes.dtype == torch.float32
@@ -147,17 +147,17 @@ def test_bf16_finds_nearly_the_same() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_finds_what_the_cpu_finds() -> None:
-    picture = _picture(300, 400)
+    image = _image(300, 400)
     answers = [
-        Detector.random("LITE", classes=CLASSES, precision="fp32", device=device).detect([picture])[0]
+        Detector.random("LITE", classes=CLASSES, precision="fp32", device=device).detect([image])[0]
         for device in ("cpu", "cuda")
     ]
     torch.testing.assert_close(answers[0].scores, answers[1].scores, atol=1e-4, rtol=0)
 
 
-def test_a_picture_decoded_smaller_is_answered_in_its_own_pixels(detector: Detector) -> None:
-    # A picture of whole 4 x 4 blocks: a quarter of its rows and columns say all there is.
-    small = _picture(300, 400)
+def test_an_image_decoded_smaller_is_answered_in_its_own_pixels(detector: Detector) -> None:
+    # An image of whole 4 x 4 blocks: a quarter of its rows and columns say all there is.
+    small = _image(300, 400)
     whole = small.repeat(4, axis=0).repeat(4, axis=1)
     (full,) = detector.detect([whole], DetectOptions(proposals=20))
     (reduced,) = detector.detect([small], DetectOptions(proposals=20, full_size=(1200, 1600)))
@@ -168,12 +168,12 @@ def test_a_picture_decoded_smaller_is_answered_in_its_own_pixels(detector: Detec
 
 
 def test_the_full_size_alone_decides_the_canvas(detector: Detector) -> None:
-    # The small one's rounded sides are a square's, the picture's are not.
+    # The small one's rounded sides are a square's, the image's are not.
     options = [DetectOptions(), DetectOptions(full_size=(300, 400))]
-    alone, other = detector.detect([_picture(100, 100), _picture(100, 100)], options)
+    alone, other = detector.detect([_image(100, 100), _image(100, 100)], options)
     assert (alone.batch_size, other.batch_size) == (1, 1)
 
 
 def test_a_full_size_of_nothing_is_refused(detector: Detector) -> None:
     with pytest.raises(ValueError, match="full_size"):
-        detector.detect([_picture(10, 10)], DetectOptions(full_size=(0, 10)))
+        detector.detect([_image(10, 10)], DetectOptions(full_size=(0, 10)))

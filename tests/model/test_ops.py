@@ -4,7 +4,7 @@ import torch
 from torchvision import ops as tv_ops
 from torchvision.ops import MultiScaleRoIAlign
 
-from model.roi_align import flatten_maps, map_shapes, pool_table, table_layout
+from model.roi_align import flatten_maps, map_shapes, roi_align_embedding_bag, table_layout
 from tests.model.random_boxes import random_boxes
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def test_pooling_from_the_table_is_roi_align_on_every_level() -> None:
     levels = torch.floor(4 + torch.log2(area.sqrt() / 112) + 1e-6).clamp(3, 5).long() - 3
     assert len(levels.unique()) == 3
     layout = table_layout(map_shapes(maps), 2, CPU)
-    pooled = pool_table(flatten_maps(maps), layout, (1 / 8, 1 / 16, 1 / 32), regions, levels, 7, 2)
+    pooled = roi_align_embedding_bag(flatten_maps(maps), layout, (1 / 8, 1 / 16, 1 / 32), regions, levels, 7, 2)
     torch.testing.assert_close(pooled.permute(0, 3, 1, 2), expected, atol=2e-5, rtol=1e-4)
 
 
@@ -29,7 +29,9 @@ def test_pooling_from_short_maps_keeps_the_regions_exact() -> None:
     level = torch.arange(130.0).expand(1, 1, 130, 130).bfloat16()
     region = torch.tensor([[0.0, 1001.0, 8.0, 1009.0, 16.0]])
     layout = table_layout(map_shapes([level]), 1, CPU)
-    pooled = pool_table(flatten_maps([level]), layout, (1 / 8,), region, torch.zeros(1, dtype=torch.int64), 7, 2)
+    pooled = roi_align_embedding_bag(
+        flatten_maps([level]), layout, (1 / 8,), region, torch.zeros(1, dtype=torch.int64), 7, 2
+    )
     assert pooled.dtype == torch.bfloat16
     torch.testing.assert_close(pooled.float().mean(), torch.tensor(1005 / 8), atol=0.3, rtol=0)
 
@@ -41,7 +43,9 @@ def test_pooling_gives_the_maps_the_gradient_that_roi_align_gives() -> None:
     tv = (tv_ops.roi_align(level, regions, 7, 1 / 8, 2, aligned=False) * weight).sum()
     (expected,) = torch.autograd.grad(tv, level)
     layout = table_layout(map_shapes([level]), 1, CPU)
-    ours = pool_table(flatten_maps([level]), layout, (1 / 8,), regions, torch.zeros(10, dtype=torch.int64), 7, 2)
+    ours = roi_align_embedding_bag(
+        flatten_maps([level]), layout, (1 / 8,), regions, torch.zeros(10, dtype=torch.int64), 7, 2
+    )
     (gradient,) = torch.autograd.grad((ours.permute(0, 3, 1, 2) * weight).sum(), level)
     torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
 
@@ -50,5 +54,5 @@ def test_no_regions_pool_to_nothing() -> None:
     maps = [torch.randn(1, 4, 8, 8)]
     layout = table_layout(map_shapes(maps), 1, CPU)
     none = torch.zeros(0, dtype=torch.int64)
-    pooled = pool_table(flatten_maps(maps), layout, (1 / 8,), torch.zeros(0, 5), none, 7, 2)
+    pooled = roi_align_embedding_bag(flatten_maps(maps), layout, (1 / 8,), torch.zeros(0, 5), none, 7, 2)
     assert pooled.shape == (0, 7, 7, 4)

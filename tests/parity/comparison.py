@@ -12,8 +12,8 @@ from model.config import DetectorConfig
 
 
 @dataclass(frozen=True)
-class Found:
-    """One picture's answer. Proposals in canvas pixels, detections in the picture's."""
+class Answer:
+    """One image's answer. Proposals in canvas pixels, detections in the image's."""
 
     proposals: Tensor
     objectness: Tensor
@@ -41,7 +41,7 @@ class Difference:
         return Difference(*(max(pair) for pair in pairs))
 
 
-def compare(mine: Found, reference: Found, settings: DetectorConfig) -> Difference:
+def compare(ours: Answer, reference: Answer, settings: DetectorConfig) -> Difference:
     """The largest differences, every box beside its counterpart; ``AssertionError`` where one has none for no reason.
 
     The reasons that count: float32 rounding, which differs from one processor to another, can decide otherwise whether
@@ -49,20 +49,20 @@ def compare(mine: Found, reference: Found, settings: DetectorConfig) -> Differen
     falls. So a box without counterpart must have an IoU or a score within 1e-4 of such a limit, or have lived because
     the other answer's odd one did not; and there may be hardly any.
     """
-    for found in (mine, reference):
-        assert bool((found.scores.diff() <= 0).all())
-        assert bool((found.objectness.diff() <= 0).all())
+    for answer in (ours, reference):
+        assert bool((answer.scores.diff() <= 0).all())
+        assert bool((answer.objectness.diff() <= 0).all())
     proposals, head = settings.rpn, settings.roi_head
-    same_level = torch.zeros(max(len(mine.proposals), len(reference.proposals)), dtype=torch.int64)
+    same_level = torch.zeros(max(len(ours.proposals), len(reference.proposals)), dtype=torch.int64)
     proposal, objectness, odd_proposals = _matched(
-        (mine.proposals, mine.objectness, same_level[: len(mine.proposals)]),
+        (ours.proposals, ours.objectness, same_level[: len(ours.proposals)]),
         (reference.proposals, reference.objectness, same_level[: len(reference.proposals)]),
         proposals.nms_threshold,
         proposals.score_threshold,
         proposals.post_nms,
     )
     box, score, odd_detections = _matched(
-        (mine.boxes, mine.scores, mine.labels),
+        (ours.boxes, ours.scores, ours.labels),
         (reference.boxes, reference.scores, reference.labels),
         head.nms_threshold,
         head.score_threshold,
@@ -78,14 +78,14 @@ Boxes = tuple[Tensor, Tensor, Tensor]  # boxes [N, 4], scores [N], labels [N]
 
 
 def _matched(
-    mine: Boxes, reference: Boxes, nms_threshold: float, score_threshold: float, limit: int, excused: int = 0
+    ours: Boxes, reference: Boxes, nms_threshold: float, score_threshold: float, limit: int, excused: int = 0
 ) -> tuple[float, float, int]:
     """Largest difference of boxes and of scores, each with the nearest of its label, and how many have no counterpart.
 
     Not place by place: two scores a rounding apart may change places. excused: proposals that differ, whose detections
     need no reason of their own.
     """
-    (boxes, scores, labels), (their_boxes, their_scores, their_labels) = mine, reference
+    (boxes, scores, labels), (their_boxes, their_scores, their_labels) = ours, reference
     free = torch.ones(len(boxes), dtype=torch.bool)
     odd: list[int] = []
     worst_box = worst_score = 0.0
@@ -99,13 +99,13 @@ def _matched(
         free[nearest] = False
         worst_box = max(worst_box, float(distance[nearest]))
         worst_score = max(worst_score, float((scores[nearest] - their_scores[i]).abs()))
-    mine_odd = free.nonzero().squeeze(1)
-    theirs_odd = torch.tensor(odd, dtype=torch.int64)
+    our_odd = free.nonzero().squeeze(1)
+    their_odd = torch.tensor(odd, dtype=torch.int64)
     if not excused:
         everyone = torch.cat((boxes, their_boxes))
         for kept, others, all_scores in (
-            ((boxes[mine_odd], scores[mine_odd]), their_boxes[theirs_odd], scores),
-            ((their_boxes[theirs_odd], their_scores[theirs_odd]), boxes[mine_odd], their_scores),
+            ((boxes[our_odd], scores[our_odd]), their_boxes[their_odd], scores),
+            ((their_boxes[their_odd], their_scores[their_odd]), boxes[our_odd], their_scores),
         ):
             for box, score in zip(*kept, strict=True):
                 tie = bool(((box_iou(box[None], everyone) - nms_threshold).abs() < 1e-4).any())
@@ -113,4 +113,4 @@ def _matched(
                 at_threshold = abs(float(score) - score_threshold) < 1e-4
                 at_cut = len(all_scores) == limit and float(score - all_scores[-1]) < 1e-4
                 assert tie or instead or at_threshold or at_cut, f"no counterpart of {box.tolist()}, {float(score)}"
-    return worst_box, worst_score, len(mine_odd) + len(theirs_odd)
+    return worst_box, worst_score, len(our_odd) + len(their_odd)

@@ -28,9 +28,11 @@ from model import boxes as box_ops
 from model import checkpoint, config
 from model.config import DetectorConfig
 from model.faster_rcnn import FasterRCNN
-from model.structures import ImageBatch, Proposals
-from model.transform import Image, Transform, exact_canvas
-from tests.parity.comparison import Found
+from model.runtime.forward import ForwardPass
+from model.runtime.stage_timer import StageTimer
+from model.structures import Detections, ImageArray, ImageBatch, ResolvedOptions
+from model.transform import Transform, exact_canvas
+from tests.parity.comparison import Answer
 
 PUBLISHED = {
     "RESNET50_FPN": (published.fasterrcnn_resnet50_fpn, published.FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
@@ -46,8 +48,8 @@ PUBLISHED = {
 }
 
 
-def picture(height: int, width: int, seed: int) -> Image:
-    """A uint8 RGB picture [height, width, 3] with structure at several scales, as photographs have."""
+def make_image(height: int, width: int, seed: int) -> ImageArray:
+    """Make a uint8 RGB image [height, width, 3] with structure at several scales, as photographs have."""
     rng = np.random.default_rng(seed)
     image = np.zeros((height, width, 3))
     for cells in (2, 5, 13, 40):
@@ -96,7 +98,7 @@ def to_old_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {old(key): value for key, value in state.items()}
 
 
-def theirs(reference: Reference, images: Sequence[Image]) -> list[Found]:
+def theirs(reference: Reference, images: Sequence[ImageArray]) -> list[Answer]:
     """What torchvision's detector finds, batched and padded as it does."""
     proposals: list[tuple[list[Tensor], list[Tensor]]] = []
     keep_proposals = reference.rpn.filter_proposals
@@ -110,42 +112,50 @@ def theirs(reference: Reference, images: Sequence[Image]) -> list[Found]:
         answers = reference(tensors)
     boxes, scores = proposals[0]
     return [
-        Found(boxes[i], scores[i], answer["boxes"], answer["scores"], answer["labels"])
+        Answer(boxes[i], scores[i], answer["boxes"], answer["scores"], answer["labels"])
         for i, answer in enumerate(answers)
     ]
 
 
-def batch_of(settings: DetectorConfig, images: Sequence[Image]) -> ImageBatch:
+def batch_of(settings: DetectorConfig, images: Sequence[ImageArray]) -> ImageBatch:
     """The images on the smallest canvas that holds them all, as torchvision batches."""
     canvases = [exact_canvas(settings.transform, *image.shape[:2]) for image in images]
     canvas = (max(height for height, _ in canvases), max(width for _, width in canvases))
     return Transform(settings.transform)(images, canvas, torch.device("cpu"))
 
 
-def ours(model: FasterRCNN, images: Sequence[Image]) -> list[Found]:
-    """What our detector finds, in float32 and eager, on a canvas that holds all the images."""
+def ours(model: FasterRCNN, images: Sequence[ImageArray]) -> list[Answer]:
+    """Return what our forward pass, the one that is served, answers in float32 on a canvas that holds all images."""
     batch = batch_of(model.config, images)
-    with torch.inference_mode():
-        proposals, heads = model(batch)
-        return [_found(model, batch, i, proposals[i], *heads[i]) for i in range(len(images))]
-
-
-def _found(
-    model: FasterRCNN, batch: ImageBatch, row: int, proposals: Proposals, logits: Tensor, offsets: Tensor
-) -> Found:
     head = model.config.roi_head
-    height, width = batch.sizes[row].tolist()
-    boxes, scores, labels, _ = model.roi_heads.detections(
-        logits,
-        offsets,
-        proposals.boxes,
-        (height, width),
-        score_threshold=head.score_threshold,
-        nms_threshold=head.nms_threshold,
-        max_detections=head.max_detections,
+    options = ResolvedOptions(
+        head.score_threshold, head.nms_threshold, head.max_detections, proposals=model.config.rpn.post_nms
     )
-    boxes = box_ops.rescale(boxes, batch.sizes[row], batch.original_sizes[row])
-    return Found(proposals.boxes, proposals.objectness, boxes, scores, labels)
+    classes = tuple(f"class {i}" for i in range(model.config.num_classes))
+    forward_pass = ForwardPass(model, torch.float32, classes)
+    with torch.inference_mode():
+        per_image = forward_pass.detect(batch, [options] * len(images), StageTimer(torch.device("cpu")))
+    answers = []
+    for detections, size, original in zip(per_image, batch.sizes, batch.original_sizes, strict=True):
+        assert detections is not None
+        answers.append(answer_on_canvas(detections, size, original))
+    return answers
+
+
+def answer_on_canvas(detections: Detections, size: Tensor, original: Tensor) -> Answer:
+    """Return our detections as torchvision gives its own: proposals in canvas pixels, detections in the image's.
+
+    size, original: (height, width) of the image on the canvas and as given.
+    """
+    proposals = detections.proposals
+    assert proposals is not None
+    return Answer(
+        box_ops.rescale(proposals.boxes, original, size),
+        proposals.objectness,
+        detections.boxes,
+        detections.scores,
+        detections.class_ids,
+    )
 
 
 @lru_cache(maxsize=2)
@@ -164,24 +174,24 @@ def _reference(preset: str, seed: int, num_classes: int) -> Reference:
 
 
 def _preset(name: str) -> DetectorConfig:
-    return next(one for one in config.PRESETS if one.name == name)
+    return next(preset for preset in config.PRESETS if preset.name == name)
 
 
 def _random_state(model: Reference) -> dict[str, Tensor]:
-    """A state dict whose norms keep the signal alive: their statistics are those of a picture passing through."""
+    """A state dict whose norms keep the signal alive: their statistics are those of a image passing through."""
     # Random residual branches at full strength double a rounding error each; trained ones do not. So each one's last
     # norm is weakened.
     branches = [module.bn3 for module in model.modules() if isinstance(module, Bottleneck)]
     branches += [m.block[-1][1] for m in model.modules() if isinstance(m, InvertedResidual) and m.use_res_connect]
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean over what has been seen, which is this picture
+            module.momentum = None  # the mean over what has been seen, which is this image
             module.reset_running_stats()
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
             if any(module is branch for branch in branches):
                 module.weight.data *= 0.3
-    pixels = torch.from_numpy(picture(512, 640, seed=98)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(make_image(512, 640, seed=98)).permute(2, 0, 1)[None].float()
     with torch.no_grad():
         model.backbone.train()((pixels - 120) / 60)
         # The box head's norms, in v2, see what is pooled: about the pyramid's own spread.
@@ -191,12 +201,12 @@ def _random_state(model: Reference) -> dict[str, Tensor]:
 
 
 def _enliven(model: Reference, settings: DetectorConfig) -> None:
-    """Scale the predicting layers so that what they predict on a picture is spread as trained ones' is."""
+    """Scale the predicting layers so that what they predict on a image is spread as trained ones' is."""
     # Small, and few proposals: enough to measure by.
     few = replace(settings.rpn, post_nms=100)
     _configure(model, replace(settings, transform=config.TransformConfig(256, 448), rpn=few))
     predictor = model.roi_heads.box_predictor
-    image = picture(240, 320, seed=99)
+    image = make_image(240, 320, seed=99)
     for layers, spreads in (
         ((model.rpn.head.cls_logits, model.rpn.head.bbox_pred), (2.0, 0.2)),
         ((predictor.cls_score, predictor.bbox_pred), (1.0, 0.3)),
@@ -214,19 +224,19 @@ def _enliven(model: Reference, settings: DetectorConfig) -> None:
     # Background's bias decides how many regions pass: as many as give tens of boxes after NMS.
     (logits,) = _outputs(model, (predictor.cls_score,), image)
     # More of them in v2, of which the quick tests keep few proposals.
-    wanted = 60 if settings.roi_head.conv_channels else 25
+    target = 60 if settings.roi_head.conv_channels else 25
     low, high = -20.0, 20.0
     for _ in range(30):
         middle = (low + high) / 2
         shifted = logits.clone()
         shifted[:, 0] += middle
         passing = int((shifted.softmax(dim=1)[:, 1:] > 0.05).sum())
-        low, high = (middle, high) if passing > wanted else (low, middle)
+        low, high = (middle, high) if passing > target else (low, middle)
     predictor.cls_score.bias.data[0] += high
 
 
-def _outputs(model: Reference, layers: Sequence[nn.Module], image: Image) -> list[Tensor]:
-    """What each layer gives on the picture: of the RPN's maps the finest."""
+def _outputs(model: Reference, layers: Sequence[nn.Module], image: ImageArray) -> list[Tensor]:
+    """What each layer gives on the image: of the RPN's maps the finest."""
     seen: list[list[Tensor]] = [[] for _ in layers]
     handles = [
         layer.register_forward_hook(lambda _module, _inputs, output, kept=kept: kept.append(output.detach().clone()))
@@ -241,7 +251,7 @@ def _outputs(model: Reference, layers: Sequence[nn.Module], image: Image) -> lis
 def _configure(reference: Reference, settings: DetectorConfig) -> None:
     """Give torchvision's detector our sizes and counts, and the strides that its pyramid has.
 
-    It would infer those from its first picture, wrongly if that is thin, and keep them (FACTS trap 5).
+    It would infer those from its first image, wrongly if that is thin, and keep them.
     """
     reference.transform.min_size = (settings.transform.min_size,)
     reference.transform.max_size = settings.transform.max_size

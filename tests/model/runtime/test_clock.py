@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.runtime import stage_timer as clock_module
-from model.runtime.stage_timer import Clock
+from model.runtime.stage_timer import StageTimer
 
 STAGES = ["transform", "backbone", "postprocess"]
 
@@ -37,21 +37,21 @@ class Event:
 def test_the_stages_of_a_cpu_are_the_whole_time_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([1.0, 1.5, 3.5, 4.0])
     monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    clock = Clock(torch.device("cpu"))
+    clock = StageTimer(torch.device("cpu"))
     for stage in STAGES:
-        clock.lap(stage)
-    assert list(clock.laps().items()) == [("transform", 0.5), ("backbone", 2.0), ("postprocess", 0.5)]
+        clock.mark(stage)
+    assert list(clock.seconds().items()) == [("transform", 0.5), ("backbone", 2.0), ("postprocess", 0.5)]
 
 
 def test_a_gpu_is_waited_for_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("a stage waited for the whole device"))
-    clock = Clock(torch.device("cuda:1"))
+    clock = StageTimer(torch.device("cuda:1"))
     for stage in STAGES:
-        clock.lap(stage)
+        clock.mark(stage)
     assert Event.waits == 0
-    assert clock.laps() == pytest.approx({"transform": 0.03, "backbone": 0.05, "postprocess": 0.07})
+    assert clock.seconds() == pytest.approx({"transform": 0.03, "backbone": 0.05, "postprocess": 0.07})
     assert Event.waits == 1
 
 
@@ -59,10 +59,10 @@ def test_a_gpu_is_waited_for_once_at_the_end(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_gpu_stage_lasts_as_long_as_its_work() -> None:
     device = torch.device("cuda")
     matrix = torch.randn(4096, 4096, device=device)
-    clock = Clock(device)
-    clock.lap("nothing")
+    clock = StageTimer(device)
+    clock.mark("nothing")
     for _ in range(20):
         matrix = matrix @ matrix
-    clock.lap("products")
-    laps = clock.laps()
+    clock.mark("products")
+    laps = clock.seconds()
     assert laps["products"] > laps["nothing"] >= 0

@@ -30,10 +30,10 @@ def test_a_folded_detector_sees_what_it_saw(config: DetectorConfig) -> None:
     _lively(model)
     count = sum(isinstance(module, NORMS) for module in model.modules())
     pixels, pooled = torch.randn(1, 3, 64, 96), torch.randn(2, config.fpn_channels, 7, 7)
-    before, heads = model.dense(pixels), model.roi_heads.classify(pooled)
+    before, heads = model.run_convolutions(pixels), model.roi_heads.classify(pooled)
     assert fold_norms(model) == count
     assert not any(isinstance(module, NORMS) for module in model.modules())
-    after, folded_heads = model.dense(pixels), model.roi_heads.classify(pooled)
+    after, folded_heads = model.run_convolutions(pixels), model.roi_heads.classify(pooled)
     for old, new in zip([*before.maps, before.logits, *heads], [*after.maps, after.logits, *folded_heads], strict=True):
         torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-4 * float(old.abs().max()))
 

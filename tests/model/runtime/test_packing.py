@@ -139,10 +139,10 @@ def test_every_preset_answers_as_before_and_keeps_its_state_dict(config: Detecto
     fold_norms(model)
     keys, pixels = {name: value.data_ptr() for name, value in model.state_dict().items()}, _maps(1, 3, 64, 96)
     with torch.inference_mode():
-        before = model.dense(pixels)
+        before = model.run_convolutions(pixels)
         assert pack_convolutions(model) > 10
         assert {name: value.data_ptr() for name, value in model.state_dict().items()} == keys
-        after = model.dense(pixels)
+        after = model.run_convolutions(pixels)
     for one, other in zip((*before.maps, before.logits), (*after.maps, after.logits), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4 * float(one.abs().max()), rtol=0)
 

@@ -18,7 +18,6 @@ from model.faster_rcnn import FasterRCNN
 from model.runtime.cpu.int8.layers import Quantize, Quantized, QuantizedConv2d, can_quantize, largest_weight
 from model.runtime.cpu.int8.quantize import quantizable, quantize
 from model.runtime.fold_batchnorm import fold_norms
-from model.runtime.forward import run_dense
 from model.runtime.precision import choose_precision
 from model.training.quantization_ranges import calibrate, watched
 
@@ -47,7 +46,7 @@ def _ranges(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> dict[str, tup
 
 
 def _answers(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> list[Tensor]:
-    dense = model.dense(pixels)
+    dense = model.run_convolutions(pixels)
     logits, offsets = model.roi_heads(dense.maps, regions)
     return [*dense.maps, dense.logits, dense.deltas, logits, offsets]
 
@@ -105,23 +104,6 @@ def test_a_chain_of_layers_stays_in_bytes_and_a_shortcut_is_added_in_the_same_ca
         assert third.made is None
     grids = [node for node in calls if isinstance(layers[node.target], Quantize)]
     assert len(grids) == 21  # one a block, one after the pooling, four for the pyramid
-
-
-def test_rows_that_do_not_ask_for_proposals_get_their_maps_all_the_same() -> None:
-    (config,) = (config for config in PRESETS if config.name == "LITE")
-    model = _model(config)
-    with torch.inference_mode():
-        quantize(model, _ranges(model, _pixels(3), REGIONS))
-        whole, dense = run_dense(model, _pixels(3), [0, 1, 2])
-        some, theirs = run_dense(model, _pixels(3), [1])
-        none, nothing = run_dense(model, _pixels(3), [])
-    assert dense is not None
-    assert theirs is not None
-    assert nothing is None
-    torch.testing.assert_close(theirs.logits[0], dense.logits[1])
-    for maps in (some, none):
-        for mine, right in zip(maps, whole, strict=True):
-            torch.testing.assert_close(mine, right)
 
 
 # ------------------------------------------------------------------------------------- from the pictures to the answer

@@ -79,9 +79,9 @@ def test_a_network_answers_the_same_with_them(monkeypatch: pytest.MonkeyPatch) -
     _race(monkeypatch, winograd_wins=True)
     model = FasterRCNN(RESNET50_FPN.with_classes(3)).eval().to(memory_format=torch.channels_last)
     pixels = torch.randn(1, 3, 128, 160).contiguous(memory_format=torch.channels_last)
-    plain = model.dense(pixels)
+    plain = model.run_convolutions(pixels)
     assert use_winograd(model) == 12  # five and two of the last stages, the pyramid's four, the RPN's one
-    quick = model.dense(pixels)
+    quick = model.run_convolutions(pixels)
     for one, other in zip(
         (*plain.maps, plain.logits, plain.deltas), (*quick.maps, quick.logits, quick.deltas), strict=True
     ):

@@ -1,4 +1,4 @@
-"""The trace of a picture: lineage from anchor to answer, the funnel, the heat maps, and what a trace costs."""
+"""Traces: from an anchor to its detection, counts of each cut, heat maps, and what a trace costs."""
 
 import copy
 from dataclasses import fields, replace
@@ -25,17 +25,17 @@ def detector() -> Detector:
 
 
 @pytest.fixture(scope="module")
-def found(detector: Detector) -> Detections:
-    return detector.detect([_picture(150, 190)], TRACED)[0]
+def detections(detector: Detector) -> Detections:
+    return detector.detect([_image(150, 190)], TRACED)[0]
 
 
 @pytest.fixture(scope="module")
-def trace(found: Detections) -> Trace:
-    assert found.trace is not None
-    return found.trace
+def trace(detections: Detections) -> Trace:
+    assert detections.trace is not None
+    return detections.trace
 
 
-def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def _image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -59,41 +59,41 @@ def test_level_cell_size_and_ratio_make_the_anchor_again(
     canvas = (128, 192)
     maps = tuple((canvas[0] // stride, canvas[1] // stride) for stride in strides)
     anchors = grid(config, canvas, maps, CPU)
-    place = places(config, maps, torch.arange(len(anchors)))
-    stride = torch.tensor(strides)[place.levels]
+    location = places(config, maps, torch.arange(len(anchors)))
+    stride = torch.tensor(strides)[location.levels]
     offset = 8 if config.legacy else 0
-    widths, heights = place.sizes / place.ratios.sqrt(), place.sizes * place.ratios.sqrt()
-    x, y = place.columns * stride + offset, place.rows * stride + offset
-    made = torch.stack((x - widths / 2, y - heights / 2, x + widths / 2, y + heights / 2), dim=1)
-    torch.testing.assert_close(made, anchors, atol=tolerance, rtol=0)
+    widths, heights = location.sizes / location.ratios.sqrt(), location.sizes * location.ratios.sqrt()
+    x, y = location.columns * stride + offset, location.rows * stride + offset
+    rebuilt = torch.stack((x - widths / 2, y - heights / 2, x + widths / 2, y + heights / 2), dim=1)
+    torch.testing.assert_close(rebuilt, anchors, atol=tolerance, rtol=0)
 
 
 def test_places_of_some_anchors_in_any_order() -> None:
-    place = places(LITE.anchors, ((4, 4), (2, 2), (1, 1)), torch.tensor([125, 0, 96, 95, 7]))
-    assert place.levels.tolist() == [2, 0, 1, 0, 0]
-    assert place.rows.tolist() == [0, 0, 0, 3, 0]
-    assert place.columns.tolist() == [0, 0, 0, 3, 1]
-    assert place.sizes.tolist() == [288, 20, 64, 36, 36]
-    assert place.ratios.tolist() == [2.0, 0.5, 0.5, 2.0, 0.5]
+    location = places(LITE.anchors, ((4, 4), (2, 2), (1, 1)), torch.tensor([125, 0, 96, 95, 7]))
+    assert location.levels.tolist() == [2, 0, 1, 0, 0]
+    assert location.rows.tolist() == [0, 0, 0, 3, 0]
+    assert location.columns.tolist() == [0, 0, 0, 3, 1]
+    assert location.sizes.tolist() == [288, 20, 64, 36, 36]
+    assert location.ratios.tolist() == [2.0, 0.5, 0.5, 2.0, 0.5]
     assert places(LITE.anchors, ((1, 1),) * 3, torch.zeros(0, dtype=torch.int64)).levels.shape == (0,)
 
 
-def test_a_proposals_box_is_its_anchor_moved_by_its_deltas(found: Detections) -> None:
-    proposals = found.proposals
+def test_a_proposals_box_is_its_anchor_moved_by_its_deltas(detections: Detections) -> None:
+    proposals = detections.proposals
     assert proposals is not None
-    moved = box_ops.clip(box_ops.decode(proposals.deltas, proposals.anchors), 150.0, 190.0)
-    torch.testing.assert_close(moved, proposals.boxes, atol=1e-2, rtol=0)
+    decoded = box_ops.clip(box_ops.decode(proposals.deltas, proposals.anchors), 150.0, 190.0)
+    torch.testing.assert_close(decoded, proposals.boxes, atol=1e-2, rtol=0)
 
 
 def test_a_detection_is_its_proposal_refined_and_the_proposal_stands_where_its_anchor_does(
-    found: Detections, trace: Trace
+    detections: Detections, trace: Trace
 ) -> None:
-    proposals = found.proposals
+    proposals = detections.proposals
     assert proposals is not None
     assert proposals.places is not None
-    assert len(found) > 0
-    assert torch.equal(trace.refined[found.proposal_indices, found.class_ids], found.boxes)
-    assert torch.equal(trace.scores[found.proposal_indices, found.class_ids], found.scores)
+    assert len(detections) > 0
+    assert torch.equal(trace.refined[detections.proposal_indices, detections.class_ids], detections.boxes)
+    assert torch.equal(trace.scores[detections.proposal_indices, detections.class_ids], detections.scores)
     assert torch.equal(trace.anchors[proposals.anchor_indices], proposals.anchors)
     assert torch.equal(proposals.places.levels, proposals.levels)
     centres = (proposals.anchors[:, :2] + proposals.anchors[:, 2:]) / 2
@@ -102,25 +102,25 @@ def test_a_detection_is_its_proposal_refined_and_the_proposal_stands_where_its_a
     torch.testing.assert_close(centres, cells * steps, atol=1e-2, rtol=0)
 
 
-def test_the_candidates_hold_the_final_proposals_in_their_order(found: Detections, trace: Trace) -> None:
-    kept = trace.candidates[trace.kept]
-    assert found.proposals is not None
-    assert len(kept) == len(found.proposals) == len(trace.scores) == len(trace.refined)
-    for field in fields(kept):
+def test_the_candidates_hold_the_final_proposals_in_their_order(detections: Detections, trace: Trace) -> None:
+    final = trace.candidates[trace.final_rows]
+    assert detections.proposals is not None
+    assert len(final) == len(detections.proposals) == len(trace.scores) == len(trace.refined)
+    for field in fields(final):
         if field.name != "places":
-            assert torch.equal(getattr(kept, field.name), getattr(found.proposals, field.name)), field.name
+            assert torch.equal(getattr(final, field.name), getattr(detections.proposals, field.name)), field.name
 
 
 def test_ranks_and_objectness_are_those_of_every_anchor(trace: Trace) -> None:
     candidates = trace.candidates
     torch.testing.assert_close(trace.objectness[candidates.anchor_indices], candidates.objectness)
     for level, part in enumerate(trace.objectness.split(trace.anchor_counts)):
-        mine = candidates[candidates.levels == level]
-        assert mine.ranks.tolist() == list(range(min(LITE.rpn.pre_nms, len(part))))
-        torch.testing.assert_close(mine.objectness, part.sort(descending=True).values[: len(mine)])
+        on_level = candidates[candidates.levels == level]
+        assert on_level.ranks.tolist() == list(range(min(LITE.rpn.pre_nms, len(part))))
+        torch.testing.assert_close(on_level.objectness, part.sort(descending=True).values[: len(on_level)])
 
 
-def test_the_funnel_narrows_and_ends_in_the_proposals(found: Detections, trace: Trace) -> None:
+def test_the_funnel_narrows_and_ends_in_the_proposals(detections: Detections, trace: Trace) -> None:
     funnel = trace.funnel()
     assert [row.level for row in funnel] == [0, 1, 2]
     for row, cells in zip(funnel, trace.maps, strict=True):
@@ -128,15 +128,15 @@ def test_the_funnel_narrows_and_ends_in_the_proposals(found: Detections, trace: 
         assert row.above_threshold == row.anchors  # LITE's threshold is 0
         assert row.after_top_k == min(row.anchors, LITE.rpn.pre_nms)
         assert row.after_top_k >= row.after_size >= row.after_nms >= row.kept
-    assert found.proposals is not None
-    assert [row.kept for row in funnel] == torch.bincount(found.proposals.levels, minlength=3).tolist()
+    assert detections.proposals is not None
+    assert [row.kept for row in funnel] == torch.bincount(detections.proposals.levels, minlength=3).tolist()
     assert sum(row.after_size for row in funnel) == int(trace.valid.sum())
 
 
 def test_the_funnel_counts_what_the_threshold_cuts(detector: Detector) -> None:
     middle = 0.5
     with _config(detector, rpn=replace(LITE.rpn, score_threshold=middle, pre_nms=40)):
-        trace = detector.detect([_picture(150, 190)], TRACED)[0].trace
+        trace = detector.detect([_image(150, 190)], TRACED)[0].trace
     assert trace is not None
     parts = trace.objectness.split(trace.anchor_counts)
     for row, part in zip(trace.funnel(), parts, strict=True):
@@ -157,11 +157,11 @@ def test_a_heat_map_has_each_cells_likeliest_anchor_at_its_place(trace: Trace) -
         assert (y1 + y2) / 2 == pytest.approx(heat.origin[1] + row * heat.step[1], abs=1e-2)
 
 
-def test_a_traced_picture_changes_neither_its_mates_nor_its_own_answer(detector: Detector) -> None:
-    pictures = [_picture(150, 190, seed) for seed in range(3)]
+def test_a_traced_image_changes_neither_its_mates_nor_its_own_answer(detector: Detector) -> None:
+    images = [_image(150, 190, seed) for seed in range(3)]
     plain = DetectOptions(proposals=1000)
-    without = detector.detect(pictures, plain)
-    among = detector.detect(pictures, [plain, TRACED, plain])
+    without = detector.detect(images, plain)
+    among = detector.detect(images, [plain, TRACED, plain])
     assert [answer.trace is not None for answer in among] == [False, True, False]
     assert among[1].batch_size == 3
     for before, after in zip(without, among, strict=True):
@@ -175,34 +175,34 @@ def test_a_trace_costs_no_second_forward_pass(detector: Detector) -> None:
         patch.object(model.rpn.head, "forward", wraps=model.rpn.head.forward) as head,
         patch.object(model.roi_heads, "forward", wraps=model.roi_heads.forward) as roi_head,
     ):
-        detector.detect([_picture(150, 190), _picture(150, 190, 1)], [TRACED, DetectOptions()])
+        detector.detect([_image(150, 190), _image(150, 190, 1)], [TRACED, DetectOptions()])
     assert (backbone.call_count, head.call_count, roi_head.call_count) == (1, 1, 1)
 
 
 def test_who_asks_for_no_trace_pays_for_none(detector: Detector) -> None:
-    with patch("model.runtime.forward.record") as record:
-        (answer,) = detector.detect([_picture(150, 190)])
-    record.assert_not_called()
+    with patch("model.explain.requested.build_trace") as build_trace:
+        (answer,) = detector.detect([_image(150, 190)])
+    build_trace.assert_not_called()
     assert answer.trace is None
 
 
 def test_a_trace_also_keeps_what_the_limit_of_detections_cut(detector: Detector) -> None:
-    picture = _picture(150, 190)
-    (short,) = detector.detect([picture], replace(TRACED, max_detections=3))
-    (long,) = detector.detect([picture], replace(TRACED, max_detections=10_000))
+    image = _image(150, 190)
+    (short,) = detector.detect([image], replace(TRACED, max_detections=3))
+    (long,) = detector.detect([image], replace(TRACED, max_detections=10_000))
     assert len(short) == 3
     assert short.trace is not None
-    assert short.trace.found.tolist() == torch.stack((long.proposal_indices, long.class_ids), dim=1).tolist()
+    assert short.trace.detected_pairs.tolist() == torch.stack((long.proposal_indices, long.class_ids), dim=1).tolist()
 
 
 def test_a_trace_looks_at_all_classes(detector: Detector) -> None:
     with pytest.raises(ValueError, match="give no class_ids"):
-        detector.detect([_picture(50, 50)], DetectOptions(trace=True, class_ids=(1,)))
+        detector.detect([_image(50, 50)], DetectOptions(trace=True, class_ids=(1,)))
 
 
-def test_a_picture_without_proposals_has_a_trace_too(detector: Detector) -> None:
+def test_an_image_without_proposals_has_a_trace_too(detector: Detector) -> None:
     with _config(detector, rpn=replace(LITE.rpn, score_threshold=1.0)):
-        (answer,) = detector.detect([_picture(50, 50)], TRACED)
+        (answer,) = detector.detect([_image(50, 50)], TRACED)
     assert answer.trace is not None
     assert len(answer.trace.scores) == 0
     assert all(row.after_size == row.kept == 0 for row in answer.trace.funnel())

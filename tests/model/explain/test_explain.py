@@ -1,4 +1,4 @@
-"""Every stage word, driven through the whole detector with the heads' outputs written by hand."""
+"""Every stage at which an expected box can be lost, through the whole detector; the heads' outputs are set by hand."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from model.checkpoint import ResolvedCheckpoint
 from model.config import LITE, DetectorConfig
 from model.detector import STAGES, Detector, Explanation, explain
-from model.faster_rcnn import Dense, FasterRCNN
+from model.faster_rcnn import FasterRCNN, RPNOutput
 from model.structures import DetectOptions, Trace
 
 CLASSES = ("__background__", "cat", "dog", "bird")
@@ -26,7 +26,7 @@ EXACT = (22.0, 22.0, 42.0, 42.0)
 LEFT = (22.0, 22.0, 34.0, 42.0)  # IoU 0.6 with EXACT
 # The square anchor of 20 px at row 1, column 1: far from all of those.
 FAR = (1 * 8 + 1) * 6 + 2
-AWAY = (10.0, 0.0, 0.0, 0.0)  # offsets that push a box out of the picture, where clipping leaves nothing of it
+AWAY = (10.0, 0.0, 0.0, 0.0)  # offsets that push a box out of the image, where clipping leaves nothing of it
 STAY = (0.0, 0.0, 0.0, 0.0)
 CAT = (0.05, 0.9, 0.03, 0.02)
 
@@ -56,14 +56,14 @@ class Scene:
         model = self.detector.model
         self.anchors, self.classify = anchors, classify
         self.passes = 0
-        model.dense = self._dense  # type: ignore[method-assign]
+        model.run_convolutions = self._run_convolutions  # type: ignore[method-assign]
         model.roi_heads.forward = self._heads  # type: ignore[method-assign]
 
     def trace(self, **options: object) -> Trace:
-        picture = np.zeros((SIDE, SIDE, 3), np.uint8)
-        (found,) = self.detector.detect([picture], DetectOptions(trace=True, **options))  # type: ignore[arg-type]
-        assert found.trace is not None
-        return found.trace
+        image = np.zeros((SIDE, SIDE, 3), np.uint8)
+        (detections,) = self.detector.detect([image], DetectOptions(trace=True, **options))  # type: ignore[arg-type]
+        assert detections.trace is not None
+        return detections.trace
 
     def explain(
         self, box: Sequence[float], label: str | None = "cat", *, iou: float = 0.5, **options: object
@@ -74,21 +74,21 @@ class Scene:
         assert re.fullmatch(r"[A-Z][^.].*[^.]\.", explanation.sentence), explanation.sentence
         return explanation
 
-    def _dense(self, pixels: Tensor) -> Dense:
+    def _run_convolutions(self, pixels: Tensor) -> RPNOutput:
         self.passes += 1
         logits = torch.full((1, ANCHORS), -9.0)
         deltas = torch.tensor(AWAY).repeat(1, ANCHORS, 1)
         for anchor, (logit, offsets) in self.anchors.items():
             logits[0, anchor], deltas[0, anchor] = logit, torch.tensor(offsets)
-        return Dense([torch.zeros(1, 128, cells, cells) for cells in MAPS], logits, deltas)
+        return RPNOutput([torch.zeros(1, 128, cells, cells) for cells in MAPS], logits, deltas)
 
     def _heads(self, maps: object, regions: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.tensor([1.0, 1e-6, 1e-6, 1e-6]).log().repeat(len(regions), 1)
         offsets = torch.zeros(len(regions), len(CLASSES), 4)
         for row, edge in enumerate(regions[:, 1].round().int().tolist()):
             if edge in self.classify:
-                probabilities, moved = self.classify[edge]
-                logits[row], offsets[row] = torch.tensor(probabilities).log(), torch.tensor(moved)
+                probabilities, offset = self.classify[edge]
+                logits[row], offsets[row] = torch.tensor(probabilities).log(), torch.tensor(offset)
         return logits, offsets * torch.tensor(LITE.roi_head.box_weights)
 
 
@@ -98,18 +98,28 @@ def _shift(pixels: float) -> tuple[float, float, float, float]:
 
 
 def test_found() -> None:
-    got = Scene({TARGET: (3.0, STAY), FAR: (4.0, STAY)}, {22: (CAT, STAY)}).explain(EXACT)
-    assert got.stage == "found"
-    assert got.detection is not None
-    assert (got.detection.index, got.detection.proposal, got.detection.label) == (0, 1, "cat")
-    assert got.detection.score == pytest.approx(0.9)
-    assert got.detection.class_scores == pytest.approx(CAT)
-    assert got.detection.iou == got.proposal.iou == got.anchor.iou == pytest.approx(1.0)
-    assert got.proposal.index == 1
-    assert got.anchor == got.proposal.anchor
-    assert (got.anchor.index, got.anchor.level, got.anchor.row, got.anchor.column) == (TARGET, 0, 4, 4)
-    assert (got.anchor.size, got.anchor.ratio, got.anchor.rank, got.anchor.level_anchors) == (20.0, 1.0, 1, 384)
-    assert 'detection 0, "cat" with score 0.900' in got.sentence
+    outcome = Scene({TARGET: (3.0, STAY), FAR: (4.0, STAY)}, {22: (CAT, STAY)}).explain(EXACT)
+    assert outcome.stage == "found"
+    assert outcome.detection is not None
+    assert (outcome.detection.index, outcome.detection.proposal, outcome.detection.label) == (0, 1, "cat")
+    assert outcome.detection.score == pytest.approx(0.9)
+    assert outcome.detection.class_scores == pytest.approx(CAT)
+    assert outcome.detection.iou == outcome.proposal.iou == outcome.anchor.iou == pytest.approx(1.0)
+    assert outcome.proposal.index == 1
+    assert outcome.anchor == outcome.proposal.anchor
+    assert (outcome.anchor.index, outcome.anchor.level, outcome.anchor.row, outcome.anchor.column) == (
+        TARGET,
+        0,
+        4,
+        4,
+    )
+    assert (
+        outcome.anchor.size,
+        outcome.anchor.ratio,
+        outcome.anchor.rank,
+        outcome.anchor.level_anchors,
+    ) == (20.0, 1.0, 1, 384)
+    assert 'detection 0, "cat" with score 0.900' in outcome.sentence
 
 
 def test_found_for_any_class_but_not_for_another() -> None:
@@ -119,107 +129,113 @@ def test_found_for_any_class_but_not_for_another() -> None:
 
 
 def test_no_anchor_fits() -> None:
-    got = Scene({TARGET: (3.0, STAY)}, {}).explain((30.0, 30.0, 34.0, 34.0))
-    assert got.stage == "no_anchor"
-    assert got.anchor.iou == pytest.approx(16 / 400)
-    assert got.detection is None
-    assert got.sentence.startswith("No anchor fits: the best (size 20, ratio 1, level 0) overlaps by IoU 0.04")
+    outcome = Scene({TARGET: (3.0, STAY)}, {}).explain((30.0, 30.0, 34.0, 34.0))
+    assert outcome.stage == "no_anchor"
+    assert outcome.anchor.iou == pytest.approx(16 / 400)
+    assert outcome.detection is None
+    assert outcome.sentence.startswith("No anchor fits: the best (size 20, ratio 1, level 0) overlaps by IoU 0.04")
 
 
 def test_no_anchor_is_left_where_the_rpn_moves_it_away() -> None:
-    got = Scene({TARGET: (3.0, _shift(12))}, {}).explain(EXACT)
-    assert got.stage == "no_anchor"
-    assert got.anchor.iou == pytest.approx(1.0)
-    assert got.proposal.iou == pytest.approx(8 / 32)  # the closest that came
-    assert got.proposal.index == 0
-    assert got.sentence.startswith("The RPN moved the anchors away: the best overlaps by IoU 1.00")
+    outcome = Scene({TARGET: (3.0, _shift(12))}, {}).explain(EXACT)
+    assert outcome.stage == "no_anchor"
+    assert outcome.anchor.iou == pytest.approx(1.0)
+    assert outcome.proposal.iou == pytest.approx(8 / 32)  # the closest that came
+    assert outcome.proposal.index == 0
+    assert outcome.sentence.startswith("The RPN moved the anchors away: the best overlaps by IoU 1.00")
 
 
 def test_low_objectness() -> None:
-    got = Scene({TARGET: (-4.0, STAY), FAR: (4.0, STAY)}, {}, score_threshold=0.05).explain(EXACT)
-    assert got.stage == "low_objectness"
-    assert got.proposal.index is None
-    assert got.proposal.anchor.objectness == pytest.approx(0.018, abs=1e-3)
-    assert "objectness 0.018) is below the RPN's threshold of 0.05" in got.sentence
+    outcome = Scene({TARGET: (-4.0, STAY), FAR: (4.0, STAY)}, {}, score_threshold=0.05).explain(EXACT)
+    assert outcome.stage == "low_objectness"
+    assert outcome.proposal.index is None
+    assert outcome.proposal.anchor.objectness == pytest.approx(0.018, abs=1e-3)
+    assert "objectness 0.018) is below the RPN's threshold of 0.05" in outcome.sentence
 
 
 def test_low_objectness_is_not_put_down_to_top_k() -> None:
-    got = Scene({TARGET: (-4.0, STAY), FAR: (4.0, STAY)}, {}, score_threshold=0.05, pre_nms=1).explain(EXACT)
-    assert got.stage == "low_objectness"
+    outcome = Scene({TARGET: (-4.0, STAY), FAR: (4.0, STAY)}, {}, score_threshold=0.05, pre_nms=1).explain(EXACT)
+    assert outcome.stage == "low_objectness"
 
 
 def test_top_k() -> None:
-    got = Scene({TARGET: (3.0, STAY), FAR: (4.0, STAY)}, {}, pre_nms=1).explain(EXACT)
-    assert got.stage == "top_k"
-    assert got.proposal.anchor.rank == 1
-    assert "rank 2 on its level; only the best 1 go on" in got.sentence
+    outcome = Scene({TARGET: (3.0, STAY), FAR: (4.0, STAY)}, {}, pre_nms=1).explain(EXACT)
+    assert outcome.stage == "top_k"
+    assert outcome.proposal.anchor.rank == 1
+    assert "rank 2 on its level; only the best 1 go on" in outcome.sentence
 
 
 def test_the_rank_of_an_anchor_below_top_k_counts_ties_by_index() -> None:
     anchors = {TARGET: (3.0, STAY), FAR: (3.0, STAY), FAR + 60: (3.0, AWAY), TARGET + 60: (3.0, AWAY)}
-    got = Scene(anchors, {}, pre_nms=1).explain(EXACT)
-    assert got.proposal.anchor.rank == 2
+    outcome = Scene(anchors, {}, pre_nms=1).explain(EXACT)
+    assert outcome.proposal.anchor.rank == 2
 
 
 def test_too_small() -> None:
-    got = Scene({TARGET: (3.0, STAY)}, {}, min_size=30.0).explain(EXACT)
-    assert got.stage == "too_small"
-    assert "smallest, 30 pixels" in got.sentence
+    outcome = Scene({TARGET: (3.0, STAY)}, {}, min_size=30.0).explain(EXACT)
+    assert outcome.stage == "too_small"
+    assert "smallest, 30 pixels" in outcome.sentence
 
 
 def test_rpn_nms_names_the_proposal() -> None:
     # 3 px to the right of EXACT (IoU 17/23 > 0.7), and too far from LEFT (9/23).
     rival = TARGET + 6
     anchors = {FAR: (5.0, STAY), rival: (4.0, _shift(3 - 8)), TARGET: (3.0, STAY)}
-    got = Scene(anchors, {}).explain(LEFT)
-    assert got.stage == "rpn_nms"
-    assert got.proposal.index is None
-    assert got.proposal.anchor.index == TARGET
-    assert got.proposal.suppressed_by is not None
-    assert got.proposal.suppressed_by.index == 1
-    assert got.proposal.suppressed_by.iou == pytest.approx(17 / 23)
-    assert got.proposal.suppressed_by.score == pytest.approx(torch.tensor(4.0).sigmoid().item())
-    assert got.proposal.suppressed_by.box == pytest.approx((25.0, 22.0, 45.0, 42.0))
-    assert "dropped by NMS for proposal 1: objectness 0.982, overlapping it by IoU 0.74, more than 0.7" in got.sentence
+    outcome = Scene(anchors, {}).explain(LEFT)
+    assert outcome.stage == "rpn_nms"
+    assert outcome.proposal.index is None
+    assert outcome.proposal.anchor.index == TARGET
+    assert outcome.proposal.suppressed_by is not None
+    assert outcome.proposal.suppressed_by.index == 1
+    assert outcome.proposal.suppressed_by.iou == pytest.approx(17 / 23)
+    assert outcome.proposal.suppressed_by.score == pytest.approx(torch.tensor(4.0).sigmoid().item())
+    assert outcome.proposal.suppressed_by.box == pytest.approx((25.0, 22.0, 45.0, 42.0))
+    assert (
+        "dropped by NMS for proposal 1: objectness 0.982, overlapping it by IoU 0.74, more than 0.7" in outcome.sentence
+    )
 
 
 def test_rpn_nms_for_a_proposal_that_the_limit_cut_later() -> None:
     anchors = {FAR: (5.0, STAY), TARGET + 6: (4.0, _shift(3 - 8)), TARGET: (3.0, STAY)}
-    got = Scene(anchors, {}, post_nms=1).explain(LEFT)
-    assert got.stage == "rpn_nms"
-    assert got.proposal.suppressed_by is not None
-    assert got.proposal.suppressed_by.index is None
-    assert "a proposal that a limit cut later" in got.sentence
+    outcome = Scene(anchors, {}, post_nms=1).explain(LEFT)
+    assert outcome.stage == "rpn_nms"
+    assert outcome.proposal.suppressed_by is not None
+    assert outcome.proposal.suppressed_by.index is None
+    assert "a proposal that a limit cut later" in outcome.sentence
 
 
 def test_proposal_limit() -> None:
-    got = Scene({TARGET: (3.0, STAY), FAR: (4.0, STAY)}, {}, post_nms=1).explain(EXACT)
-    assert got.stage == "proposal_limit"
-    assert got.proposal.index is None
-    assert "only the best 1 proposals" in got.sentence
+    outcome = Scene({TARGET: (3.0, STAY), FAR: (4.0, STAY)}, {}, post_nms=1).explain(EXACT)
+    assert outcome.stage == "proposal_limit"
+    assert outcome.proposal.index is None
+    assert "only the best 1 proposals" in outcome.sentence
 
 
 def test_classified_background() -> None:
-    got = Scene({TARGET: (3.0, STAY)}, {22: ((0.9, 0.04, 0.03, 0.03), STAY)}).explain(EXACT, score_threshold=0.05)
-    assert got.stage == "classified_background"
-    assert got.detection is not None
-    assert (got.detection.index, got.detection.proposal, got.detection.label) == (None, 0, "cat")
-    assert "taken for background (0.900)" in got.sentence
-    assert '"cat" scores 0.040, not above the threshold of 0.05' in got.sentence
+    outcome = Scene({TARGET: (3.0, STAY)}, {22: ((0.9, 0.04, 0.03, 0.03), STAY)}).explain(EXACT, score_threshold=0.05)
+    assert outcome.stage == "classified_background"
+    assert outcome.detection is not None
+    assert (outcome.detection.index, outcome.detection.proposal, outcome.detection.label) == (
+        None,
+        0,
+        "cat",
+    )
+    assert "taken for background (0.900)" in outcome.sentence
+    assert '"cat" scores 0.040, not above the threshold of 0.05' in outcome.sentence
 
 
 def test_classified_other() -> None:
-    got = Scene({TARGET: (3.0, STAY)}, {22: ((0.05, 0.04, 0.88, 0.03), STAY)}).explain(EXACT, score_threshold=0.05)
-    assert got.stage == "classified_other"
-    assert got.detection is not None
-    assert got.detection.top_label == "dog"
-    assert 'taken for "dog" (0.880)' in got.sentence
+    outcome = Scene({TARGET: (3.0, STAY)}, {22: ((0.05, 0.04, 0.88, 0.03), STAY)}).explain(EXACT, score_threshold=0.05)
+    assert outcome.stage == "classified_other"
+    assert outcome.detection is not None
+    assert outcome.detection.top_label == "dog"
+    assert 'taken for "dog" (0.880)' in outcome.sentence
 
 
 def test_score_threshold() -> None:
-    got = Scene({TARGET: (3.0, STAY)}, {22: ((0.2, 0.45, 0.3, 0.05), STAY)}).explain(EXACT, score_threshold=0.5)
-    assert got.stage == "score_threshold"
-    assert "not above the threshold of 0.5" in got.sentence
+    outcome = Scene({TARGET: (3.0, STAY)}, {22: ((0.2, 0.45, 0.3, 0.05), STAY)}).explain(EXACT, score_threshold=0.5)
+    assert outcome.stage == "score_threshold"
+    assert "not above the threshold of 0.5" in outcome.sentence
 
 
 def test_of_several_near_proposals_the_best_score_tells() -> None:
@@ -229,37 +245,37 @@ def test_of_several_near_proposals_the_best_score_tells() -> None:
 
 
 def test_misplaced() -> None:
-    got = Scene({TARGET: (3.0, STAY)}, {22: (CAT, _shift(12))}).explain(EXACT)
-    assert got.stage == "misplaced"
-    assert got.detection is not None
-    assert got.detection.iou == pytest.approx(8 / 32)
-    assert got.detection.index == 0  # it is in the answer, but elsewhere
-    assert "its refined box overlaps by IoU 0.25, not 0.50" in got.sentence
+    outcome = Scene({TARGET: (3.0, STAY)}, {22: (CAT, _shift(12))}).explain(EXACT)
+    assert outcome.stage == "misplaced"
+    assert outcome.detection is not None
+    assert outcome.detection.iou == pytest.approx(8 / 32)
+    assert outcome.detection.index == 0  # it is in the answer, but elsewhere
+    assert "its refined box overlaps by IoU 0.25, not 0.50" in outcome.sentence
 
 
 def test_a_neighbours_good_score_does_not_hide_the_box_that_lies_there() -> None:
     # The neighbour's proposal overlaps enough to be near, its refined box is elsewhere; the target's own scores low.
     scores = {22: ((0.5, 0.4, 0.05, 0.05), STAY), 27: (CAT, _shift(12))}
     anchors = {TARGET: (4.0, STAY), TARGET + 6: (3.0, _shift(5 - 8))}
-    got = Scene(anchors, scores).explain(EXACT, score_threshold=0.45)
-    assert got.stage == "classified_background"
-    assert got.detection is not None
-    assert got.detection.proposal == 0
+    outcome = Scene(anchors, scores).explain(EXACT, score_threshold=0.45)
+    assert outcome.stage == "classified_background"
+    assert outcome.detection is not None
+    assert outcome.detection.proposal == 0
 
 
 def test_class_nms_names_the_detection() -> None:
     # 5 px to the right of EXACT: below the RPN's 0.7 with it (15/25), above the classes' 0.5; and off LEFT (7/25).
     scores = {22: ((0.3, 0.6, 0.05, 0.05), STAY), 27: (CAT, STAY)}
     anchors = {TARGET: (4.0, STAY), TARGET + 6: (3.0, _shift(5 - 8))}
-    got = Scene(anchors, scores).explain(LEFT)
-    assert got.stage == "class_nms"
-    assert got.detection is not None
-    assert got.detection.index is None
-    assert got.detection.suppressed_by is not None
-    assert got.detection.suppressed_by.index == 0
-    assert got.detection.suppressed_by.score == pytest.approx(0.9)
-    assert got.detection.suppressed_by.iou == pytest.approx(0.6)
-    assert "dropped by NMS for detection 0: score 0.900, overlapping it by IoU 0.60, more than 0.5" in got.sentence
+    outcome = Scene(anchors, scores).explain(LEFT)
+    assert outcome.stage == "class_nms"
+    assert outcome.detection is not None
+    assert outcome.detection.index is None
+    assert outcome.detection.suppressed_by is not None
+    assert outcome.detection.suppressed_by.index == 0
+    assert outcome.detection.suppressed_by.score == pytest.approx(0.9)
+    assert outcome.detection.suppressed_by.iou == pytest.approx(0.6)
+    assert "dropped by NMS for detection 0: score 0.900, overlapping it by IoU 0.60, more than 0.5" in outcome.sentence
 
 
 def test_a_detection_of_another_class_drops_none() -> None:
@@ -271,11 +287,11 @@ def test_a_detection_of_another_class_drops_none() -> None:
 def test_detection_limit() -> None:
     scores = {22: ((0.3, 0.6, 0.05, 0.05), STAY), 0: (CAT, STAY)}
     anchors = {TARGET: (4.0, STAY), FAR: (3.0, STAY)}
-    got = Scene(anchors, scores).explain(EXACT, max_detections=1)
-    assert got.stage == "detection_limit"
-    assert got.detection is not None
-    assert got.detection.index is None
-    assert "only the best 1 detections" in got.sentence
+    outcome = Scene(anchors, scores).explain(EXACT, max_detections=1)
+    assert outcome.stage == "detection_limit"
+    assert outcome.detection is not None
+    assert outcome.detection.index is None
+    assert "only the best 1 detections" in outcome.sentence
 
 
 def test_iou_says_what_lies_on_a_box() -> None:
@@ -284,9 +300,9 @@ def test_iou_says_what_lies_on_a_box() -> None:
     assert Scene(*scene).explain(LEFT, iou=0.61).stage == "no_anchor"
 
 
-def test_every_word_is_defined_and_driven_here() -> None:
-    driven = set(re.findall(r'stage == "(\w+)"', Path(__file__).read_text()))
-    assert driven == set(STAGES)
+def test_every_stage_is_tested_here() -> None:
+    tested = set(re.findall(r'stage == "(\w+)"', Path(__file__).read_text()))
+    assert tested == set(STAGES)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +316,9 @@ def test_every_word_is_defined_and_driven_here() -> None:
         ([EXACT], None, 0.0, "iou must be above 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(boxes: object, labels: list[str], iou: float, message: str) -> None:
+def test_boxes_labels_and_iou_out_of_range_are_refused(
+    boxes: object, labels: list[str], iou: float, message: str
+) -> None:
     trace = Scene({}, {}).trace()
     with pytest.raises(ValueError, match=message):
         explain(trace, torch.tensor(boxes), labels, iou=iou)
@@ -313,18 +331,18 @@ def test_no_boxes_no_explanations() -> None:
 @pytest.mark.parametrize("rpn_threshold", [0.0, 0.5])
 @pytest.mark.parametrize("threshold", [0.05, 0.2505])
 def test_a_network_that_knows_nothing_is_explained_too(rpn_threshold: float, threshold: float) -> None:
-    """Random weights, random boxes: always one of the words, and facts that agree with the answer."""
+    """Random weights, random boxes: always one of the stages, and facts that agree with the detections."""
     detector = _detector(replace(LITE, rpn=replace(LITE.rpn, score_threshold=rpn_threshold)))
     rng = np.random.default_rng(1)
-    picture = rng.integers(0, 256, (180, 240, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (180, 240, 3), dtype=np.uint8)
     options = DetectOptions(trace=True, score_threshold=threshold, max_detections=30)
-    (found,) = detector.detect([picture], options)
-    assert found.trace is not None
+    (detections,) = detector.detect([image], options)
+    assert detections.trace is not None
     corners = torch.from_numpy(rng.uniform(0, 150, (60, 2))).float()
     boxes = torch.cat((corners, corners + torch.from_numpy(rng.uniform(5, 90, (60, 2))).float()), dim=1)
-    boxes = torch.cat((boxes, found.boxes))
-    labels: list[str | None] = [None, "dog"] * 30 + list(found.labels)
-    explanations = explain(found.trace, boxes, labels)
+    boxes = torch.cat((boxes, detections.boxes))
+    labels: list[str | None] = [None, "dog"] * 30 + list(detections.labels)
+    explanations = explain(detections.trace, boxes, labels)
     assert len({explanation.stage for explanation in explanations}) >= 4
     for explanation in explanations[60:]:
         assert explanation.stage == "found"
@@ -332,5 +350,5 @@ def test_a_network_that_knows_nothing_is_explained_too(rpn_threshold: float, thr
         if explanation.stage == "found":
             assert explanation.detection is not None
             assert explanation.detection.index is not None
-            assert explanation.detection.box == tuple(found.boxes[explanation.detection.index].tolist())
+            assert explanation.detection.box == tuple(detections.boxes[explanation.detection.index].tolist())
         assert (explanation.proposal.suppressed_by is not None) == (explanation.stage == "rpn_nms")
