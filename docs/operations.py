@@ -56,7 +56,7 @@ def metrics() -> str:
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             labels = ", ".join(getattr(attribute, "_labelnames", ())) or "none"
             rows.append((f"`{name}`", metric.type, labels, metric.documentation))
-    served = "name, preset, precision, device, engine, sha256"
+    served = "name, preset, precision, device, sha256"
     # These are asked for at each scrape, of a detector that this command does not load.
     rows += [
         ("`frcnn_model_info`", "gauge", served, "What is being served; always 1"),

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from model.config import AnchorConfig
-from model.structures import AnchorPlaces
+from model.structures import AnchorLocations
 
 
 def base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], *, rounded: bool) -> Tensor:
-    """Anchors float32 [A, 4] of a cell, centred on (0, 0), ratio-major: all sizes of the first ratio come first.
+    """Return the anchors of a cell, float32 [A, 4], centred on (0, 0), ratio-major: all sizes of the first ratio first.
 
-    A ratio is height over width; the area is the size squared. TV rounds to whole pixels (anchor_utils.py; trap 2).
+    ratios: height over width. sizes: square roots of the area. rounded: to whole pixels, as torchvision does
+    (anchor_utils.py); its checkpoints were trained with such anchors.
     """
     scale = torch.tensor(sizes, dtype=torch.float32)
     heights = torch.sqrt(torch.tensor(ratios, dtype=torch.float32))
@@ -26,11 +27,11 @@ def base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], *, rounded
 
 
 def legacy_base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], stride: int) -> Tensor:
-    """PFR's nine (generate_anchors.py), float32 [A, 4]: centred on the cell [0, stride], ratio-major.
+    """Return py-faster-rcnn's anchors (generate_anchors.py), float32 [A, 4], on the cell [0, stride], ratio-major.
 
-    The sides of the stride-sized ratio box are rounded first and multiplied after, which is why 128 at ratio 0.5 gives
-    184 x 96. PFR counts pixels inclusively and, in the table that it prints, from 1: its (-83, -39, 100, 56) are the
-    184 x 96 pixels that we write as corners (-84, -40, 100, 56) (trap 1).
+    The sides of the box of each ratio whose size is the stride are rounded first and multiplied after, which is why 128
+    at ratio 0.5 gives 184 x 96. py-faster-rcnn counts pixels inclusively and, in the table that it prints, from 1: its
+    (-83, -39, 100, 56) are the 184 x 96 pixels that have the corners (-84, -40, 100, 56) here.
     """
     centre = stride / 2
     ratio = torch.tensor(ratios, dtype=torch.float64)
@@ -45,14 +46,22 @@ def legacy_base_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...], str
 def level_strides(
     config: AnchorConfig, canvas: tuple[int, int], maps: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[int, int], ...]:
-    """(vertical, horizontal) canvas pixels between cells, by level: fixed ones, or ``canvas // map`` (trap 4)."""
+    """Return the (vertical, horizontal) canvas pixels between cells, by level.
+
+    canvas: (height, width). maps: (height, width) of each level's map. Without configured strides they are
+    ``canvas // map``, as in torchvision, where a map that is rounded up makes the stride a little smaller than the
+    backbone's: its checkpoints expect that.
+    """
     if config.strides is not None:
         return tuple((stride, stride) for stride in config.strides)
     return tuple((canvas[0] // height, canvas[1] // width) for height, width in maps)
 
 
 def level_base_anchors(config: AnchorConfig, level: int) -> Tensor:
-    """Base anchors float32 [A, 4] of one level, around the cell's reference point."""
+    """Return the base anchors of a level, float32 [A, 4], around a cell's reference point.
+
+    Raises ``ValueError`` for legacy anchors without fixed strides.
+    """
     if config.legacy:
         if config.strides is None:
             raise ValueError("Legacy anchors need fixed strides: set AnchorConfig.strides.")
@@ -61,13 +70,13 @@ def level_base_anchors(config: AnchorConfig, level: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def grid(
+def grid_anchors(
     config: AnchorConfig, canvas: tuple[int, int], maps: tuple[tuple[int, int], ...], device: torch.device
 ) -> Tensor:
-    """All anchors of a canvas: float32 [N, 4] in canvas pixels, level-major, then row, column, anchor; not clipped.
+    """Return all anchors of a canvas: float32 [N, 4] in canvas pixels, level-major, then row, column, anchor.
 
-    canvas: (height, width). maps: (height, width) of every level's map. Cached, since canvases are few: a caller
-    must not write to what it gets.
+    They are not clipped. canvas: (height, width). maps: (height, width) of each level's map. Cached, since canvases are
+    few: a caller must not write to the result. Raises ``ValueError`` for another number of maps than of levels.
     """
     if len(maps) != len(config.sizes):
         raise ValueError(f"{len(config.sizes)} levels of anchor sizes for {len(maps)} feature maps.")
@@ -84,20 +93,23 @@ def grid(
     return torch.cat(anchors).to(device)
 
 
-def places(config: AnchorConfig, maps: tuple[tuple[int, int], ...], indices: Tensor) -> AnchorPlaces:
-    """Level, cell and shape of anchors given by their position in ``grid`` (int64 [R]): that order read backwards."""
-    device, count = indices.device, config.per_cell
+def anchor_locations(config: AnchorConfig, maps: tuple[tuple[int, int], ...], indices: Tensor) -> AnchorLocations:
+    """Return level, cell and shape of anchors from their rows in ``grid_anchors``, int64 [R].
+
+    maps: (height, width) of each level's map.
+    """
+    device, per_cell = indices.device, config.per_cell
     shapes = torch.tensor(maps, device=device).reshape(-1, 2)
-    ends = (shapes.prod(dim=1) * count).cumsum(0)
+    ends = (shapes.prod(dim=1) * per_cell).cumsum(0)
     levels = torch.bucketize(indices, ends, right=True)
     starts = torch.cat((ends.new_zeros(1), ends))
-    within = indices - starts[levels]
-    cell, anchor = within // count, within % count
+    in_level = indices - starts[levels]
+    cell, anchor = in_level // per_cell, in_level % per_cell
     columns = shapes[levels, 1]
     sizes = torch.tensor(config.sizes, dtype=torch.float32, device=device)
     ratios = torch.tensor(config.ratios, dtype=torch.float32, device=device)
-    # Ratio-major (trap 3): the sizes of a ratio lie side by side.
+    # Ratio-major: the sizes of a ratio lie side by side.
     per_ratio = sizes.shape[1]
-    return AnchorPlaces(
+    return AnchorLocations(
         levels, cell // columns, cell % columns, sizes[levels, anchor % per_ratio], ratios[anchor // per_ratio]
     )

@@ -1,7 +1,7 @@
 """Boxes as tensors [..., 4] of x1, y1, x2, y2: area, overlap, clipping, and the paper's offsets (P eq. 2).
 
-All functions are pure and work in whichever frame their boxes are in. They want float32: at bf16 a box on a
-1344-wide canvas is up to 3 px off (trap 13).
+All functions are pure and work in whichever frame their boxes are in. Boxes must be float32: bfloat16 has 8 significant
+bits, and would move a corner near the right edge of a 1344 pixels wide canvas by up to 3 pixels.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from model.config import MAX_LOG_SCALE
 from model.transfer import constant
 
 Weights = tuple[float, float, float, float]
-_ALIKE: Weights = (1.0, 1.0, 1.0, 1.0)
+_NO_WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Area [...] of boxes [..., 4], in square pixels."""
+    """Return the area [...] of boxes [..., 4], in square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Overlapping area [G, N] of every box of ``a`` [G, 4] with every box of ``b`` [N, 4]."""
+    """Return the overlapping area [G, N] of every box of ``a`` [G, 4] with every box of ``b`` [N, 4]."""
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
     sides = (bottom_right - top_left).clamp(min=0)
@@ -30,20 +30,26 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union [G, N] of every box of ``a`` [G, 4] with every box of ``b`` [N, 4]; 0 for no area."""
+    """Return the intersection over union [G, N] of every box of ``a`` [G, 4] with every box of ``b`` [N, 4].
+
+    0 for two boxes without area.
+    """
     shared = intersection(a, b)
     union = area(a)[:, None] + area(b)[None, :] - shared
     return shared / union.clamp(min=torch.finfo(shared.dtype).tiny)
 
 
 def clip(boxes: Tensor, height: Tensor | float, width: Tensor | float) -> Tensor:
-    """Boxes [..., 4] cut to ``[0, width] x [0, height]``; bounds are numbers, or tensors that broadcast to [...]."""
+    """Clip boxes [..., 4] to ``[0, width] x [0, height]``; bounds are numbers, or tensors that broadcast to [...]."""
     right, bottom = (torch.as_tensor(side, dtype=boxes.dtype, device=boxes.device) for side in (width, height))
     return torch.minimum(boxes.clamp(min=0), torch.stack((right, bottom, right, bottom), dim=-1))
 
 
-def encode(boxes: Tensor, anchors: Tensor, weights: Weights = _ALIKE) -> Tensor:
-    """Offsets [..., 4] that ``decode`` turns back into ``boxes``, both [..., 4] (P eq. 2), times ``weights``."""
+def encode(boxes: Tensor, anchors: Tensor, weights: Weights = _NO_WEIGHTS) -> Tensor:
+    """Return the offsets [..., 4] that ``decode`` turns back into ``boxes``, times ``weights`` (P eq. 2).
+
+    boxes and anchors: [..., 4].
+    """
     widths, heights = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
     centre_x, centre_y = anchors[..., 0] + 0.5 * widths, anchors[..., 1] + 0.5 * heights
     to_widths, to_heights = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
@@ -60,12 +66,13 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Weights = _ALIKE) -> Tensor:
     )
 
 
-def decode(deltas: Tensor, anchors: Tensor, weights: Weights = _ALIKE) -> Tensor:
-    """Boxes [..., 4] from offsets [..., 4] and the anchors or proposals [..., 4] that they move; not clipped.
+def decode(deltas: Tensor, anchors: Tensor, weights: Weights = _NO_WEIGHTS) -> Tensor:
+    """Return boxes [..., 4] from offsets [..., 4] and the anchors or proposals [..., 4] that they move; not clipped.
 
-    tw and th are clamped from above at log(1000/16), and only from above (TV _utils.py; trap 8).
+    tw and th are clamped to at most log(1000/16), so that exp does not overflow, and not from below (torchvision's
+    _utils.py): clamping small boxes as well would change what its checkpoints answer.
     """
-    if weights != _ALIKE:
+    if weights != _NO_WEIGHTS:
         deltas = deltas / constant(weights, deltas.device)
     sides = anchors[..., 2:] - anchors[..., :2]
     centres = anchors[..., :2] + 0.5 * sides
@@ -75,6 +82,9 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Weights = _ALIKE) -> Tensor
 
 
 def rescale(boxes: Tensor, from_size: Tensor, to_size: Tensor) -> Tensor:
-    """Boxes [..., 4] carried between frames; sizes are (height, width), the ratios separate (trap 17)."""
+    """Carry boxes [..., 4] from a frame of ``from_size`` to one of ``to_size``, each (height, width).
+
+    The axes have a ratio each: resized sides are rounded to whole pixels, which makes the two ratios differ.
+    """
     height, width = (to_size.to(torch.float32) / from_size.to(torch.float32)).unbind(-1)
     return boxes * torch.stack((width, height, width, height), dim=-1)

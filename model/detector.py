@@ -32,25 +32,11 @@ from model.config import PRESETS, DetectorConfig
 from model.explain.explain import explain
 from model.explain.stages import STAGES, Explanation, Stage
 from model.faster_rcnn import FasterRCNN
-from model.runtime.buckets import Canvas, Canvases, CanvasMode
-from model.runtime.cpu.emulate_bf16 import round_weights_and_maps
-from model.runtime.cpu.int8.quantize import quantize
-from model.runtime.cpu.onednn_conv import can_pack, pack_convolutions
-from model.runtime.cpu.winograd import use_winograd
+from model.runtime.buckets import Buckets, Canvas, CanvasMode
 from model.runtime.device import DeviceError, choose_device, choose_devices
-from model.runtime.flatten_channels_last import flatten_channels_last
-from model.runtime.fold_batchnorm import fold_norms
 from model.runtime.forward import ForwardPass
-from model.runtime.malloc import keep_freed_memory, keep_primitives
-from model.runtime.precision import (
-    PRECISIONS,
-    choose_precision,
-    float32_products,
-    measure_drift,
-    multiplies_bf16,
-    probe_image,
-    random_regions,
-)
+from model.runtime.optimize import optimize_for_inference
+from model.runtime.precision import float32_products
 from model.runtime.stage_timer import StageTimer
 from model.structures import (
     Box,
@@ -100,39 +86,22 @@ class Detector:
         canvas: CanvasMode = "buckets",
         ranges: Ranges | None = None,
     ) -> None:
-        """As ``from_checkpoint``, which makes what is needed; ``model`` is changed, and then is this detector's.
+        """Take over ``model``, which is in float32 on the CPU, and make it ready for inference.
 
-        ranges: lowest and highest value of each layer's input, by its name, for int8 (``training.calibration``).
-        Raises ``ValueError`` for an argument out of range, and for a layer whose range is missing; ``DeviceError``.
+        ranges: the lowest and the highest input of each layer by its name, for int8. The other arguments are those of
+        ``from_checkpoint``. Raises ``ValueError`` for an argument out of range, and for a layer whose range is missing;
+        ``DeviceError``.
         """
         if len(checkpoint.classes) != model.config.num_classes:
             raise ValueError(f"{len(checkpoint.classes)} class names for {model.config.num_classes} classes.")
-        keep_freed_memory()
-        keep_primitives()
         self.config: DetectorConfig = model.config
         self.checkpoint = checkpoint
         self.device = choose_device(device)
-        self.canvases = Canvases(model.config.transform, canvas)
+        self.buckets = Buckets(model.config.transform, canvas)
         self.transform = Transform(model.config.transform)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        # Folded before it is cast, so that each weight is rounded once.
-        fold_norms(model.eval().requires_grad_(False))
-        flatten_channels_last(model.roi_heads.box_head, model.config.roi_head.resolution)
-        self.precision, self._precision_note = choose_precision(
-            precision, self.device, lambda name: self._drift(model, PRECISIONS[name])
-        )
-        self.dtype = PRECISIONS[self.precision]
-        self._quantized = quantize(model, ranges or {}) if self.precision == "int8" else 0
-        self._rounds = self.precision == "bf16" and self.device.type == "cpu" and not multiplies_bf16(self.device)
-        if self._rounds:
-            round_weights_and_maps(model, self.dtype)
-            self.dtype = torch.float32
-        self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
-        # Not where canvases are exact: those are for comparing, to the last digits too.
-        alike = canvas == "exact" or self._rounds or self.dtype != torch.float32 or self.device.type != "cpu"
-        self._quick = 0 if alike else use_winograd(self.model)
-        if not self._rounds and can_pack(self.device, self.dtype):
-            pack_convolutions(self.model)
+        self.model, self.report = optimize_for_inference(model, self.device, precision, canvas=canvas, ranges=ranges)
+        self.precision, self.dtype = self.report.precision, self.report.dtype
         head = model.config.roi_head
         self.forward_pass = ForwardPass(self.model, self.dtype, checkpoint.classes)
         self.defaults = ResolvedOptions(
@@ -151,12 +120,13 @@ class Detector:
         precision: str = "auto",
         canvas: CanvasMode = "buckets",
     ) -> Detector:
-        """Load a manifest name, a .safetensors or a .pth file.
+        """Load a checkpoint: a name of the manifest, a .safetensors or a .pth file.
 
-        precision: ``int8`` also reads FILE.ranges.json.
-        preset: needed only where neither the manifest, nor the file, nor its keys say it. Raises ``CheckpointError``
-        for a file that is missing, damaged or of another detector, ``DeviceError`` for a device that cannot be used,
-        ``ValueError`` for another argument out of range.
+        preset: needed only where neither the manifest, nor the file, nor its keys tell it. device: ``auto``, ``cpu``,
+        ``cuda`` or ``cuda:N``. precision: ``auto``, ``fp32``, ``tf32``, ``bf16``, ``fp16``, or ``int8``, which also
+        reads FILE.ranges.json. canvas: pad images to one of a few ``buckets``, or ``exact``, as torchvision does.
+        Raises ``CheckpointError`` for a file that is missing, damaged or of another detector, ``DeviceError`` for a
+        device that cannot be used, and ``ValueError`` for another argument out of range.
         """
         checkpoint = resolve(source)
         state = read_state(checkpoint)
@@ -179,30 +149,21 @@ class Detector:
     def random(
         cls, preset: str, *, seed: int = 0, classes: Sequence[str] = ("__background__", "thing"), **options: str
     ) -> Detector:
-        """A detector with random weights, for tests and benchmarks: its answers mean nothing. options as above."""
+        """Make a detector with random weights, for tests and benchmarks: its detections mean nothing.
+
+        options: ``device``, ``precision`` and ``canvas`` of ``from_checkpoint``. Raises ``CheckpointError`` for an
+        unknown preset.
+        """
         torch.manual_seed(seed)
         model = FasterRCNN(find_preset(preset).with_classes(len(classes)))
         checkpoint = ResolvedCheckpoint(name="random", path=_NOWHERE, preset=preset, classes=tuple(classes))
         return cls(model, checkpoint, **options)  # type: ignore[arg-type]
 
-    @property
-    def info(self) -> DetectorInfo:
-        """What this detector is, and how it runs just now."""
-        notes = ["Eager."]
-        if self._quantized:
-            notes.append(f"oneDNN's own code for {self._quantized} layers in int8.")
-        if self._rounds:
-            notes.append("This processor has no products of bf16; fp32 with rounding gives its answers, but no speed.")
-        if self._precision_note:
-            notes.append(self._precision_note)
-        if self._quick:
-            notes.append(f"Winograd's way for {self._quick} convolutions.")
-        return replace(self._about, engine_note=" ".join(notes))
-
     @cached_property
-    def _about(self) -> DetectorInfo:
+    def info(self) -> DetectorInfo:
+        """Describe this detector: its checkpoint, its options, and what was done to it for speed."""
         config = self.config
-        canvas = self.canvases.all[-1] if self.canvases.all else (config.transform.max_size,) * 2
+        canvas = self.buckets.canvases[-1] if self.buckets.canvases else (config.transform.max_size,) * 2
         levels = zip(config.anchors.sizes, self._strides(canvas), strict=True)
         return DetectorInfo(
             name=self.checkpoint.name,
@@ -210,7 +171,7 @@ class Detector:
             classes=self.checkpoint.classes,
             precision=self.precision,
             device=str(self.device),
-            canvases=self.canvases.all,
+            canvases=self.buckets.canvases,
             anchors=tuple(
                 {"stride": stride, "sizes": sizes, "ratios": config.anchors.ratios} for sizes, stride in levels
             ),
@@ -221,17 +182,16 @@ class Detector:
             nms_threshold=self.defaults.nms_threshold,
             max_detections=self.defaults.max_detections,
             max_proposals=config.rpn.post_nms,
-            engine="eager",
-            engine_note="",
+            optimizations=self.report.optimizations,
         )
 
     def canvas_for(self, height: int, width: int) -> Canvas:
         """Return the canvas (height, width) for an image of this size; images of one canvas can share a batch."""
-        return self.canvases.of(height, width)
+        return self.buckets.canvas_for(height, width)
 
     def warm_up(self) -> None:
         """Run once on every canvas (on one image's, where canvases are exact), so that no caller waits for it."""
-        for height, width in self.canvases.all or (self.canvas_for(480, 640),):
+        for height, width in self.buckets.canvases or (self.canvas_for(480, 640),):
             image = np.full((height, width, 3), 127, dtype=np.uint8)
             self._run_batch([image], [DetectOptions()], (height, width))
 
@@ -294,14 +254,6 @@ class Detector:
                 results = self.forward_pass.detect(batch, resolved, timer)
             seconds = timer.seconds()
         return [None if result is None else replace(result, timings=seconds) for result in results]
-
-    def _drift(self, model: FasterRCNN, dtype: torch.dtype) -> float:
-        """Measure how far ``dtype`` moves the answer of ``model``, which is in float32 and is moved to the device."""
-        canvas = self.canvas_for(480, 640)
-        batch = self.transform([probe_image(canvas).numpy()], canvas, self.device)
-        regions = random_regions(canvas, 100, self.device)
-        with float32_products("fp32", self.device):
-            return measure_drift(model.to(self.device), batch.pixels, regions, dtype)
 
     def _resolve(self, options: DetectOptions) -> ResolvedOptions:
         """Fill in the checkpoint's defaults for what ``options`` leave open."""

@@ -20,14 +20,14 @@ from torchvision import ops as tv_ops
 
 from model.transfer import download, upload
 
-# Comparisons of two boxes that take as long as a call of torchvision's operator with its sorting (docs/engine.md).
-_PAIRS_A_CALL = 40_000
+# Comparisons of two boxes that take as long as one call of torchvision's operator with its sorting.
+_PAIRS_PER_CALL = 40_000
 
-# Rounds of the iteration before its convergence is read for the first time, and then again each time. On photographs
-# the bundled weights' RPN needs 10 to 21, classes 1 to 9 (`benchmarks.engine.nms_rounds`); a chain of n boxes, each
+# Iterations before convergence is read for the first time, and between later readings. On photographs the bundled
+# weights' RPN needs 10 to 21, classes 1 to 9 (`python -m benchmarks.engine.nms_rounds`); a chain of n boxes, each
 # of which overlaps its neighbours alone, needs n.
-LEVEL_ROUNDS = 20
-CLASS_ROUNDS = 8
+LEVEL_ITERATIONS = 20
+CLASS_ITERATIONS = 8
 # Pairs whose overlaps are computed at one time, in temporaries of at most 20 bytes a pair: 320 MiB.
 _PAIRS_AT_ONCE = 2**24
 # Pairs of the masks that lie in memory together, of 2 bytes each: 256 MiB. An image whose levels have more, or a class
@@ -47,8 +47,8 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 def sorted_nms(boxes: Tensor, threshold: float) -> Tensor:
     """Return the kept indices, int64 [K], rising, of boxes float32 [M, 4] that are sorted by falling score."""
     ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
-    kept: Tensor = tv_ops.nms(boxes, ranks, threshold)
-    return kept
+    keep: Tensor = tv_ops.nms(boxes, ranks, threshold)
+    return keep
 
 
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
@@ -57,13 +57,13 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float)
     boxes: float32 [M, 4]. scores: float32 [M]. groups: int64 [M]. threshold: in [0, 1], the same for all groups.
     """
     names = torch.unique(groups)
-    # NMS compares pairs, and each call of the operator costs time too: one call for all groups, or one for each?
-    if len(boxes) ** 2 <= _PAIRS_A_CALL * len(names):
+    # NMS compares all pairs of a call, and each call has a cost of its own: take the cheaper of one call and many.
+    if len(boxes) ** 2 <= _PAIRS_PER_CALL * len(names):
         # The groups are shifted apart, so that they cannot overlap. In float32 the shift would round coordinates by
         # enough to move an IoU across the threshold. float64 has 29 more bits, which the shift does not use up.
         high = boxes.double()
-        beyond = high.amax() - high.amin() + 1 if len(boxes) else 1
-        return nms(high + (groups * beyond)[:, None], scores, threshold)
+        shift = high.amax() - high.amin() + 1 if len(boxes) else 1
+        return nms(high + (groups * shift)[:, None], scores, threshold)
     keep = torch.zeros(len(boxes), dtype=torch.bool)
     for group in names:
         members = torch.nonzero(groups == group).squeeze(1)
@@ -76,9 +76,9 @@ class PairwiseNMS:
     """NMS of many groups at once, as an iteration to its fixed point, without reading a value from the device.
 
     A box is kept where it is valid and no kept box before it in its group overlaps it by more than the threshold. This
-    sentence has one solution, and repeating it from "all are kept" reaches it: after n rounds the first n boxes of each
-    group are right for good. Most are right much sooner. The overlaps are computed with the operations of torchvision's
-    CPU operator, in float32 and in its order, so that the same boxes are kept.
+    condition has one solution, and applying it again and again from "all are kept" reaches it: after n iterations the
+    first n boxes of each group are final. Most are final much sooner. The overlaps are computed with the operations of
+    torchvision's CPU operator, in float32 and in its order, so that the same boxes are kept.
 
     Memory: 2 bytes a pair for the mask, and at most 320 MiB more while it is made.
     """
@@ -100,18 +100,18 @@ class PairwiseNMS:
         for start in range(0, groups, step):
             part = slice(start, start + step)
             for first in range(0, count, rows):
-                some = slice(first, first + rows)
-                iou = _iou(boxes[part, some], boxes[part], areas[part, some], areas[part])
-                # Row i, column j: i comes before j.
-                self._overlaps[part, some] = (iou > thresholds[part, None, None]).triu_(first + 1)
+                block = slice(first, first + rows)
+                iou = _iou(boxes[part, block], boxes[part], areas[part, block], areas[part])
+                # Row i, column j: only an i before j may suppress it.
+                self._overlaps[part, block] = (iou > thresholds[part, None, None]).triu_(first + 1)
         self._keep = self._valid
 
-    def advance(self, rounds: int) -> tuple[Tensor, Tensor]:
-        """Iterate; return keep, bool [G, K], and whether the last round changed nothing, bool []."""
+    def advance(self, iterations: int) -> tuple[Tensor, Tensor]:
+        """Iterate; return keep, bool [G, K], and whether the last iteration changed nothing, bool []."""
         before = self._keep
-        # In training an autocast would make a copy of the mask in another type, at each round.
+        # In training, autocast would copy the mask to another type at each iteration.
         with torch.autocast(before.device.type, enabled=False):
-            for _ in range(rounds):
+            for _ in range(iterations):
                 before = self._keep
                 # 1 where a valid box is overlapped by no kept one, else 0 or less.
                 self._keep = torch.baddbmm(self._valid, before, self._overlaps, alpha=-1).relu_()
@@ -121,7 +121,7 @@ class PairwiseNMS:
 def _iou(a: Tensor, b: Tensor, areas_a: Tensor, areas_b: Tensor) -> Tensor:
     """Compute the IoU, float32 [G, M, K], of each box of ``a`` [G, M, 4] with each of ``b`` [G, K, 4] of its group.
 
-    areas_a, areas_b: theirs, float32 [G, M] and [G, K].
+    areas_a, areas_b: of the boxes, float32 [G, M] and [G, K].
     """
     sides = torch.minimum(a[:, :, None, 2:], b[:, None, :, 2:])
     sides = sides.sub_(torch.maximum(a[:, :, None, :2], b[:, None, :, :2])).clamp_(min=0)
@@ -135,7 +135,7 @@ def exact_threshold(threshold: float) -> float:
     """Return the largest float32 that is not above ``threshold``.
 
     torchvision's CPU operator compares a float32 IoU with a threshold in double precision. A float32 is above the one
-    exactly where it is above the other, which rounding to the nearest would not ensure: 0.3 would become 0.30000001.
+    exactly where it is above the other. Rounding to the nearest would not ensure that: 0.3 would become 0.30000001.
     """
     single = np.float32(threshold)
     # As doubles: numpy would compare a float32 with a Python number in float32.
@@ -148,7 +148,7 @@ def exact_threshold(threshold: float) -> float:
 def nms_per_level(
     boxes: Tensor, valid: Tensor, scores: Tensor, counts: Sequence[int], threshold: float
 ) -> list[Tensor]:
-    """Return for each image the kept indices, int64 [K], by falling score.
+    """Run NMS within each level of each image; return for each image the kept indices, int64 [K], by falling score.
 
     boxes: float32 [B, M, 4], level by level, by falling score within each. valid: bool [B, M]. scores: float32 [B, M].
     counts: boxes of each level; they sum to M.
@@ -159,7 +159,7 @@ def nms_per_level(
     for image in range(len(boxes)):
         alive = valid[image].nonzero().squeeze(1)
         sizes = [int(level.sum()) for level in valid[image].split(list(counts))]
-        # A level's boxes lie together and fall: no sorting and no searching for members.
+        # The boxes of a level lie together, sorted by score: neither sorting nor a search for members is needed.
         levels = boxes[image, alive].split(sizes)
         starts = np.cumsum([0, *sizes])
         parts = [sorted_nms(level, threshold) + int(start) for level, start in zip(levels, starts[:-1], strict=True)]
@@ -171,9 +171,9 @@ def nms_per_level(
 def _nms_per_level_together(
     boxes: Tensor, valid: Tensor, scores: Tensor, counts: tuple[int, ...], threshold: float
 ) -> list[Tensor]:
-    """Do as ``nms_per_level``, all images and levels at once.
+    """Do the same as ``nms_per_level`` for all images and levels at once.
 
-    The host waits once for ordinary boxes, and again where ``LEVEL_ROUNDS`` rounds are not enough.
+    The host waits once for most boxes, and again where ``LEVEL_ITERATIONS`` are not enough.
     """
     step = max(1, MASK_PAIRS // (len(counts) * max(counts) ** 2))
     parts = [(boxes[i : i + step], valid[i : i + step], scores[i : i + step]) for i in range(0, len(boxes), step)]
@@ -194,7 +194,7 @@ def _order_kept(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the indices of each image, int64 [B, M], the kept ones first and by falling score.
 
-    Also how many each image keeps, int64 [B], and whether that has converged, bool []. settle: as for
+    Also return how many each image keeps, int64 [B], and whether that has converged, bool []. settle: as for
     ``nms_per_class``.
     """
     images, levels, longest = len(boxes), len(counts), max(counts)
@@ -202,34 +202,34 @@ def _order_kept(
     padded = boxes[:, index].view(images * levels, longest, 4)
     alive = (valid[:, index] & inside).view(images * levels, longest)
     limits = boxes.new_full((images * levels,), exact_threshold(threshold))
-    keep, settled = _converge(PairwiseNMS(padded, alive, limits), LEVEL_ROUNDS, settle)
+    keep, settled = _converge(PairwiseNMS(padded, alive, limits), LEVEL_ITERATIONS, settle)
     keep = keep.view(images, levels * longest)[:, back]
     order = torch.where(keep, scores, -1.0).sort(dim=1, descending=True, stable=True).indices
     return order, keep.sum(dim=1), settled
 
 
-def _converge(pairs: PairwiseNMS, rounds: int, settle: bool) -> tuple[Tensor, Tensor]:
-    """Advance by ``rounds``; with ``settle``, for which the host waits, until nothing changes any more."""
-    keep, settled = pairs.advance(rounds)
+def _converge(pairs: PairwiseNMS, iterations: int, settle: bool) -> tuple[Tensor, Tensor]:
+    """Advance by ``iterations``; with ``settle``, for which the host waits, until nothing changes any more."""
+    keep, settled = pairs.advance(iterations)
     while settle and not bool(download(settled)[0]):
-        keep, settled = pairs.advance(rounds)
+        keep, settled = pairs.advance(iterations)
     return keep, settled
 
 
 @lru_cache(maxsize=64)
 def _level_layout(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay levels of unequal sizes out as rows of the longest one.
+    """Lay levels of unequal sizes out as rows of the longest one's length K.
 
-    Returns the index of each padded place, int64 [L * K], which of them are real, bool [L * K], and the padded place of
-    each index, int64 [M]. Cached: a caller must not write to them.
+    Returns the index of each padded position, int64 [L * K], which of the positions are not padding, bool [L * K], and
+    the padded position of each index, int64 [M]. Cached: a caller must not write to them.
     """
     longest, starts = max(counts), np.cumsum([0, *counts])
-    place = np.arange(longest)
-    inside = np.concatenate([place < count for count in counts])
+    position = np.arange(longest)
+    inside = np.concatenate([position < count for count in counts])
     index = np.concatenate(
-        [start + np.minimum(place, count - 1) for start, count in zip(starts[:-1], counts, strict=True)]
+        [start + np.minimum(position, count - 1) for start, count in zip(starts[:-1], counts, strict=True)]
     )
-    with torch.inference_mode(False):  # training may meet them in the cache
+    with torch.inference_mode(False):  # training may get them from the cache
         return (
             upload(np.maximum(index, 0), torch.int64, device),
             upload(inside, torch.bool, device),
@@ -255,9 +255,9 @@ def nms_per_class(
     boxes: float32 [N, 4]. scores: float32 [N]; equal ones are ordered by index. groups: int64 [N]. valid: bool [N],
     False for what is neither kept nor suppresses others. counts: members of each group 0, 1, ...; they sum to N.
     thresholds: one a group. settle: iterate until it has converged, for which the host waits; otherwise
-    ``CLASS_ROUNDS`` times, and the host waits for nothing.
+    ``CLASS_ITERATIONS`` times, without a wait.
     """
-    keep = torch.zeros(len(boxes) + 1, dtype=torch.bool, device=boxes.device)  # the last place is for padding
+    keep = torch.zeros(len(boxes) + 1, dtype=torch.bool, device=boxes.device)  # the last entry is for padding
     done = torch.ones((), dtype=torch.bool, device=boxes.device)
     order = scores.sort(descending=True, stable=True).indices
     order = order[groups[order].sort(stable=True).indices]
@@ -267,15 +267,15 @@ def nms_per_class(
         sizes = upload([counts[group] for group in members], torch.int64, boxes.device)[:, None]
         first = upload([starts[group] for group in members], torch.int64, boxes.device)[:, None]
         limits = upload([exact_threshold(thresholds[group]) for group in members], torch.float32, boxes.device)
-        place = torch.arange(longest, device=boxes.device)[None]
-        inside = place < sizes
-        rows = order[first + torch.minimum(place, sizes - 1)]
+        position = torch.arange(longest, device=boxes.device)[None]
+        inside = position < sizes
+        rows = order[first + torch.minimum(position, sizes - 1)]
         alive = valid[rows] & inside
         if longest**2 > MASK_PAIRS:
             members_alive = rows[0][alive[0]]
             keep[members_alive[sorted_nms(boxes[members_alive], thresholds[members[0]])]] = True
             continue
-        kept, settled = _converge(PairwiseNMS(boxes[rows], alive, limits), CLASS_ROUNDS, settle)
+        kept, settled = _converge(PairwiseNMS(boxes[rows], alive, limits), CLASS_ITERATIONS, settle)
         keep.scatter_(0, torch.where(inside, rows, len(boxes)).flatten(), kept.flatten())
         done &= settled
     return keep[:-1], done
@@ -284,7 +284,7 @@ def nms_per_class(
 def _chunks(counts: Sequence[int]) -> list[list[int]]:
     """Divide the groups that have members into chunks whose pair masks fit into MASK_PAIRS, the largest groups first.
 
-    A group that is far smaller than the largest of its chunk would waste its padding: it begins a new one.
+    A group that is far smaller than the largest of its chunk would be mostly padding: it begins a new chunk.
     """
     chunks: list[list[int]] = []
     for group in sorted((g for g, count in enumerate(counts) if count), key=lambda g: -counts[g]):

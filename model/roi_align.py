@@ -1,4 +1,4 @@
-"""The one door to ``torchvision.ops``, and to our own faster forms of what it has."""
+"""The pooling of regions: the paper's RoIPool, and RoIAlign of all pyramid levels at once."""
 
 from __future__ import annotations
 
@@ -24,36 +24,37 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 def roi_pool(maps: Tensor, regions: Tensor, scale: float, resolution: int) -> Tensor:
-    """The paper's RoIPool [R, C, r, r]: each bin's maximum. maps [B, C, Hl, Wl]; regions float32 [R, 5]: index, box.
+    """Pool the maximum of each bin (the paper's RoIPool): [R, C, r, r] in the type of ``maps``.
 
-    In float32 throughout: the operator wants one type for both, has no bf16 on a CPU, and in bf16 a corner near 1000
-    would move by up to 2 pixels (trap 13). A maximum loses nothing on the way back.
+    maps: [B, C, Hl, Wl]. regions: float32 [R, 5] of (image, x1, y1, x2, y2) in canvas pixels. scale: cells a canvas
+    pixel. In float32 throughout: the operator wants one type for maps and regions and has no bfloat16 on a CPU, and
+    bfloat16 would move a corner near 1000 by up to 2 pixels. A maximum is converted back without loss.
     """
     pooled: Tensor = tv_ops.roi_pool(maps.float(), regions.float(), resolution, scale)
     return pooled.to(maps.dtype)
 
 
 def flatten_maps(maps: Sequence[Tensor]) -> Tensor:
-    """The pyramid as one table [sum of B*Hl*Wl, C], level-major, then picture, row, column."""
+    """Flatten the pyramid's maps [B, C, Hl, Wl] to one table [sum of B*Hl*Wl, C]: by level, image, row, column."""
     return torch.cat([level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in maps])
 
 
 def map_shapes(maps: Sequence[Tensor]) -> Shapes:
-    """(Hl, Wl) of each map [B, C, Hl, Wl]."""
+    """Return (Hl, Wl) of each map [B, C, Hl, Wl]."""
     return tuple((int(level.shape[2]), int(level.shape[3])) for level in maps)
 
 
 @lru_cache(maxsize=256)
 def table_layout(shapes: Shapes, batch: int, device: torch.device) -> Tensor:
-    """Where each level lies in a table of ``batch`` pictures: int64 [L, 3] of height, width and first row.
+    """Return each level's height, width and first row in a table of ``batch`` images: int64 [L, 3].
 
-    Cached, since there are few: a caller must not write to what it gets.
+    Cached, since there are few: a caller must not write to the result.
     """
     rows, start = [], 0
     for height, width in shapes:
         rows.append((height, width, start))
         start += batch * height * width
-    with torch.inference_mode(False):  # training may meet it in the cache
+    with torch.inference_mode(False):  # training may get it from the cache
         return upload(rows, torch.int64, device)
 
 
@@ -66,21 +67,22 @@ def roi_align_embedding_bag(
     resolution: int,
     sampling: int,
 ) -> Tensor:
-    """RoIAlign of every level at once, as a weighted embedding bag over the flattened pyramid.
+    """Compute RoIAlign on every level at once, as a weighted embedding bag over the flattened pyramid.
 
-    A bin is the mean of sampling^2 points, a point the bilinear mix of 4 cells: so a bin is the weighted sum of
-    4 * sampling^2 rows of ``table``. Same numbers as ``torchvision.ops.roi_align`` with aligned=False, to rounding.
+    A bin is the mean of sampling^2 points, and a point is interpolated from 4 cells: so a bin is the weighted sum of
+    4 * sampling^2 rows of ``table``. The numbers are those of ``torchvision.ops.roi_align`` with aligned=False, to
+    rounding.
 
     table: [sum of batch*Hl*Wl, C] from ``flatten_maps``, its layout int64 [L, 3] from ``table_layout``. scales: cells a
-    canvas pixel, by level. regions: float32 [R, 5] of (picture, x1, y1, x2, y2) in canvas pixels. levels: int64 [R],
-    the level to pool each from. Returns [R, resolution, resolution, C] in the table's dtype; gradients flow to the
+    canvas pixel, by level. regions: float32 [R, 5] of (image, x1, y1, x2, y2) in canvas pixels. levels: int64 [R], the
+    level to pool each from. Returns [R, resolution, resolution, C] in the table's dtype; gradients flow to the
     table alone.
     """
     device, count = regions.device, regions.shape[0]
     height, width, start = layout[levels].unbind(dim=1)
     start = start + regions[:, 0].long() * height * width
     scale = constant(scales, device)[levels][:, None]
-    # Columns and rows alike: two cells and their weights for each sample, [R, 2, resolution * sampling, 2].
+    # For columns and rows: two cells and their weights for each sample, [R, 2, resolution * sampling, 2].
     low, high = regions[:, 1:3] * scale, regions[:, 3:5] * scale
     limit = torch.stack((width, height), dim=1)[..., None]
     size = (high - low).clamp(min=1.0)

@@ -122,7 +122,7 @@ class RPN(nn.Module):
         canvas: (height, width). maps: (Hl, Wl) by level.
         """
         counts = tuple(rows * columns * self.anchors.per_cell for rows, columns in maps)
-        return anchor_grid.grid(self.anchors, canvas, maps, device), counts
+        return anchor_grid.grid_anchors(self.anchors, canvas, maps, device), counts
 
     @property
     def post_nms(self) -> int:

@@ -58,8 +58,8 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
-class AnchorPlaces:
-    """Where anchors stand and which shape they have: entry i of each tensor is anchor i.
+class AnchorLocations:
+    """The cells and shapes of anchors: entry i of each tensor is anchor i.
 
     levels, rows, columns: int64 [R], the cell of that pyramid level's map.
     sizes: float32 [R], square root of the area, canvas pixels, as configured. ratios: float32 [R], height over width.
@@ -71,9 +71,9 @@ class AnchorPlaces:
     sizes: Tensor
     ratios: Tensor
 
-    def __getitem__(self, index: slice | Tensor) -> AnchorPlaces:
+    def __getitem__(self, index: slice | Tensor) -> AnchorLocations:
         parts = (self.levels, self.rows, self.columns, self.sizes, self.ratios)
-        return AnchorPlaces(*(part[index] for part in parts))
+        return AnchorLocations(*(part[index] for part in parts))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Proposals:
     anchors: float32 [R, 4], the anchor that each box was decoded from.
     deltas: float32 [R, 4], the offsets (tx, ty, tw, th) of the paper's equation 2.
     ranks: int64 [R], 0-based place of the anchor by objectness among its level's anchors.
-    places: where each anchor stands; the facade fills it in, inside ``model/`` it is None.
+    locations: the cell and shape of each anchor; the facade fills it in, inside ``model/`` it is None.
 
     Boxes and anchors share one frame: the canvas inside ``model/``, the image after the facade.
     """
@@ -99,17 +99,17 @@ class Proposals:
     anchors: Tensor
     deltas: Tensor
     ranks: Tensor
-    places: AnchorPlaces | None = None
+    locations: AnchorLocations | None = None
 
     @classmethod
-    def of(cls, tensors: tuple[Tensor, ...], places: AnchorPlaces | None = None) -> Proposals:
+    def of(cls, tensors: tuple[Tensor, ...], locations: AnchorLocations | None = None) -> Proposals:
         """Make proposals of ``tensors``, as that property orders them."""
         boxes, objectness, levels, anchor_indices, anchors, deltas, ranks = tensors
-        return cls(boxes, objectness, levels, anchor_indices, anchors, deltas, ranks, places)
+        return cls(boxes, objectness, levels, anchor_indices, anchors, deltas, ranks, locations)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return everything but the places, in the order of the fields."""
+        """Return everything but the locations, in the order of the fields."""
         return (
             self.boxes,
             self.objectness,
@@ -124,8 +124,8 @@ class Proposals:
         return int(self.boxes.shape[0])
 
     def __getitem__(self, index: slice | Tensor) -> Proposals:
-        places = None if self.places is None else self.places[index]
-        return Proposals.of(tuple(tensor[index] for tensor in self.tensors), places)
+        locations = None if self.locations is None else self.locations[index]
+        return Proposals.of(tuple(tensor[index] for tensor in self.tensors), locations)
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ class DetectorInfo:
     classes: names by class id; index 0 is background.
     canvases: (height, width) pairs that images are padded to; empty where any multiple of the stride serves.
     anchors: per level a mapping with ``stride``, ``sizes`` and ``ratios`` (height over width).
-    engine: what runs the network, ``eager``; engine_note says in a sentence or two what was done to it for speed.
+    optimizations: sentences that say what was done to the network for speed, and why a precision was chosen.
     """
 
     name: str
@@ -346,5 +346,4 @@ class DetectorInfo:
     nms_threshold: float
     max_detections: int
     max_proposals: int
-    engine: str
-    engine_note: str
+    optimizations: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Copies between the host and a GPU that make the host wait as seldom as possible.
+"""Copies between the host and a GPU that seldom make the host wait.
 
-The host waits for a GPU wherever it reads a value, and wherever it copies from or to memory that is not pinned. Each
-wait leaves the GPU idle until the next kernels arrive. On a CPU both functions are nearly free.
+The host waits for a GPU wherever it reads a value, and wherever it copies from or to memory that is not pinned. After
+each wait the GPU is idle until the next kernels arrive. On a CPU these functions cost next to nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def upload(values: Sequence[Any] | npt.NDArray[Any] | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copy ``values`` (numbers, nested alike, or an array) from the host to ``device`` as ``dtype``, without a wait."""
+    """Copy ``values`` (nested numbers, or an array) from the host to ``device`` as ``dtype``, without a wait."""
     tensor = torch.as_tensor(values, dtype=dtype)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -38,20 +38,20 @@ def download(*tensors: Tensor) -> tuple[Tensor, ...]:
     arrived.record(torch.cuda.current_stream(packed.device))
     arrived.synchronize()
     parts = arriving.split([tensor.numel() * tensor.element_size() for tensor in tensors])
-    # Copies, so that none keeps the pinned memory of all, and each begins where its type may begin.
+    # Copies, so that no tensor keeps the pinned memory of all, and each is aligned for its type.
     return tuple(
         part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
     )
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Lay out all values one after the other; a single value may have any stride and still count as contiguous."""
+    """Lay all values out one after the other: a single value counts as contiguous whatever its stride."""
     flat = tensor.reshape(-1)
     return flat if flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)
 
 
 @lru_cache(maxsize=256)
 def constant(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return ``numbers`` as float32 on ``device``, copied there once. A caller must not write to what it gets."""
-    with torch.inference_mode(False):  # training may meet it in the cache
+    """Return ``numbers`` as float32 on ``device``, copied there once. A caller must not write to the result."""
+    with torch.inference_mode(False):  # training may get it from the cache
         return upload(numbers, torch.float32, device)

@@ -82,12 +82,10 @@ class _Model(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         infos = self._infos()
-        names = ["name", "preset", "precision", "device", "engine", "sha256"]
+        names = ["name", "preset", "precision", "device", "sha256"]
         about = GaugeMetricFamily("frcnn_model_info", "What is being served; always 1", labels=names)
         for info in infos:
-            about.add_metric(
-                [info.name, info.preset, info.precision, info.device, info.engine, info.sha256 or "unknown"], 1
-            )
+            about.add_metric([info.name, info.preset, info.precision, info.device, info.sha256 or "unknown"], 1)
         yield about
 
 

@@ -28,6 +28,7 @@ from benchmarks.lib.contenders import BASE, Contender, share_found
 from benchmarks.lib.images import photographs
 from model.config import PRESETS
 from model.detector import Detector
+from model.runtime.malloc import configure_malloc
 from model.runtime.precision import multiplies_bf16
 from model.structures import ImageArray
 from model.transform import exact_canvas
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch, ONNX Runtime and OpenVINO; default: torch's own")
     arguments = parser.parse_args()
+    configure_malloc()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:

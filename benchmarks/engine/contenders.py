@@ -24,7 +24,7 @@ from model.config import LITE
 from model.detector import Detector
 from model.runtime.buckets import CanvasMode
 from model.structures import ImageArray
-from model.training.quantization_ranges import calibrate
+from model.training.quantization_ranges import write_quantization_ranges
 from model.transform import resized_size
 
 AUTOCAST = "torchvision bf16 autocast, channels_last"
@@ -71,7 +71,7 @@ def ours(preset: str, precision: str, device: str, name: str, canvas: CanvasMode
     if precision == "int8":
         _measure_ranges(preset)
     detector = Detector.from_checkpoint(models.checkpoint(preset), device=device, precision=precision, canvas=canvas)
-    if name == WINOGRAD and "Winograd" not in detector.info.engine_note:
+    if name == WINOGRAD and "Winograd" not in " ".join(detector.info.optimizations):
         raise Unavailable("No convolution is quicker so on this processor.")
     return detector_contender(detector, name)
 
@@ -80,7 +80,7 @@ def _measure_ranges(preset: str) -> None:
     """Write quantization ranges for weights that come without, from the images that they are timed on."""
     if not ranges_file(resolve(models.checkpoint(preset))).is_file():
         detector = Detector.from_checkpoint(models.checkpoint(preset), device="cpu", precision="fp32")
-        calibrate(detector, photographs(8))
+        write_quantization_ranges(detector, photographs(8))
 
 
 def torchvision(model: nn.Module, device: str, name: str) -> Contender:

@@ -68,8 +68,8 @@ def survey(detector: Detector, images: Sequence[np.ndarray], most: int, threshol
         with counted() as (levels, classes):
             for batch in batches:
                 detector.detect(batch, DetectOptions(score_threshold=threshold))
-        rows["RPN, by level"] = {"at_first": nms.LEVEL_ROUNDS, "rounds": levels}
-        rows[f"classes, scores above {threshold:g}"] = {"at_first": nms.CLASS_ROUNDS, "rounds": classes}
+        rows["RPN, by level"] = {"at_first": nms.LEVEL_ITERATIONS, "rounds": levels}
+        rows[f"classes, scores above {threshold:g}"] = {"at_first": nms.CLASS_ITERATIONS, "rounds": classes}
     return rows
 
 

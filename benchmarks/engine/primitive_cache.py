@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.lib import machine, models, results
 from model.detector import Detector
-from model.runtime.malloc import PRIMITIVES
+from model.runtime.malloc import PRIMITIVES, configure_malloc
 
 DEFAULT, OURS = 1024, PRIMITIVES
 CAPACITIES = (128, DEFAULT, OURS)
@@ -38,7 +38,7 @@ def sweeps(preset: str, count: int, threads: int) -> list[dict[str, float]]:
     """Return the seconds of each sweep and the MiB resident after it, in this process."""
     torch.set_num_threads(threads)
     detector = Detector.from_checkpoint(models.checkpoint(preset), device="cpu")
-    batches = [(canvas, size) for canvas in detector.canvases.all for size in range(1, MAX_BATCH + 1)]
+    batches = [(canvas, size) for canvas in detector.buckets.canvases for size in range(1, MAX_BATCH + 1)]
     rng, measured = random.Random(5), []
     for _ in range(count):
         rng.shuffle(batches)
@@ -109,12 +109,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    configure_malloc()
     if arguments.child:
         print(json.dumps(sweeps(arguments.preset, arguments.child, arguments.threads)))
         return
     about = machine.describe("cpu") | {"torch_threads": arguments.threads}
     measured = measure(arguments.preset, arguments.sweeps, arguments.rounds, arguments.threads)
-    canvases = Detector.from_checkpoint(models.checkpoint(arguments.preset), device="cpu").canvases.all
+    canvases = Detector.from_checkpoint(models.checkpoint(arguments.preset), device="cpu").buckets.canvases
     result = results.load("primitive-cache")
     result[arguments.preset] = {
         "machine": about,

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.lib import machine, models, results, timing
 from benchmarks.lib.images import photographs
 from model.detector import Detector
+from model.runtime.malloc import configure_malloc
 
 # The first word that is in an operator's name says its kind.
 KINDS = {
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
+    configure_malloc()
     torch.set_num_threads(arguments.threads)
     about = machine.describe("cpu")
     rows = [measure(preset, arguments.precision, arguments.calls) for preset in arguments.presets]

@@ -14,6 +14,7 @@ from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.table import tables
 from benchmarks.lib import results
 from benchmarks.lib.machine import commit
+from model.runtime.malloc import configure_malloc
 
 SECTIONS = (machine.SECTION, suite.SECTION, agreement.SECTION, speed.SECTION, profile.SECTION, memory.SECTION)
 
@@ -40,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the command; returns 1 where a point has failed."""
     arguments = parse_arguments()
+    configure_malloc()  # the sections are forks of this process
     out = arguments.out or (Path(tempfile.mkdtemp()) if arguments.tiny else results.RESULTS)
     try:
         revision = arguments.revision or commit() or "unknown"

@@ -11,7 +11,7 @@ from benchmarks.gpu.section import Data, Point, Section
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.speed import canvas_images
 from model.config import PRESETS
-from model.runtime.buckets import Canvases
+from model.runtime.buckets import Buckets
 
 
 def measure(preset: str, batch: int, settings: Settings, _: float) -> Data:
@@ -20,7 +20,7 @@ def measure(preset: str, batch: int, settings: Settings, _: float) -> Data:
     devices.reset_memory(settings.device)
     precision = "fp16" if settings.cuda else "fp32"
     config = next(config for config in PRESETS if config.name == preset)
-    canvas = Canvases(config.transform).all[-1]
+    canvas = Buckets(config.transform).canvases[-1]
     contender = ours(preset, precision, settings.device)
     ready = devices.peak_memory(settings.device)
     pixels = canvas_images(preset, canvas, batch)

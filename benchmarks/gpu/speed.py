@@ -24,7 +24,7 @@ from benchmarks.lib import models, timing
 from benchmarks.lib.contenders import BASE
 from benchmarks.lib.images import Size, drawn_image, size_for
 from model.config import PRESETS
-from model.runtime.buckets import Canvases
+from model.runtime.buckets import Buckets
 from model.structures import ImageArray
 
 CANVASES: tuple[tuple[str, Size], ...] = (
@@ -44,7 +44,7 @@ _model = lru_cache(maxsize=1)(models.torchvision_detector)  # a contender takes 
 def canvas_images(preset: str, canvas: Size, count: int) -> list[ImageArray]:
     """Return ``count`` images that are resized onto exactly that canvas."""
     config = next(config for config in PRESETS if config.name == preset)
-    size = size_for(canvas, Canvases(config.transform).of)
+    size = size_for(canvas, Buckets(config.transform).canvas_for)
     return [drawn_image(*size, seed=seed) for seed in range(count)]
 
 

@@ -32,7 +32,9 @@ class Predictor:
         self.ours = os.environ["PEER_ENGINE"] == "ours"
         if self.ours:
             from model.detector import Detector
+            from model.runtime.malloc import configure_malloc
 
+            configure_malloc()
             self.model: Any = Detector.from_checkpoint(models.checkpoint(preset))
             self.model.warm_up()
         else:

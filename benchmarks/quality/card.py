@@ -58,6 +58,7 @@ from model.evaluation.operating_points import (
     report,
 )
 from model.faster_rcnn import FasterRCNN
+from model.runtime.malloc import configure_malloc
 from model.runtime.precision import multiplies_bf16
 from model.training.figures import Figures, figures, load_part
 from model.training.samples import Dataset
@@ -449,6 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=results.RESULTS)
     parser.add_argument("--images", type=Path, default=ROOT / "docs/images")
     options = parser.parse_args(arguments)
+    configure_malloc()
     torch.set_num_threads(options.threads)
     cache = Cache(options.cache)
 

@@ -35,7 +35,7 @@ from model.config import PAPER_VGG16
 from model.detector import Detector
 from model.evaluation.coco import Evaluation, evaluate_detector
 from model.faster_rcnn import FasterRCNN
-from model.runtime.malloc import keep_freed_memory
+from model.runtime.malloc import configure_malloc
 from model.training.augment import PLAIN
 from model.training.data import Dataset, load_dataset
 from model.training.log import Log
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="autocast while training")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    configure_malloc()
     dataset = load_dataset(options.data, "train", on_bad_box="skip")
     chosen = choose(dataset, options.images, options.seed)
     images = dataset.subset(chosen)

@@ -37,6 +37,7 @@ from model import boxes as box_ops
 from model.checkpoint import load_into, read_state, resolve, with_rank_of
 from model.detector import Detector, find_preset
 from model.faster_rcnn import FasterRCNN
+from model.runtime.malloc import configure_malloc
 from model.training.data import Dataset, load_dataset
 
 COUNTS = (10, 50, 100, 300, 1000)
@@ -338,6 +339,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "proposals", help="not to be committed")
     options = parser.parse_args()
+    configure_malloc()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     dataset = load_dataset(options.data, "test", on_bad_box="skip")

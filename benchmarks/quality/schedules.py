@@ -31,7 +31,7 @@ from model.config import LITE
 from model.detector import Detector
 from model.evaluation.coco import evaluate_detector
 from model.faster_rcnn import FasterRCNN
-from model.runtime.malloc import keep_freed_memory
+from model.runtime.malloc import configure_malloc
 from model.training.alternating import Part, Schedule, parts
 from model.training.data import Dataset, load_dataset, split
 from model.training.log import Log
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    configure_malloc()
     whole, held = split(load_dataset(options.data, "train", on_bad_box="skip"), VALIDATION, 0)
     order = np.random.default_rng(options.seed).permutation(len(whole))[: options.images]
     dataset = whole.subset(sorted(order.tolist()))

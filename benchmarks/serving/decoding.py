@@ -56,13 +56,13 @@ def decoders() -> dict[str, Callable[[bytes], Any]]:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     from model.config import LITE, RESNET50_FPN
-    from model.runtime.buckets import Canvases
+    from model.runtime.buckets import Buckets
 
-    lite, resnet = Canvases(LITE.transform), Canvases(RESNET50_FPN.transform)
+    lite, resnet = Buckets(LITE.transform), Buckets(RESNET50_FPN.transform)
     every: dict[str, Callable[[bytes], Any]] = {
         "full size (Pillow, with our checks)": lambda data: read(data, max_pixels=MAX_PIXELS),
-        "for LITE's canvas": lambda data: read(data, max_pixels=MAX_PIXELS, canvas=lite.of),
-        "for RESNET50_FPN's canvas": lambda data: read(data, max_pixels=MAX_PIXELS, canvas=resnet.of),
+        "for LITE's canvas": lambda data: read(data, max_pixels=MAX_PIXELS, canvas=lite.canvas_for),
+        "for RESNET50_FPN's canvas": lambda data: read(data, max_pixels=MAX_PIXELS, canvas=resnet.canvas_for),
         "Pillow as usual, np.array(open().convert('RGB'))": lambda data: np.array(
             Image.open(io.BytesIO(data)).convert("RGB")
         ),

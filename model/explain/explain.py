@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from model import boxes as box_ops
-from model.anchors import places
+from model.anchors import anchor_locations
 from model.explain.stages import (
     AnchorFacts,
     DetectionFacts,
@@ -150,7 +150,8 @@ class _Explainer:
         return _RPN_CUTS[int(self.cuts_passed[anchor])], anchor, None
 
     def _anchor(self, index: int, anchor_ious: Tensor) -> AnchorFacts:
-        trace, location = self.trace, places(self.trace.config.anchors, self.trace.maps, torch.tensor([index]))
+        trace = self.trace
+        location = anchor_locations(trace.config.anchors, trace.maps, torch.tensor([index]))
         level, candidate = int(location.levels), int(self.candidate_of[index])
         start, count = sum(trace.anchor_counts[:level]), trace.anchor_counts[level]
         if candidate >= 0:

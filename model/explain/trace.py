@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from model import boxes as box_ops
-from model.anchors import level_strides, places
+from model.anchors import anchor_locations, level_strides
 from model.config import AnchorConfig, DetectorConfig
 from model.faster_rcnn import RPNOutput
 from model.rpn import Candidates
@@ -127,5 +127,5 @@ def to_image_frame(
         proposals,
         boxes=box_ops.rescale(proposals.boxes, size, original),
         anchors=box_ops.rescale(proposals.anchors, size, original),
-        places=places(config, maps, proposals.anchor_indices),
+        locations=anchor_locations(config, maps, proposals.anchor_indices),
     )

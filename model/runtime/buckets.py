@@ -1,4 +1,8 @@
-"""Which canvas a picture is padded to. The picture and the configuration decide, never its batch mates (trap 18)."""
+"""The choice of the canvas, the size in pixels that an image is padded to: one of a few, the buckets.
+
+An image's size and the configuration alone decide it, never the other images of a batch: padding changes what the
+network computes near an image's edge, and so a batch mate would change the answer.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +12,48 @@ from model.config import TransformConfig
 from model.transform import exact_canvas, resized_size
 
 CanvasMode = Literal["buckets", "exact"]
-Canvas = tuple[int, int]
+Canvas = tuple[int, int]  # height and width in pixels
 
-# Long side over short side of the canvases: the square, then cameras' 4:3, 3:2, 5:3 and 16:9, and one for panoramas. A
-# thinner picture than the last is shorter still, since its long side is the same, and fits there too.
+# Long side over short side of the buckets: the square, then cameras' 4:3, 3:2, 5:3 and 16:9, and one for panoramas. A
+# thinner image than the last has the same long side and a shorter short one, so that it fits there too.
 _ASPECTS = ((1, 1), (4, 3), (3, 2), (5, 3), (16, 9), (5, 2))
 
 
-class Canvases:
-    """The choice of a canvas for each picture.
+class Buckets:
+    """The canvases of a configuration, and the one for each image.
 
-    ``buckets``: one of a few, so that shapes are few: images share batches, and code that oneDNN makes is reused.
-    ``exact``: the smallest multiple of the stride that holds the resized picture, as torchvision pads a picture alone.
+    ``buckets``: a canvas is one of a few, so that images share batches, and oneDNN's kernels, which are compiled for
+    one shape each, are reused.
+    ``exact``: the canvas is the smallest multiple of the stride that holds the resized image, as torchvision pads an
+    image alone.
+    canvases: all of them, by area; empty for ``exact``.
     """
 
     def __init__(self, config: TransformConfig, mode: CanvasMode = "buckets") -> None:
+        """Raise ``ValueError`` for an unknown mode."""
         if mode not in ("buckets", "exact"):
             raise ValueError(f"canvas must be 'buckets' or 'exact', not {mode!r}.")
         self.config = config
         self.mode = mode
-        self.all: tuple[Canvas, ...] = self._buckets() if mode == "buckets" else ()
+        self.canvases: tuple[Canvas, ...] = _canvases(config) if mode == "buckets" else ()
 
-    def of(self, height: int, width: int) -> Canvas:
-        """The canvas (height, width) for a picture of ``height`` x ``width`` pixels, both at least 1."""
+    def canvas_for(self, height: int, width: int) -> Canvas:
+        """Return the canvas (height, width) for an image of ``height`` x ``width`` pixels, both at least 1."""
         if height < 1 or width < 1:
-            raise ValueError(f"A picture must have at least one pixel, not {height}x{width}.")
+            raise ValueError(f"An image must have at least one pixel, not {height}x{width}.")
         if self.mode == "exact":
             return exact_canvas(self.config, height, width)
         rows, columns = resized_size(self.config, height, width)
         # Sorted by area: the first that fits is the smallest.
-        return next(canvas for canvas in self.all if rows <= canvas[0] and columns <= canvas[1])
+        return next(canvas for canvas in self.canvases if rows <= canvas[0] and columns <= canvas[1])
 
-    def _buckets(self) -> tuple[Canvas, ...]:
-        # The last aspect is where the short and the long side reach their limits together: no picture needs more.
-        limits = (self.config.max_size, self.config.min_size)
-        found = set()
-        for long, short in (*_ASPECTS, limits):
-            # Large numbers, so that flooring the ratio does not make a bucket a pixel too small.
-            rows, columns = exact_canvas(self.config, short * 1200, long * 1200)
-            found |= {(rows, columns), (columns, rows)}
-        return tuple(sorted(found, key=lambda canvas: (canvas[0] * canvas[1], canvas)))
+
+def _canvases(config: TransformConfig) -> tuple[Canvas, ...]:
+    # In the last aspect the short and the long side reach their limits together: no image needs a larger canvas.
+    limits = (config.max_size, config.min_size)
+    canvases = set()
+    for long, short in (*_ASPECTS, limits):
+        # Large numbers, so that flooring the ratio does not make a bucket a pixel too small.
+        rows, columns = exact_canvas(config, short * 1200, long * 1200)
+        canvases |= {(rows, columns), (columns, rows)}
+    return tuple(sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas)))

@@ -1,4 +1,4 @@
-"""Choice of the device, and sentences for each reason that a GPU cannot be used."""
+"""The choice of the device, and an explanation for each reason that a GPU cannot be used."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DRIVER_BRANCHES = {12: 525, 13: 580}
 
 
 class DeviceError(ValueError):
-    """The device that was asked for cannot be used here; the text says why and what to do."""
+    """The device that was asked for cannot be used here; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class _Unusable:
-    """Why torch can use no GPU. present: a GPU is visible, or a driver is installed for one."""
+    """The reason why torch can use no GPU. present: a GPU is visible, or a driver is installed for one."""
 
     sentence: str
     present: bool
@@ -64,8 +64,8 @@ def choose_devices(asked: str) -> tuple[str, ...]:
             "container --gpus)."
         )
     for index in indices:
-        if (without := _without_kernels(index)) is not None:
-            raise DeviceError(without)
+        if (problem := _missing_kernels(index)) is not None:
+            raise DeviceError(problem)
     return tuple(f"cuda:{index}" for index in indices)
 
 
@@ -74,16 +74,16 @@ def _choose_automatically(unusable: _Unusable | None) -> tuple[str, ...]:
         if unusable.present:
             log.warning("No GPU is used, the CPU is: %s", unusable.sentence)
         return ("cpu",)
-    problems = {index: _without_kernels(index) for index in range(torch.cuda.device_count())}
+    problems = {index: _missing_kernels(index) for index in range(torch.cuda.device_count())}
     usable = tuple(f"cuda:{index}" for index, problem in problems.items() if problem is None)
-    found = " ".join(problem for problem in problems.values() if problem is not None)
-    if found:
-        log.warning("%s: %s", "Not every GPU is used" if usable else "No GPU is used, the CPU is", found)
+    reasons = " ".join(problem for problem in problems.values() if problem is not None)
+    if reasons:
+        log.warning("%s: %s", "Not every GPU is used" if usable else "No GPU is used, the CPU is", reasons)
     return usable or ("cpu",)
 
 
 def _start_cuda() -> _Unusable | None:
-    """Initialise CUDA; None where that gave at least one GPU."""
+    """Initialise CUDA; return None where there is at least one GPU then."""
     if not torch.backends.cuda.is_built():
         return _Unusable(
             f"torch {torch.__version__} is a build for the CPU alone. Install torch's CUDA build, or choose the device "
@@ -93,7 +93,7 @@ def _start_cuda() -> _Unusable | None:
     if torch.cuda.is_initialized():
         return None
     try:
-        # torch.cuda.is_available() hides why there is no GPU, or says it in a Python warning.
+        # torch.cuda.is_available() hides why there is no GPU, or tells it in a Python warning.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.cuda.init()
@@ -102,32 +102,32 @@ def _start_cuda() -> _Unusable | None:
     return None
 
 
-def _explain(words: str) -> _Unusable:
-    """Turn what torch says when CUDA cannot start into what to do about it."""
-    if "Found no NVIDIA driver" in words:
+def _explain(message: str) -> _Unusable:
+    """Return what to do about an error of torch's when CUDA does not start."""
+    if "Found no NVIDIA driver" in message:
         return _Unusable(
             f"there is no NVIDIA driver. Install one ({_driver_needed()}); in a container, start it with --gpus all on "
             "a host that has the driver and the NVIDIA Container Toolkit; or choose the device cpu.",
             present=False,
         )
-    if "driver on your system is too old" in words:
-        found = re.search(r"found version (\d+)", words)
-        supports = "" if found is None else f" (it supports CUDA up to {_readable_version(int(found[1]))})"
+    if "driver on your system is too old" in message:
+        version = re.search(r"found version (\d+)", message)
+        supports = "" if version is None else f" (it supports CUDA up to {_readable_version(int(version[1]))})"
         return _Unusable(
             f"the NVIDIA driver is too old{supports}: torch {torch.__version__} needs CUDA {torch.version.cuda}. "
             f"Update the driver ({_driver_needed()}), install a torch built for an older CUDA, or choose the device "
             "cpu.",
             present=True,
         )
-    if "No CUDA GPUs are available" in words:
+    if "No CUDA GPUs are available" in message:
         return _Unusable(
             "there is an NVIDIA driver, and no GPU is visible. Set CUDA_VISIBLE_DEVICES to the GPU's index or UUID, or "
             "unset it; in a container, start it with --gpus all; nvidia-smi -L lists what is there; or choose the "
             "device cpu.",
             present=False,
         )
-    numbered = re.search(r"Error \d+: .+", words)  # what is before it is a guess of torch's
-    first = (numbered[0] if numbered else next(iter(words.splitlines()), "")).rstrip(". ") or "torch gives no reason"
+    numbered = re.search(r"Error \d+: .+", message)  # the text before it is only a guess
+    first = (numbered[0] if numbered else next(iter(message.splitlines()), "")).rstrip(". ") or "torch gives no reason"
     return _Unusable(
         f"CUDA does not start ({first}). See whether nvidia-smi works, restart the driver or the host, or choose the "
         "device cpu.",
@@ -147,8 +147,8 @@ def _readable_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _without_kernels(index: int) -> str | None:
-    """Return a sentence where this torch has no code for the GPU; None where it has."""
+def _missing_kernels(index: int) -> str | None:
+    """Return a sentence where this torch has no kernels for the GPU; None where it has."""
     built = torch.cuda.get_arch_list()
     capability = torch.cuda.get_device_capability(index)
     if has_kernels(capability, built):
@@ -161,7 +161,7 @@ def _without_kernels(index: int) -> str | None:
 
 
 def has_kernels(capability: tuple[int, int], built: list[str]) -> bool:
-    """Say whether a GPU of this compute capability runs code that was built for ``built``, torch's names.
+    """Return whether a GPU of this compute capability runs code that was built for ``built``, torch's names.
 
     ``sm_86`` is machine code: it runs on 8.6 and later minor versions of the same major one, but ``sm_90a`` on 9.0
     alone. ``compute_90`` is PTX, which the driver compiles for 9.0 and anything later. True where no name is known.

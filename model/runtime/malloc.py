@@ -1,42 +1,74 @@
-"""Keep what will be needed again: freed memory, and the code that oneDNN makes for each shape."""
+"""The memory settings of a process that runs a detector: what it keeps, and when it gives memory back.
+
+They concern the whole process, so that no constructor makes them: whoever owns the process (a server, a command, a
+benchmark) calls ``configure_malloc`` before its first image.
+
+glibc's defaults suit a detector badly in two ways. It gives large blocks back to the kernel as soon as they are freed,
+so that every large map of every forward pass is mapped anew, and each of its pages faults again. And it gives each
+thread an arena of its own, so that memory which a decoding thread has freed is of no use to the detector's thread, and
+the process grows until the largest images have been through every thread. Blocks that are kept have a price: blocks of
+ever other sizes leave gaps that nothing fits into, and the process still grows. ``release_free_memory``, called seldom,
+gives all free pages back: the next batch faults once, not each.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from typing import Any
 
-# glibc's malloc.h
+# mallopt's parameters, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_MOST = 2**31 - 1  # mallopt takes an int
-# All that a detector of a hundred layers, nine canvases and batches of up to eight pictures needs, and more.
+_M_ARENA_MAX = -8
+_INT_MAX = 2**31 - 1  # mallopt takes an int
+# More than a detector of a hundred layers needs on nine canvases with batches of up to eight images.
 PRIMITIVES = 8192
+RELEASE_SECONDS = 30.0  # between two releases in a server: seldom enough that the page faults after them do not count
 
 
-def keep_freed_memory() -> bool:
-    """Ask glibc to keep freed blocks instead of giving them back to the kernel; True if it will.
+def configure_malloc() -> bool:
+    """Let all threads share one arena, keep freed blocks, and let oneDNN keep its kernels; True if glibc obeys.
 
-    By default every large map is mapped anew, and every page of it faults again, on each forward pass. In return the
-    process keeps its peak memory.
-    Call it once, before the first picture; for the whole process. Elsewhere than on glibc it does nothing.
+    Call it before the first image, and before threads start: those that run keep their arenas. In return for its speed
+    the process keeps its peak memory until ``release_free_memory``. Elsewhere than on glibc only oneDNN is configured.
     """
-    if not sys.platform.startswith("linux"):
+    _enlarge_primitive_cache()
+    mallopt = _libc_function("mallopt")
+    if mallopt is None:
         return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # musl has none
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MOST)) and bool(mallopt(_M_TRIM_THRESHOLD, _MOST))
+    one_arena = bool(mallopt(_M_ARENA_MAX, 1))
+    keeps_blocks = bool(mallopt(_M_MMAP_THRESHOLD, _INT_MAX)) and bool(mallopt(_M_TRIM_THRESHOLD, _INT_MAX))
+    return one_arena and keeps_blocks
 
 
-def keep_primitives() -> None:
-    """Let oneDNN keep more of the code that it makes, for each layer, canvas and size of batch.
+def release_free_memory() -> bool:
+    """Return every free page of the heap to the kernel; True if there were any.
 
-    By default it keeps 1,024 pieces, of which mixed traffic needs several times as many: then it makes code on nearly
-    every call, which costs time, and memory too, for what it throws away leaves gaps (docs/engine.md). A piece is some
-    100 KB. oneDNN reads this once, before it first works: call this before the first picture. What the environment says
-    already stays.
+    Meanwhile no thread can allocate or free memory, but Python's lock is not held. Elsewhere than on glibc it does
+    nothing.
     """
-    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # its other name
+    malloc_trim = _libc_function("malloc_trim")
+    return malloc_trim is not None and bool(malloc_trim(ctypes.c_size_t(0)))
+
+
+def _enlarge_primitive_cache() -> None:
+    """Let oneDNN keep more of the kernels that it compiles, one for each layer, canvas and batch size.
+
+    By default it keeps 1,024. Mixed traffic needs several times as many, so that a kernel would be compiled on nearly
+    every call; that costs time, and memory too, since what is thrown away leaves gaps. A kernel takes some 100 KB.
+    oneDNN reads the variable once, when it first works. A value that is set already stays.
+    """
+    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # the variable's older name
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
+
+
+def _libc_function(name: str) -> Any:
+    """Return a function of the C library; None where it has none of that name, as musl."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None

@@ -1,4 +1,4 @@
-"""The arithmetic of the network: from what was asked and what the device can do."""
+"""The choice of the network's precision: from what is asked for and what the device can do."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.faster_rcnn import FasterRCNN
+from model.runtime.buckets import Canvas
 from model.runtime.cpu.int8.layers import can_quantize
+from model.transform import Transform
 
-# By name, the type of what is computed in floating point. tf32 rounds what it multiplies to 10 bits of fraction.
+# The type of the network's floating-point tensors, by precision. tf32 rounds factors to 10 bits of fraction.
 PRECISIONS = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -24,26 +26,26 @@ PRECISIONS = {
     "fp16": torch.float16,
     "int8": torch.float32,
 }
-# `auto` takes a short type on a GPU only where the network's answer moves by less than this share of its size. fp16 was
-# seen to move it by some thousandths, bf16 by some hundredths (`python -m benchmarks.gpu`).
+# `auto` takes a 16-bit type on a GPU only where the network's output moves by less than this share of its size. fp16
+# moves it by some thousandths, bf16 by some hundredths (`python -m benchmarks.gpu`).
 MOST_DRIFT = 0.1
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether the hardware has products of bfloat16."""
+    """Return whether the hardware multiplies bfloat16; elsewhere torch emulates it, slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def choose_precision(asked: str, device: torch.device, drift: Callable[[str], float]) -> tuple[str, str]:
-    """Return the precision that ``asked`` means on ``device``, and in a sentence why; an empty one if it was asked for.
+    """Return the precision that ``asked`` means on ``device``, and a sentence with the reason, empty without ``auto``.
 
-    ``auto`` on a CPU is bf16 where the processor has products of it (AMX, AVX512-bf16; docs/engine.md has the figures),
-    and fp32 elsewhere: there bf16 is emulated, slower than fp32. On a GPU it is fp16 or, from compute capability 8.0
-    on, bf16, whichever moves the network's answer less; fp32 where both move it too far.
-    drift: measures for a precision how far the answer moves from that of fp32, as a share of its size; inf where it is
-    not finite. Raises ``ValueError`` for a precision that there is not, or not on this device.
+    ``auto`` on a CPU is bf16 where the processor multiplies it (AMX, AVX512-bf16; docs/engine.md has the figures), and
+    fp32 elsewhere. On a GPU it is fp16 or, from compute capability 8.0 on, bf16, whichever moves the network's output
+    less; fp32 where both move it too far.
+    drift: measures for a precision how far the output moves from that of fp32, as a share of its size; inf where it is
+    not finite. Raises ``ValueError`` for an unknown precision, and for one that the device does not offer.
     """
     if asked == "auto":
         if device.type == "cuda":
@@ -67,7 +69,7 @@ def _choose_on_gpu(device: torch.device, drift: Callable[[str], float]) -> tuple
     names = ("fp16", "bf16") if multiplies_bf16(device) else ("fp16",)
     drifts = {name: drift(name) for name in names}
     best = min(drifts, key=lambda name: drifts[name])
-    figures = ", ".join(f"{name} moves its answer by {value:.2g} of its size" for name, value in drifts.items())
+    figures = ", ".join(f"{name} moves its output by {value:.2g} of its size" for name, value in drifts.items())
     if not drifts[best] <= MOST_DRIFT:
         return "fp32", f"Precision fp32 was chosen since the network needs it: {figures}."
     return best, f"Precision {best} was chosen for compute capability {_capability(device)}: {figures}."
@@ -77,31 +79,40 @@ def _capability(device: torch.device) -> str:
     return ".".join(map(str, torch.cuda.get_device_capability(device)))
 
 
+def measure_probe_drift(model: FasterRCNN, device: torch.device, dtype: torch.dtype, canvas: Canvas) -> float:
+    """Measure on a synthetic image how far ``dtype`` moves the output of ``model``: see ``measure_drift``.
+
+    model: in float32; it is moved to ``device``. canvas: height and width of the image.
+    """
+    batch = Transform(model.config.transform)([probe_image(canvas).numpy()], canvas, device)
+    regions = random_regions(canvas, 100, device)
+    with float32_products("fp32", device):
+        return measure_drift(model.to(device), batch.pixels, regions, dtype)
+
+
 @torch.inference_mode()
 def measure_drift(model: FasterRCNN, pixels: Tensor, regions: Tensor, dtype: torch.dtype) -> float:
-    """Return how far ``dtype`` moves the network's answer: root mean square of the difference over that of fp32.
+    """Return how far ``dtype`` moves the network's output: root mean square of the difference over that of float32.
 
     model: in float32, on the device of pixels, normalised float32 [1, 3, H, W]. regions: float32 [R, 5] of (0, box on
-    the canvas). The largest of the RPN's and the detector's logits and offsets counts; inf where one is not finite.
+    the canvas). The largest of the RPN's and the RoI head's logits and offsets counts; inf where one is not finite.
     """
-    short = deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
-    worst = 0.0
-    for exact, rounded in zip(
-        _answers(model, pixels, regions), _answers(short, pixels.to(dtype), regions), strict=True
-    ):
+    cast = deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
+    largest = 0.0
+    for exact, rounded in zip(_outputs(model, pixels, regions), _outputs(cast, pixels.to(dtype), regions), strict=True):
         share = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp(min=1e-12)
         if not bool(share.isfinite()):
             return float("inf")
-        worst = max(worst, float(share))
-    return worst
+        largest = max(largest, float(share))
+    return largest
 
 
-def _answers(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> list[Tensor]:
+def _outputs(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> list[Tensor]:
     dense = model.run_convolutions(pixels)
     return [part.float() for part in (dense.logits, dense.deltas, *model.roi_heads(dense.maps, regions))]
 
 
-def probe_image(canvas: tuple[int, int]) -> Tensor:
+def probe_image(canvas: Canvas) -> Tensor:
     """Make an image to measure with, uint8 [H, W, 3]: smooth random blobs with fine noise, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, max(2, canvas[0] // 48), max(2, canvas[1] // 48), generator=generator)
@@ -110,21 +121,21 @@ def probe_image(canvas: tuple[int, int]) -> Tensor:
     return (noisy.clamp(0, 1) * 255).byte()[0].permute(1, 2, 0).contiguous()
 
 
-def random_regions(canvas: tuple[int, int], count: int, device: torch.device) -> Tensor:
+def random_regions(canvas: Canvas, count: int, device: torch.device) -> Tensor:
     """Make regions float32 [count, 5] of (0, box on the canvas) to measure with: the same at every call."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(count, 4, generator=generator) * min(canvas) / 2
     return torch.cat((torch.zeros(count, 1), corners[:, :2], corners[:, :2] + corners[:, 2:] + 1), dim=1).to(device)
 
 
-_cudnn: Any = torch.backends.cudnn  # of whose parts torch's annotations know nothing
+_cudnn: Any = torch.backends.cudnn  # torch's annotations do not know its parts
 _cublas: Any = torch.backends.cuda.matmul
 
 
 class _Float32Products:
-    """How cuDNN and cuBLAS multiply float32, which torch knows for the whole process alone.
+    """The way in which cuDNN and cuBLAS multiply float32, which torch can only set for the whole process.
 
-    While detectors run it is "ieee" if one of them is to be fp32, else "tf32"; afterwards it is what it was before.
+    While detectors run it is "ieee" if one of them is in fp32, else "tf32"; afterwards it is as it was before.
     """
 
     def __init__(self) -> None:
@@ -146,10 +157,10 @@ class _Float32Products:
 
     def _apply(self) -> None:
         if self._running.total():
-            wanted = ("ieee", "ieee") if self._running["fp32"] else ("tf32", "tf32")
+            modes = ("ieee", "ieee") if self._running["fp32"] else ("tf32", "tf32")
         else:
-            wanted = self._before
-        _cudnn.conv.fp32_precision, _cublas.fp32_precision = wanted
+            modes = self._before
+        _cudnn.conv.fp32_precision, _cublas.fp32_precision = modes
 
 
 _products = _Float32Products()
@@ -159,7 +170,7 @@ _products = _Float32Products()
 def float32_products(precision: str, device: torch.device) -> Iterator[None]:
     """Multiply float32 within the block as ``precision`` says: exactly for fp32, in TF32 for tf32.
 
-    By default cuDNN's convolutions use TF32, which is no fp32. On a CPU, and for other precisions, nothing changes.
+    By default cuDNN's convolutions use TF32, which is not exact. On a CPU, and for other precisions, nothing changes.
     """
     if device.type != "cuda" or precision not in ("fp32", "tf32"):
         yield

@@ -1,4 +1,4 @@
-"""How long each stage of a batch takes."""
+"""The duration of each stage of a batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 class StageTimer:
-    """Measures seconds by stage.
+    """Measure the stages of a batch, from its creation on.
 
-    On a GPU a stage ends when the device has done it; nothing but ``seconds`` waits for that.
+    On a GPU a stage ends when the device has done its work. ``mark`` does not wait for that: only ``seconds`` does.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,23 +22,23 @@ class StageTimer:
         self._record()
 
     def mark(self, stage: str) -> None:
-        """``stage`` ends here."""
+        """Mark the end of ``stage``, which began at the mark before."""
         self._stages.append(stage)
         self._record()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage, in their order; on a GPU once the last stage is done there. Read it at the end."""
+        """Return the seconds of each stage, in their order; on a GPU wait until the last one is done there."""
         if self._events:
             self._events[-1].synchronize()
-            durations = [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._events)]
+            durations = [start.elapsed_time(end) / 1e3 for start, end in pairwise(self._events)]
         else:
-            durations = [after - before for before, after in pairwise(self._times)]
+            durations = [end - start for start, end in pairwise(self._times)]
         return dict(zip(self._stages, durations, strict=True))
 
     def _record(self) -> None:
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
-            # The stream of our device, which need not be the thread's current one.
+            # The stream of this device, which need not be the thread's current one.
             event.record(torch.cuda.current_stream(self.device))
             self._events.append(event)
         else:

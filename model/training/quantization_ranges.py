@@ -1,4 +1,4 @@
-"""What a detector's layers take in on pictures such as it will see: what int8 puts its 256 steps between."""
+"""The range of each layer's input on images like those to come: int8 divides it into 255 steps."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from torch import Tensor, nn
 
 from model.checkpoint import write_ranges
 from model.detector import Detector
-from model.runtime.cpu.int8.quantize import quantizable
-from model.transform import Image
+from model.runtime.cpu.int8.layers import Range
+from model.runtime.cpu.int8.quantize import quantizable_layers
+from model.structures import ImageArray
 
 
-def calibrate(detector: Detector, pictures: Iterable[Image]) -> tuple[Path, int]:
-    """Write the range of each layer's input over all pictures, uint8 RGB [H, W, 3], beside the detector's weights.
+def write_quantization_ranges(detector: Detector, images: Iterable[ImageArray]) -> tuple[Path, int]:
+    """Write the range of each layer's input over ``images`` beside the detector's weights.
 
-    detector: in fp32, eager. Labels are not needed, but pictures that are like those to come. Returns the file and
-    the number of layers. Raises ``ValueError`` where there are no pictures, or the detector is in another precision,
-    and ``OSError``.
+    detector: in fp32. images: uint8 RGB [H, W, 3], like those to come; labels are not needed. Returns the file and the
+    number of layers. Raises ``ValueError`` for no images and for a detector in another precision, and ``OSError``.
     """
     if detector.precision != "fp32":
-        raise ValueError(f"Ranges are seen in fp32, not in {detector.precision}.")
+        raise ValueError(f"Ranges are measured in fp32, not in {detector.precision}.")
     count = 0
-    with watched(detector.model) as ranges:
-        for picture in pictures:
-            detector.detect([picture])
+    with record_ranges(detector.model) as ranges:
+        for image in images:
+            detector.detect([image])
             count += 1
     if not ranges:
-        raise ValueError("There are no pictures to see ranges on.")
+        raise ValueError("There are no images to measure ranges on.")
     return write_ranges(detector.checkpoint, ranges, count), len(ranges)
 
 
 @contextmanager
-def watched(model: nn.Module) -> Iterator[dict[str, tuple[float, float]]]:
-    """The lowest and the highest value that each quantizable layer of ``model`` is given meanwhile, by its name."""
+def record_ranges(model: nn.Module) -> Iterator[dict[str, Range]]:
+    """Record within the block the lowest and the highest input of each quantizable layer of ``model``, by its name."""
     layers = dict(model.named_modules())
-    seen: dict[str, tuple[float, float]] = {}
+    ranges: dict[str, Range] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            if given[0].numel():
-                low, high = (float(value) for value in torch.aminmax(given[0]))
-                before = seen.get(name, (low, high))
-                seen[name] = (min(low, before[0]), max(high, before[1]))
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].numel():
+                low, high = (float(value) for value in torch.aminmax(inputs[0]))
+                before = ranges.get(name, (low, high))
+                ranges[name] = (min(low, before[0]), max(high, before[1]))
 
-        return note
+        return record
 
-    hooks = [layers[name].register_forward_pre_hook(watch(name)) for name in quantizable(model)]
+    hooks = [layers[name].register_forward_pre_hook(recorder(name)) for name in quantizable_layers(model)]
     try:
-        yield seen
+        yield ranges
     finally:
         for hook in hooks:
             hook.remove()

@@ -40,7 +40,6 @@ from model.detector import Detector, find_preset
 from model.evaluation.coco import Evaluation, evaluate_detector
 from model.faster_rcnn import FasterRCNN
 from model.runtime.device import choose_device
-from model.runtime.malloc import keep_freed_memory
 from model.training.alternating import Part, Schedule, parts
 from model.training.data import DataError, Dataset, load_dataset, split
 from model.training.distributed import Processes
@@ -81,7 +80,6 @@ def train(
         raise TrainingError(
             "The four steps share a recipe's epochs, and none of them is its end: leave the finish out."
         )
-    keep_freed_memory()
     place = choose_device(device)
     processes = Processes.join(place)
     if place.type == "cuda" and processes.world > 1:

@@ -135,8 +135,8 @@ def head(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, Any
 
 
 def _proposals(proposals: Proposals, seen: Seen, frame: Frame) -> dict[str, Any]:
-    places = proposals.places
-    assert places is not None
+    locations = proposals.locations
+    assert locations is not None
     return {
         "boxes": in_frame(proposals.boxes.numpy(), seen, frame),
         "objectness": proposals.objectness.numpy(),
@@ -144,9 +144,9 @@ def _proposals(proposals: Proposals, seen: Seen, frame: Frame) -> dict[str, Any]
         "ranks": proposals.ranks.numpy(),
         "anchors": in_frame(proposals.anchors.numpy(), seen, frame),
         "deltas": np.ascontiguousarray(proposals.deltas.numpy()),
-        "cells": np.stack([places.rows.numpy(), places.columns.numpy()], axis=1),
-        "sizes": places.sizes.numpy(),
-        "ratios": places.ratios.numpy(),
+        "cells": np.stack([locations.rows.numpy(), locations.columns.numpy()], axis=1),
+        "sizes": locations.sizes.numpy(),
+        "ratios": locations.ratios.numpy(),
     }
 
 

@@ -306,5 +306,4 @@ class ModelAnswer(BaseModel):
     metrics: dict[str, float]
     defaults: dict[str, int | float]
     limits: dict[str, int]
-    engine: str
-    engine_note: str
+    optimizations: list[str] = Field(description="what was done to the network for speed, a sentence each")

@@ -168,9 +168,11 @@ def detect(
         return
 
     from model.detector import DetectOptions, NotFiniteError
+    from model.runtime.malloc import configure_malloc
     from service.app import load_detector
     from service.inference.decoding import decode, prepare_pillow
 
+    configure_malloc()
     given = {name: value for name, value in locals().items() if name in Settings.model_fields}
     try:
         settings = load_settings(**given)

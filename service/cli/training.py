@@ -57,12 +57,14 @@ def train(
     import torch
 
     from model.detector import CheckpointError, DeviceError, NotFiniteError
+    from model.runtime.malloc import configure_malloc
     from model.training.data import DataError
     from model.training.distributed import leave
     from model.training.run import train as run
     from model.training.trainer import TrainingError
     from service.cli.recipes import read_recipe
 
+    configure_malloc()
     if threads:
         torch.set_num_threads(threads)
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "body_lr": body_lr, "seed": seed, "bf16": bf16}
@@ -107,9 +109,11 @@ def evaluate(
     """Average precision of a detector on labelled pictures, and what its scores are worth."""
     from model.detector import CheckpointError, Detector, DeviceError, NotFiniteError
     from model.evaluation.coco import predict
+    from model.runtime.malloc import configure_malloc
     from model.training.data import DataError
     from model.training.figures import figures, load_part
 
+    configure_malloc()
     try:
         written = None if against is None else json.loads(against.read_text())
         detector = Detector.from_checkpoint(weights, device=device, precision=precision)
@@ -147,7 +151,8 @@ def calibrate(
 ) -> None:
     """See what a detector's layers take in, which ``--precision int8`` needs: FILE.ranges.json beside its weights."""
     from model.detector import CheckpointError, Detector, NotFiniteError
-    from model.training.quantization_ranges import calibrate as run
+    from model.runtime.malloc import configure_malloc
+    from model.training.quantization_ranges import write_quantization_ranges
     from service.cli.remote import expand
     from service.inference.decoding import Picture, decode, prepare_pillow
 
@@ -157,6 +162,7 @@ def calibrate(
         except ServiceError as error:
             raise ValueError(f"{path}: {error.detail}") from error
 
+    configure_malloc()
     prepare_pillow()
     limit = load_settings().max_pixels
     chosen = list(expand(pictures))
@@ -164,7 +170,7 @@ def calibrate(
         chosen = sorted(random.Random(seed).sample(chosen, count))
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
-        path, layers = run(detector, map(look, chosen))
+        path, layers = write_quantization_ranges(detector, map(look, chosen))
     except (CheckpointError, NotFiniteError, ValueError, OSError) as error:
         _fail(error)
     console.print(f"{path}: {layers} layers, seen on {len(chosen)} pictures", soft_wrap=True)
@@ -183,9 +189,11 @@ def factor(
 ) -> None:
     """Part a detector's fc6 into two thinner layers (Fast R-CNN 3.1): faster, and hardly less exact."""
     from model.detector import CheckpointError, Detector, NotFiniteError
+    from model.runtime.malloc import configure_malloc
     from model.training.data import DataError, load_dataset, split
     from model.training.factoring import factor as factor_fc6
 
+    configure_malloc()
     try:
         detector = Detector.from_checkpoint(weights, device="cpu", precision="fp32")
         dataset = load_dataset(data, "train", on_bad_box="skip")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from model.runtime.malloc import RELEASE_SECONDS, release_free_memory
 from model.structures import DetectOptions, DetectorInfo
 from service.api.auth import KeyRing
 from service.api.request import Upload, is_raw, open_envelope, read_body
@@ -28,7 +29,6 @@ from service.inference.decoding import read
 from service.inference.threads import cores, decoding
 from service.inference.worker import Detects, Worker
 from service.metrics import Metrics
-from service.server.heap import TIDY_SECONDS, give_back_free_memory
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class Pipeline:
         self.metrics.ready.set(1)
         self._running = [
             asyncio.create_task(self.batcher.run(), name="frcnn-batcher"),
-            asyncio.create_task(_tidy(), name="frcnn-tidy"),
+            asyncio.create_task(_release_memory(), name="frcnn-release-memory"),
         ]
 
     async def drain(self) -> None:
@@ -195,11 +195,11 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
-async def _tidy() -> None:
-    """Give free memory back now and then, for as long as the app lives."""
+async def _release_memory() -> None:
+    """Give free memory back to the kernel at intervals, for as long as the app lives."""
     while True:
-        await asyncio.sleep(TIDY_SECONDS)
-        await asyncio.to_thread(give_back_free_memory)
+        await asyncio.sleep(RELEASE_SECONDS)
+        await asyncio.to_thread(release_free_memory)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
+from model.runtime.malloc import configure_malloc
 from service.app import create_app
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
@@ -106,6 +107,7 @@ class Replica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         settings = self._settings
         configure_logging(settings.log_format, settings.log_level)
+        configure_malloc()
         if settings.cache_dir is not None:
             os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
         made = create_app(settings)

@@ -20,9 +20,9 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
+from model.runtime.malloc import configure_malloc
 from service.exit_codes import DETECTOR_FAILED, DONE, NOT_STARTED, code_for
 from service.inference.pipeline import Pipeline
-from service.server.heap import share_one_heap
 from service.server.http_protocol import BoundedHead
 from service.settings import PREFIX, Settings, SettingsError
 
@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
         Python's own end tears down the threads that are still inside torch (one that hangs on the device), and C++
         answers that with SIGABRT: so where there are any, the process ends without it.
         """
-        share_one_heap()
+        configure_malloc()
         self.run()
         code = self.exit_code if self.started else self._start_code
         if any(thread.daemon for thread in threading.enumerate()):

@@ -1,4 +1,4 @@
-"""What the tests of this folder share. They run without ``service/`` and its packages: see ``alone.ini``."""
+"""Fixtures of this folder's tests. They run without ``service/`` and its packages: see ``alone.ini``."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ CAT = np.asarray(Image.open(WEB / "chelsea.jpg").convert("RGB"))
 
 @pytest.fixture
 def cat() -> np.ndarray:
-    """The cat."""
+    """Return the image of the cat."""
     return CAT
 
 
@@ -40,9 +40,10 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 100_003 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def distance(answer: Detections, right: Detections) -> tuple[float, float]:
+def distance(detections: Detections, expected: Detections) -> tuple[float, float]:
     """Return the largest difference of a box's side, pixels, and of a score, between equal lists of detections."""
-    assert answer.class_ids.tolist() == right.class_ids.tolist()
-    if not len(right):
+    assert detections.class_ids.tolist() == expected.class_ids.tolist()
+    if not len(expected):
         return 0.0, 0.0
-    return float((answer.boxes - right.boxes).abs().max()), float((answer.scores - right.scores).abs().max())
+    boxes = (detections.boxes - expected.boxes).abs().max()
+    return float(boxes), float((detections.scores - expected.scores).abs().max())

@@ -1,4 +1,4 @@
-"""Which types a CUDA kernel exists for, read from the names in the installed libraries.
+"""Read from the names in the installed libraries which types a CUDA kernel exists for.
 
 A kernel is a template function, and the name of each of its instances carries the type (the mangling of the Itanium C++
 ABI). An operator called with another type raises at run time, on a GPU alone.
@@ -60,10 +60,10 @@ def kernel_types(library: Path, kernel: str, having: str = "") -> frozenset[torc
 
 def _names(library: Path, kernel: str) -> Iterator[tuple[bytes, bytes]]:
     """Yield each name in the file that contains ``kernel`` after its length, and what follows it there."""
-    wanted = f"{len(kernel)}{kernel}".encode()
+    mangled = f"{len(kernel)}{kernel}".encode()
     with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-        at = memory.find(wanted)
+        at = memory.find(mangled)
         while at != -1:
             begin, end = memory.rfind(b"\0", 0, at) + 1, memory.find(b"\0", at)
-            yield memory[begin:end], memory[at + len(wanted) : end]
-            at = memory.find(wanted, end)
+            yield memory[begin:end], memory[at + len(mangled) : end]
+            at = memory.find(mangled, end)

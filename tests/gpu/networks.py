@@ -1,4 +1,4 @@
-"""Small networks of every preset, with random weights that keep the values of all layers at a like size."""
+"""Small networks of every preset, with random weights that keep the values of all layers at a similar size."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -43,6 +43,6 @@ def network(name: str) -> FasterRCNN:
 
 
 def small(name: str, device: str, precision: str = "fp32") -> Detector:
-    """Make a detector of it; exact canvases leave out what makes a CPU's sums run in another order."""
+    """Make a detector of ``network``; with exact canvases a CPU sums in the same order as the pretended GPU."""
     checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset=name, classes=CLASSES)
     return Detector(deepcopy(network(name)), checkpoint, device=device, precision=precision, canvas="exact")

@@ -8,9 +8,9 @@
 
 It raises where CUDA would: for operands on two devices, and for kernels that CUDA lacks for a type (``kernels``). It
 fills memory that a copy without a wait writes to with garbage until the host has waited, so that a value that is read
-too early is a wrong one. float16 and bfloat16 are computed in float32 and rounded after each operator.
+too early is wrong. float16 and bfloat16 are computed in float32 and rounded after each operator.
 
-It cannot show: streams and their order, TF32, how much memory is used, kernels that lack for a type and are not listed.
+It cannot show: streams and their order, TF32, how much memory is used, missing kernels that are not listed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class PretendedTensor(torch.Tensor):
 
 
 class PretendedGPU:
-    """What happened on the pretended GPU.
+    """A record of what happened on the pretended GPU.
 
     launches: kernels and copies, at the least: an operator may need several. waits: by (file:line, operator), how often
     the host waited. pending: copies to the host that have not been waited for.
@@ -122,7 +122,7 @@ class PretendedGPU:
 
     @property
     def wait_count(self) -> int:
-        """How often the host waited."""
+        """Return how often the host waited."""
         return sum(self.waits.values())
 
     def launch(self) -> None:
@@ -234,10 +234,10 @@ class _Dispatch(TorchDispatchMode):
         def leave(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
                 return leaf
-            same = known.get(id(leaf))  # in place, and `out=`: the tensor that was given
+            same = known.get(id(leaf))  # in place, and `out=`: the tensor of the caller
             if same is not None:
                 return same
-            # A view of what was made outside inference mode is no inference tensor either.
+            # A view of a tensor from outside inference mode is no inference tensor either.
             with torch.inference_mode(inference):
                 return PretendedTensor(leaf)
 

@@ -1,4 +1,4 @@
-"""The whole detector on a pretended GPU: it runs, answers as on the CPU, and seldom makes the host wait."""
+"""The whole detector on a pretended GPU: it detects what it does on the CPU, and seldom makes the host wait."""
 
 import math
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def on_gpu(gpu: PretendedGPU) -> Detector:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_preset_answers_as_on_the_cpu_and_nearly_so_in_half_precision(name: str, cat: np.ndarray) -> None:
+def test_every_preset_detects_as_on_the_cpu_and_nearly_so_in_half_precision(name: str, cat: np.ndarray) -> None:
     images, options = [cat, noise(1, 1)], DetectOptions(score_threshold=0.05, trace=True)
     expected = small(name, "cpu").detect(images, options)
     with pretended_gpu():
@@ -49,7 +49,7 @@ def test_every_preset_answers_as_on_the_cpu_and_nearly_so_in_half_precision(name
         assert right.trace is not None
         torch.testing.assert_close(answer.trace.objectness, right.trace.objectness, atol=5e-3, rtol=0)
         kept, known = answer.trace.candidates[answer.trace.kept], right.trace.candidates[right.trace.kept]
-        # Scores of random weights are nearly tied: boxes may change places, and one may give way to another.
+        # Scores of random weights are nearly tied: boxes may swap ranks, and one may suppress another.
         assert _without_partner(kept.boxes, known.boxes) <= 1
         assert _without_partner(answer.boxes, right.boxes) <= 2  # one of each class
         assert abs(len(answer) - len(right)) <= 2
@@ -60,14 +60,14 @@ def test_every_preset_answers_as_on_the_cpu_and_nearly_so_in_half_precision(name
 
 
 def _without_partner(boxes: torch.Tensor, others: torch.Tensor) -> int:
-    """Count the boxes that have no other within 0.2 pixels on each side."""
+    """Count the boxes with none of ``others`` within 0.2 pixels at each side."""
     if not len(boxes) or not len(others):
         return len(boxes)
     return int((torch.cdist(boxes, others, p=math.inf).amin(dim=1) > 0.2).sum())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
-def test_the_bundled_weights_find_the_cat_where_the_cpu_finds_it(
+def test_the_bundled_weights_detect_the_cat_where_the_cpu_does(
     precision: str, gpu: PretendedGPU, on_cpu: Detector, cat: np.ndarray
 ) -> None:
     [right] = on_cpu.detect([cat])
@@ -125,7 +125,7 @@ def test_one_batch_may_mix_regions_classes_thresholds_and_proposals(
 
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize(("name", "launches"), [("lite-voc20", 430), ("RESNET50_FPN", 465)])
-def test_the_host_waits_four_times_whatever_the_batch(
+def test_the_host_waits_four_times_for_a_batch_of_any_size(
     name: str, launches: int, count: int, gpu: PretendedGPU, cat: np.ndarray
 ) -> None:
     if name == "lite-voc20":
@@ -140,14 +140,14 @@ def test_the_host_waits_four_times_whatever_the_batch(
     assert gpu.launches <= launches + 12 * count
 
 
-def test_proposals_and_traces_come_with_the_same_copy(gpu: PretendedGPU, on_gpu: Detector, cat: np.ndarray) -> None:
+def test_proposals_and_traces_need_no_further_wait(gpu: PretendedGPU, on_gpu: Detector, cat: np.ndarray) -> None:
     on_gpu.detect([cat] * 2, DetectOptions(trace=True, proposals=300))
     gpu.reset()
     on_gpu.detect([cat] * 2, DetectOptions(trace=True, proposals=300))
     assert gpu.wait_count <= 4, gpu.waits
 
 
-def test_a_score_threshold_of_nothing_costs_a_bounded_number_of_waits(
+def test_a_score_threshold_of_zero_costs_a_bounded_number_of_waits(
     gpu: PretendedGPU, on_gpu: Detector, on_cpu: Detector, cat: np.ndarray
 ) -> None:
     options = DetectOptions(score_threshold=0.0, max_detections=1000)

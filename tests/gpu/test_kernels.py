@@ -1,4 +1,4 @@
-"""The types that CUDA has kernels for, as the names in the installed libraries say."""
+"""The types that CUDA has kernels for, from the names in the installed libraries."""
 
 import pytest
 import torch
@@ -29,11 +29,11 @@ def test_torchvisions_operators_have_no_kernel_for_bfloat16(kernel: str) -> None
     assert types == FLOATS - {torch.bfloat16}
 
 
-def test_a_kernel_that_there_is_not_has_no_types() -> None:
+def test_an_unknown_kernel_has_no_types() -> None:
     assert kernel_types(torchvision_ops(), "no_such_kernel_impl") == frozenset()
 
 
-def test_what_is_not_read_is_known() -> None:
+def test_types_are_listed_where_a_library_has_no_kernels() -> None:
     types = supported_types()
     assert torch.uint8 not in types["aten::_upsample_bilinear2d_aa"]
     assert torch.bfloat16 not in types["torchvision::nms"]

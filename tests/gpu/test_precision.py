@@ -1,4 +1,4 @@
-"""Precision on a pretended GPU: which there are, which is chosen, and what becomes of values that are not finite."""
+"""Precision on a pretended GPU: what is offered, what is chosen, and what values that are not finite lead to."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -28,8 +28,8 @@ INF, NAN = float("inf"), float("nan")
 
 
 @cache
-def _right(device: str) -> list[Detections]:
-    """Detect in three images of the cat with nothing spoilt."""
+def _expected(device: str) -> list[Detections]:
+    """Detect in three images of the cat with an intact network."""
     return small("LITE", device).detect([CAT] * 3, DetectOptions(score_threshold=0.3))
 
 
@@ -80,7 +80,7 @@ def test_a_value_that_is_not_finite_fails_its_own_image(
                 ),
             )
         options = DetectOptions(score_threshold=0.3)
-        expected = _right(device)
+        expected = _expected(device)
         with pytest.raises(NotFiniteError, match=r"fp32 are not finite for 1 of 3 image\(s\)") as caught:
             detector.detect([CAT] * 3, options)
         first, spoilt, last = caught.value.results
@@ -94,7 +94,7 @@ def test_a_value_that_is_not_finite_fails_its_own_image(
 def test_fp16_that_overflows_fails_the_image_and_auto_does_not_choose_it(gpu: PretendedGPU) -> None:
     checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset="LITE", classes=CLASSES)
 
-    def loud() -> FasterRCNN:
+    def overflowing_network() -> FasterRCNN:
         model = deepcopy(network("LITE"))
         with torch.no_grad():
             model.rpn.head.conv[0][0].weight.mul_(1e7)  # type: ignore[index, operator, union-attr]
@@ -103,10 +103,10 @@ def test_fp16_that_overflows_fails_the_image_and_auto_does_not_choose_it(gpu: Pr
         return model
 
     with pytest.raises(NotFiniteError, match=r"fp16 are not finite .* FRCNN_PRECISION=bf16 or fp32"):
-        Detector(loud(), checkpoint, device="cuda", precision="fp16").detect([CAT])
-    detector = Detector(loud(), checkpoint, device="cuda", precision="auto")
+        Detector(overflowing_network(), checkpoint, device="cuda", precision="fp16").detect([CAT])
+    detector = Detector(overflowing_network(), checkpoint, device="cuda", precision="auto")
     assert detector.precision == "bf16"
-    assert "fp16 moves its answer by inf" in detector.info.engine_note
+    assert any("fp16 moves its output by inf" in sentence for sentence in detector.info.optimizations)
     detector.detect([CAT])
 
 
@@ -125,21 +125,21 @@ def test_the_capability_says_which_precisions_there_are(capability: tuple[int, i
 
 
 def test_fp32_multiplies_float32_exactly_and_tf32_does_not(gpu: PretendedGPU) -> None:
-    def now() -> tuple[str, str]:
+    def modes() -> tuple[str, str]:
         return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
 
-    device, before = torch.device("cuda"), now()
+    device, before = torch.device("cuda"), modes()
     with float32_products("tf32", device):
-        assert now() == ("tf32", "tf32")
-        with float32_products("fp32", device):  # another detector: exact is right for both
-            assert now() == ("ieee", "ieee")
-        assert now() == ("tf32", "tf32")
-    assert now() == before
+        assert modes() == ("tf32", "tf32")
+        with float32_products("fp32", device):  # another detector: exact arithmetic is right for both
+            assert modes() == ("ieee", "ieee")
+        assert modes() == ("tf32", "tf32")
+    assert modes() == before
     with float32_products("fp32", torch.device("cpu")):
-        assert now() == before
+        assert modes() == before
 
 
-def test_the_image_to_measure_with_is_always_the_same() -> None:
+def test_the_probe_image_is_always_the_same() -> None:
     image = probe_image((64, 96))
     assert image.shape == (64, 96, 3)
     assert image.dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""The pretended GPU itself: it refuses what CUDA refuses, and counts what makes the host wait."""
+"""The pretended GPU itself: it refuses what CUDA refuses, and counts waits of the host."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def gpu() -> Iterator[PretendedGPU]:
         yield gpu
 
 
-def test_a_tensor_says_that_it_is_on_the_gpu_and_computes(gpu: PretendedGPU) -> None:
+def test_a_tensor_claims_to_be_on_the_gpu_and_computes(gpu: PretendedGPU) -> None:
     tensor = torch.arange(3.0).pin_memory().to("cuda", non_blocking=True)
     assert tensor.is_cuda
     assert (tensor * 2 + 1).cpu().tolist() == [1, 3, 5]
@@ -52,7 +52,7 @@ def test_kernels_that_cuda_lacks_are_refused(gpu: PretendedGPU) -> None:
         lambda x: tv_ops.nms(x[:4].view(1, 4), x[:1], 0.5),
     ],
 )
-def test_what_reads_from_the_device_waits(gpu: PretendedGPU, read) -> None:  # type: ignore[no-untyped-def]
+def test_reading_from_the_device_waits(gpu: PretendedGPU, read) -> None:  # type: ignore[no-untyped-def]
     tensor = torch.ones(4, device="cuda")
     gpu.reset()
     tensor = tensor + 0
@@ -60,7 +60,7 @@ def test_what_reads_from_the_device_waits(gpu: PretendedGPU, read) -> None:  # t
     assert gpu.wait_count == 1
 
 
-def test_what_stays_on_the_device_does_not_wait(gpu: PretendedGPU) -> None:
+def test_operators_that_stay_on_the_device_do_not_wait(gpu: PretendedGPU) -> None:
     tensor = torch.arange(4.0).pin_memory().to("cuda", non_blocking=True)
     index = tensor.long().sort(descending=True).indices
     torch.nonzero_static(tensor > 1, size=2)
@@ -77,7 +77,7 @@ def test_a_copy_to_the_host_that_does_not_block_is_garbage_until_the_host_has_wa
     assert late.tolist() == [0, 1, 2]
 
 
-def test_waiting_for_nothing_is_no_wait(gpu: PretendedGPU) -> None:
+def test_waiting_with_nothing_pending_is_no_wait(gpu: PretendedGPU) -> None:
     torch.ones(1, device="cuda")
     torch.cuda.synchronize()
     torch.cuda.synchronize()
@@ -91,7 +91,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(gpu: PretendedGP
     assert product.item() == 4096  # a sum in float16 would have stopped at 2048
 
 
-def test_what_is_changed_in_place_is_the_same_tensor(gpu: PretendedGPU) -> None:
+def test_a_tensor_that_is_changed_in_place_is_the_same_tensor(gpu: PretendedGPU) -> None:
     tensor = torch.zeros(2, 3, device="cuda")
     assert tensor.add_(1) is tensor
     tensor[0] = 5
@@ -100,7 +100,7 @@ def test_what_is_changed_in_place_is_the_same_tensor(gpu: PretendedGPU) -> None:
     assert tensor.tolist() == [[6, 6, 6], [2, 2, 2]]
 
 
-def test_another_thread_needs_its_own_leave(gpu: PretendedGPU) -> None:
+def test_another_thread_must_enter_the_gpu_itself(gpu: PretendedGPU) -> None:
     tensor = torch.ones(1, device="cuda")
     with torch.utils._python_dispatch._disable_current_modes(), pytest.raises(RuntimeError, match=r"gpu\.thread"):
         tensor + 1

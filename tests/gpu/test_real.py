@@ -1,4 +1,4 @@
-"""On a real GPU: it answers as the CPU does, in every precision, and no operator makes the host wait unseen."""
+"""A real GPU: it detects what the CPU does, in every precision, and no operator makes the host wait unseen."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

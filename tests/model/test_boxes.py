@@ -9,7 +9,7 @@ from model import boxes
 
 
 def test_a_box_of_one_pixel_is_one_wide_and_not_two() -> None:
-    # Trap 1: py-faster-rcnn would count x2 - x1 + 1.
+    # py-faster-rcnn would count x2 - x1 + 1.
     assert boxes.area(torch.tensor([[3.0, 5.0, 4.0, 6.0]])).tolist() == [1.0]
 
 
@@ -28,12 +28,12 @@ def test_iou_with_no_boxes_has_no_entries() -> None:
     assert boxes.iou(torch.zeros(0, 4), torch.zeros(3, 4)).shape == (0, 3)
 
 
-def test_clipping_keeps_to_the_picture() -> None:
+def test_clipping_keeps_boxes_within_the_bounds() -> None:
     box = torch.tensor([[-5.0, -1.0, 30.0, 7.0]])
     assert boxes.clip(box, 6, 20).tolist() == [[0.0, 0.0, 20.0, 6.0]]
 
 
-def test_clipping_takes_a_size_for_each_picture() -> None:
+def test_clipping_takes_bounds_for_each_image() -> None:
     both = torch.tensor([[[0.0, 0.0, 9.0, 9.0]], [[0.0, 0.0, 9.0, 9.0]]])
     clipped = boxes.clip(both, torch.tensor([[4.0], [6.0]]), torch.tensor([[5.0], [7.0]]))
     assert clipped.tolist() == [[[0.0, 0.0, 5.0, 4.0]], [[0.0, 0.0, 7.0, 6.0]]]
@@ -55,14 +55,16 @@ def test_decoding_turns_encoding_back(weights: tuple[float, float, float, float]
 
 
 def test_growth_is_clamped_from_above_only() -> None:
-    # Trap 8: exp(log(1000 / 16)) = 62.5 times the anchor at most, but as small as one likes.
+    # exp(log(1000 / 16)) = 62.5 times the anchor at most, and as small as the offsets say.
     anchor = torch.tensor([[0.0, 0.0, 16.0, 16.0]])
     grown = boxes.decode(torch.tensor([[0.0, 0.0, 50.0, -50.0]]), anchor)[0]
     assert grown[2] - grown[0] == pytest.approx(1000.0)
     assert grown[3] - grown[1] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_boxes_return_by_separate_ratios_of_height_and_width() -> None:
-    # Trap 17: flooring makes the two ratios differ.
-    back = boxes.rescale(torch.tensor([[10.0, 10.0, 20.0, 20.0]]), torch.tensor([100, 200]), torch.tensor([150, 100]))
-    assert back.tolist() == [[5.0, 15.0, 10.0, 30.0]]
+def test_boxes_are_rescaled_by_separate_ratios_of_height_and_width() -> None:
+    # Resized sides are floored, which makes the two ratios differ.
+    rescaled = boxes.rescale(
+        torch.tensor([[10.0, 10.0, 20.0, 20.0]]), torch.tensor([100, 200]), torch.tensor([150, 100])
+    )
+    assert rescaled.tolist() == [[5.0, 15.0, 10.0, 30.0]]

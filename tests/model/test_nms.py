@@ -15,14 +15,14 @@ CPU = torch.device("cpu")
 
 
 def test_nms_drops_what_overlaps_by_more_than_the_threshold_only() -> None:
-    # Trap 10: an IoU of exactly 0.5 stays.
+    # An IoU of exactly 0.5 stays.
     boxes = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 0.9]])
     scores = torch.tensor([0.9, 0.8, 0.7])
     assert nms(boxes, scores, 0.5).tolist() == [0, 1]
 
 
 def test_equal_scores_keep_their_order() -> None:
-    # Trap 11.
+    # A sort that is not stable could keep any of them.
     boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]]).repeat(300, 1)
     assert nms(boxes, torch.full((300,), 0.5), 0.5).tolist() == [0]
 
@@ -53,7 +53,7 @@ def test_nms_of_nothing_is_nothing() -> None:
 
 
 def test_groups_that_are_shifted_apart_keep_an_iou_at_the_threshold() -> None:
-    # Trap 12: in float32 a shift by class 90 of a large canvas rounds these to an IoU on the other side of a half.
+    # In float32 a shift by class 90 of a large canvas rounds these to an IoU on the other side of a half.
     corners = torch.tensor([[0.1, 0.1, 20.1, 10.1], [0.1, 0.1, 10.1, 10.1]])
     far = torch.tensor([[1300.0, 1300.0, 1333.0, 1333.0]])
     apart = [len(nms(corners, torch.tensor([0.9, 0.8]), threshold)) for threshold in (0.499, 0.501)]
@@ -68,23 +68,23 @@ def test_groups_that_are_shifted_apart_keep_an_iou_at_the_threshold() -> None:
 # ---- all groups at once: what a GPU runs, here on the CPU
 
 
-def _settled(pairs: PairwiseNMS, rounds: int = 1) -> tuple[torch.Tensor, int]:
-    """Iterate to the fixed point; also say how many rounds it took, the last of which changed nothing."""
+def _settled(pairs: PairwiseNMS) -> tuple[torch.Tensor, int]:
+    """Iterate to the fixed point; also return the number of iterations, the last of which changed nothing."""
     for count in itertools.count(1):
-        keep, done = pairs.advance(rounds)
+        keep, done = pairs.advance(1)
         if done:
             return keep, count
     raise AssertionError
 
 
-def _falling(groups: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_falling_score(groups: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     boxes = torch.stack([random_boxes(count, 100, seed) for seed in range(groups)])
     return boxes, torch.rand(groups, count).sort(dim=1, descending=True).values
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
 def test_pairwise_nms_keeps_what_torchvision_keeps(threshold: float) -> None:
-    boxes, scores = _falling(6, 300)
+    boxes, scores = _by_falling_score(6, 300)
     valid = torch.rand(6, 300) > 0.1
     thresholds = torch.full((6,), exact_threshold(threshold))
     keep, _ = _settled(PairwiseNMS(boxes, valid, thresholds))
@@ -113,13 +113,13 @@ def test_a_threshold_that_float32_cannot_hold_is_rounded_down() -> None:
     assert keep[0].nonzero().squeeze(1).tolist() == expected == [0]
 
 
-def test_a_chain_of_a_thousand_boxes_needs_a_thousand_rounds_and_gets_them() -> None:
+def test_a_chain_of_a_thousand_boxes_gets_the_thousand_iterations_it_needs() -> None:
     # Each overlaps its neighbours by a third alone: every second one stays, and one after the other is decided.
     left = torch.arange(1000.0) * 5
     chain = torch.stack((left, torch.zeros(1000), left + 10, torch.ones(1000)), dim=1)
-    keep, rounds = _settled(PairwiseNMS(chain[None], torch.ones(1, 1000, dtype=torch.bool), torch.tensor([0.3])))
+    keep, iterations = _settled(PairwiseNMS(chain[None], torch.ones(1, 1000, dtype=torch.bool), torch.tensor([0.3])))
     assert keep[0].tolist() == [True, False] * 500
-    assert 999 <= rounds <= 1001
+    assert 999 <= iterations <= 1001
 
 
 def test_a_box_that_is_not_valid_is_not_kept_and_drops_no_other() -> None:
@@ -136,7 +136,9 @@ def test_boxes_without_an_area_overlap_nothing() -> None:
 
 
 @pytest.mark.parametrize("pairs_at_once", [2**25, 1], ids=["in one step", "image by image"])
-def test_levels_together_are_levels_one_by_one(monkeypatch: pytest.MonkeyPatch, pairs_at_once: int) -> None:
+def test_nms_of_all_levels_together_keeps_what_nms_of_each_keeps(
+    monkeypatch: pytest.MonkeyPatch, pairs_at_once: int
+) -> None:
     monkeypatch.setattr(suppression, "MASK_PAIRS", pairs_at_once)
     monkeypatch.setattr(suppression, "_PAIRS_AT_ONCE", pairs_at_once)
     counts = (120, 60, 7, 1)
@@ -153,7 +155,9 @@ def test_levels_together_are_levels_one_by_one(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     "mask_pairs", [2**27, 20_000, 200], ids=["in one mask", "in several masks", "by torchvision's operator"]
 )
-def test_classes_together_are_classes_one_by_one(monkeypatch: pytest.MonkeyPatch, mask_pairs: int) -> None:
+def test_nms_of_all_classes_together_keeps_what_nms_of_each_keeps(
+    monkeypatch: pytest.MonkeyPatch, mask_pairs: int
+) -> None:
     monkeypatch.setattr(suppression, "MASK_PAIRS", mask_pairs)
     boxes, scores = random_boxes(400, 100), torch.rand(400).mul(50).floor() / 50  # with ties
     groups = torch.randint(0, 9, (400,)).clamp(max=6)  # group 6 is large, 7 and 8 are empty
@@ -191,7 +195,7 @@ def test_no_candidates_leave_no_detections() -> None:
     assert done
 
 
-def test_what_has_not_converged_is_said() -> None:
+def test_what_has_not_converged_is_reported() -> None:
     left = torch.arange(100.0) * 5
     chain = torch.stack((left, torch.zeros(100), left + 10, torch.ones(100)), dim=1)
     arguments = (

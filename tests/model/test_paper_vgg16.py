@@ -43,7 +43,7 @@ def test_the_nine_anchors_of_the_table() -> None:
 
 def test_twenty_thousand_anchors_on_a_picture_of_the_papers_size() -> None:
     """P 3.1.3: a 1000 x 600 picture has roughly 20,000 anchors."""
-    grid = anchors.grid(PAPER_VGG16.anchors, (608, 1008), ((38, 63),), torch.device("cpu"))
+    grid = anchors.grid_anchors(PAPER_VGG16.anchors, (608, 1008), ((38, 63),), torch.device("cpu"))
     assert len(grid) == 9 * 38 * 63 == 21546
     shift = grid[9 * (63 + 2)] - grid[0]
     assert shift.tolist() == [32, 16, 32, 16]

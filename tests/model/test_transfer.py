@@ -1,4 +1,4 @@
-"""Copies to a device and back."""
+"""Copies between the host and a device: the values, and what the host waits for."""
 
 import numpy as np
 import pytest
@@ -11,19 +11,19 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
-def test_what_goes_up_comes_down_as_it_was(device: torch.device) -> None:
+def test_uploaded_values_are_downloaded_as_they_were(device: torch.device) -> None:
     with pretended_gpu():
         numbers = upload([[1, 2, 3]], torch.int64, device)
         flags = upload(np.array([True, False]), torch.bool, device)
         halves = upload(torch.tensor([0.5, 7.0]), torch.float16, device)
         assert numbers.device == device
-        back = download(flags, numbers[:, ::2], halves, numbers[:, :0], halves[1])
-    assert [tensor.tolist() for tensor in back] == [[True, False], [[1, 3]], [0.5, 7.0], [[]], 7.0]
-    assert [tensor.dtype for tensor in back[:3]] == [torch.bool, torch.int64, torch.float16]
-    assert all(tensor.device == CPU for tensor in back)
+        downloaded = download(flags, numbers[:, ::2], halves, numbers[:, :0], halves[1])
+    assert [tensor.tolist() for tensor in downloaded] == [[True, False], [[1, 3]], [0.5, 7.0], [[]], 7.0]
+    assert [tensor.dtype for tensor in downloaded[:3]] == [torch.bool, torch.int64, torch.float16]
+    assert all(tensor.device == CPU for tensor in downloaded)
 
 
-def test_the_host_waits_once_for_all_that_comes_down_and_not_for_what_goes_up() -> None:
+def test_the_host_waits_once_for_all_downloads_and_for_no_upload() -> None:
     with pretended_gpu() as gpu:
         gpu.reset()
         tensors = [upload([number], torch.float32, GPU) * 2 for number in range(5)]
@@ -43,5 +43,5 @@ def test_a_constant_is_copied_once_and_may_be_used_in_training() -> None:
     assert weight.grad.tolist() == [1, 2]
 
 
-def test_nothing_comes_down_as_nothing() -> None:
+def test_a_download_of_nothing_returns_nothing() -> None:
     assert download() == ()

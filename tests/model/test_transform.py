@@ -1,4 +1,4 @@
-"""From a picture to a canvas: size, pixels, padding."""
+"""Images on a canvas: size, pixels, padding."""
 
 from dataclasses import replace
 
@@ -14,11 +14,11 @@ SMALL = replace(LITE.transform, min_size=384, max_size=384)
 
 
 def test_the_short_side_is_scaled_unless_the_long_one_would_pass_its_limit() -> None:
-    assert resized_size(RESNET50_FPN.transform, 480, 640) == (800, 1066)  # trap 17
+    assert resized_size(RESNET50_FPN.transform, 480, 640) == (800, 1066)  # the floor of 1066.67
     assert resized_size(RESNET50_FPN.transform, 100, 1000) == (133, 1333)
 
 
-def test_a_picture_as_thin_as_a_thread_keeps_at_least_one_pixel() -> None:
+def test_a_very_thin_image_keeps_at_least_one_pixel() -> None:
     assert resized_size(SMALL, 1, 20000) == (1, 384)
 
 
@@ -35,7 +35,7 @@ def test_padding_is_zero_for_the_network() -> None:
     torch.testing.assert_close(batch.pixels[0, :, :192], torch.ones(3, 192, 384))  # (255 - 127) / 128
 
 
-def test_each_picture_keeps_its_own_size_on_a_shared_canvas() -> None:
+def test_each_image_keeps_its_own_size_on_a_shared_canvas() -> None:
     tall, square = np.zeros((384, 200, 3), np.uint8), np.zeros((50, 50, 3), np.uint8)
     batch = Transform(SMALL)([tall, square], (384, 384), CPU)
     assert batch.sizes.tolist() == [[384, 200], [384, 384]]
@@ -66,18 +66,18 @@ def test_shrinking_ten_times_does_not_alias() -> None:
         (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
     ],
 )
-def test_what_is_no_picture_is_refused(image: np.ndarray, message: str) -> None:
+def test_what_is_no_image_is_refused(image: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Transform(SMALL)([image], (384, 384), CPU)
 
 
-def test_a_picture_that_does_not_fit_its_canvas_is_refused() -> None:
+def test_an_image_that_does_not_fit_its_canvas_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         Transform(SMALL)([np.zeros((384, 384, 3), np.uint8)], (288, 384), CPU)
 
 
-def test_a_read_only_picture_as_pillow_gives_it_is_taken_without_a_warning() -> None:
-    picture = np.full((384, 384, 3), 255, np.uint8)
-    picture.setflags(write=False)
-    pixels = Transform(SMALL)([picture], (384, 384), CPU).pixels
+def test_a_read_only_image_as_pillow_makes_it_is_taken_without_a_warning() -> None:
+    image = np.full((384, 384, 3), 255, np.uint8)
+    image.setflags(write=False)
+    pixels = Transform(SMALL)([image], (384, 384), CPU).pixels
     torch.testing.assert_close(pixels, torch.ones(1, 3, 384, 384))

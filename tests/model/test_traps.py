@@ -84,7 +84,7 @@ def test_trap_03_anchors_of_a_cell_are_ratio_major(preset: object) -> None:
     theirs = AnchorGenerator(config.sizes, (config.ratios,) * len(config.sizes))
     images = ImageList(torch.zeros(1, 3, *CANVAS), [CANVAS])
     (expected,) = theirs(images, [torch.zeros(1, 1, *shape) for shape in maps])
-    found = anchor_grid.grid(config, CANVAS, maps, CPU)
+    found = anchor_grid.grid_anchors(config, CANVAS, maps, CPU)
     assert len(found) == len(expected)
     assert torch.equal(found, expected)
     first = found[: config.per_cell]
@@ -158,7 +158,7 @@ def test_trap_12_nms_within_groups_does_not_shift_coordinates() -> None:
 
 
 def test_trap_13_anchors_decoding_and_nms_stay_in_float32() -> None:
-    grid = anchor_grid.grid(RESNET50_FPN.anchors, CANVAS, MAPS, CPU)
+    grid = anchor_grid.grid_anchors(RESNET50_FPN.anchors, CANVAS, MAPS, CPU)
     assert grid.dtype == torch.float32
     assert float((grid.bfloat16().float() - grid).abs().max()) > 2, "what bf16 would do"
     rpn = RPN(4, RESNET50_FPN.anchors, RESNET50_FPN.rpn).eval()

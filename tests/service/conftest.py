@@ -61,8 +61,7 @@ class FaultyDetector:
             0.5,
             100,
             10,
-            "eager",
-            "",
+            (),
         )
 
     def canvas_for(self, height: int, width: int) -> tuple[int, int]:

@@ -119,5 +119,5 @@ def test_calibrate_says_what_is_wrong_with_its_pictures(cat, saved, tmp_path):
     empty.mkdir()
     done = run(app, [*command, str(empty)])
     assert done.exit_code == 1
-    assert "no pictures" in done.output
+    assert "no images" in done.output
     assert not saved.with_suffix(".ranges.json").exists()

@@ -62,7 +62,7 @@ def test_it_starts_by_itself_in_half_precision_and_passes_the_self_test(
         about = live.client.get("/model").json()
         assert about["device"] == "cuda:0"
         assert about["precision"] == "fp16"
-        assert "fp16 was chosen for compute capability 9.0" in about["engine_note"]
+        assert "fp16 was chosen for compute capability 9.0" in " ".join(about["optimizations"])
         assert live.client.get("/readyz").status_code == 200
         post(live, "/detect", cat_jpeg)
         gpu.reset()

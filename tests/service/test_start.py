@@ -63,7 +63,7 @@ def end_of(monkeypatch, caplog):
     ) -> tuple[int, list[logging.LogRecord]]:
         monkeypatch.setattr(os, "_exit", leave)
         monkeypatch.setattr(logging, "shutdown", lambda: None)
-        monkeypatch.setattr("service.server.uvicorn_server.share_one_heap", lambda: False)
+        monkeypatch.setattr("service.server.uvicorn_server.configure_malloc", lambda: False)
         chosen = load_settings(**({"port": 0} | settings))
         served = create_app(chosen, detector_factory=lambda _: detector(step, error))
         with pytest.raises(SystemExit) as ended:

@@ -1,1 +1,1 @@
-"""Passes for inference on a CPU, each a function that rewrites layers of a model in place."""
+"""Passes for inference on a CPU: functions that rewrite layers of a model in place and return how many."""

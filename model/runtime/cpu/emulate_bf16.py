@@ -1,39 +1,38 @@
-"""bfloat16 on a processor that has no products of it: float32 arithmetic on numbers rounded to bfloat16.
+"""A pass: bfloat16 on a processor that does not multiply it, as float32 arithmetic on rounded numbers.
 
-torch has no fast bfloat16 on such a CPU: a convolution takes it many times as long as in float32. But the hardware that
-has such products multiplies numbers of 8 bits exactly, sums them in float32 and rounds the sum once. That is what
-happens here too, so that the answers are those of bfloat16, to the order of the sums, and anybody can check them
-anywhere.
+torch's bfloat16 is many times slower than float32 on such a processor. Hardware with bfloat16 multiplies numbers of 8
+bits exactly, sums the products in float32 and rounds the sum once. Float32 on rounded numbers does the same, so that
+its outputs are those of bfloat16, but for the order of the sums: what a server in bf16 answers can be checked anywhere.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def round_weights_and_maps(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round the float32 model's weights to ``dtype`` now, and from now on what its layers take and give.
+def emulate_bf16(model: nn.Module) -> int:
+    """Round weights to bfloat16 now, and inputs and outputs of layers at each call; return the number of layers.
 
-    In place. Between two layers values may stay unrounded, as in a kernel that does several things at once.
+    In place. model: in float32, which it stays. Between two layers values may stay unrounded, as in a kernel that
+    computes several operators at once.
     """
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(_rounded(parameter, dtype))
+            parameter.copy_(_rounded(parameter))
 
-    def before(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(_rounded(one, dtype) for one in given)
+    def round_inputs(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(_rounded(tensor) for tensor in inputs)
 
-    def after(_: nn.Module, __: Any, made: Tensor) -> Tensor:
-        return _rounded(made, dtype)
+    def round_output(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return _rounded(output)
 
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_pre_hook(before)
-            layer.register_forward_hook(after)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        layer.register_forward_pre_hook(round_inputs)
+        layer.register_forward_hook(round_output)
+    return len(layers)
 
 
-def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.to(dtype).to(values.dtype)
+def _rounded(values: Tensor) -> Tensor:
+    return values.bfloat16().to(values.dtype)

@@ -42,6 +42,5 @@ async def model(pipeline: Served) -> ModelAnswer:
             "max_pixels": settings.max_pixels,
             "timeout_ms": settings.timeout_ms,
         },
-        engine=info.engine,
-        engine_note=info.engine_note,
+        optimizations=list(info.optimizations),
     )

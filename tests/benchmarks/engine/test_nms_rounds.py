@@ -3,7 +3,7 @@ import torch
 from benchmarks.engine import nms_rounds
 from benchmarks.lib.images import photographs
 from model.detector import Detector
-from model.nms import CLASS_ROUNDS, LEVEL_ROUNDS
+from model.nms import CLASS_ITERATIONS, LEVEL_ITERATIONS
 
 
 def test_rounds_of_nms_are_counted_to_the_one_that_changes_nothing() -> None:
@@ -21,8 +21,8 @@ def test_rounds_of_nms_are_those_of_each_batch() -> None:
     counted = nms_rounds.survey(detector, images, 2, [0.35, 0.05])
     assert [len(row["rounds"]) for row in counted.values()] == [2, 2, 2]  # two canvases
     levels, few, many = (row["rounds"] for row in counted.values())
-    assert all(1 < number <= LEVEL_ROUNDS for number in levels)
-    assert all(1 <= a <= b <= CLASS_ROUNDS for a, b in zip(few, many, strict=True))
+    assert all(1 < number <= LEVEL_ITERATIONS for number in levels)
+    assert all(1 <= a <= b <= CLASS_ITERATIONS for a, b in zip(few, many, strict=True))
     after = detector.detect(images)
     assert all(torch.equal(a.boxes, b.boxes) for a, b in zip(before, after, strict=True))
     (table,) = nms_rounds.tables({"weights": "x", "images": 3, "found": counted})

@@ -7,16 +7,16 @@ from PIL import Image
 
 from benchmarks.lib.images import MIXED_SIZES, drawn_image, mixed_jpegs, photographs, size_for
 from model.config import LITE, RESNET50_FPN
-from model.runtime.buckets import Canvases
+from model.runtime.buckets import Buckets
 
 
 @pytest.mark.parametrize(
     ("config", "canvas"), [(RESNET50_FPN, (800, 1088)), (RESNET50_FPN, (800, 1344)), (LITE, (384, 480))]
 )
 def test_images_are_of_exactly_the_canvas_that_is_named(config: Any, canvas: tuple[int, int]) -> None:
-    height, width = size_for(canvas, Canvases(config.transform).of)
-    assert Canvases(config.transform).of(height, width) == canvas
-    assert Canvases(config.transform, "exact").of(height, width) == canvas  # as torchvision pads it
+    height, width = size_for(canvas, Buckets(config.transform).canvas_for)
+    assert Buckets(config.transform).canvas_for(height, width) == canvas
+    assert Buckets(config.transform, "exact").canvas_for(height, width) == canvas  # as torchvision pads it
 
 
 def test_a_drawn_image_is_the_same_for_the_same_seed() -> None:

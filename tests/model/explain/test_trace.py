@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model import boxes as box_ops
-from model.anchors import grid, places
+from model.anchors import anchor_locations, grid_anchors
 from model.config import LITE, PAPER_VGG16, RESNET50_FPN, AnchorConfig
 from model.detector import Detector
 from model.structures import Detections, DetectOptions, Trace
@@ -58,8 +58,8 @@ def test_level_cell_size_and_ratio_make_the_anchor_again(
     # torchvision rounds corners; py-faster-rcnn rounds the sides of a cell and multiplies then, by up to 32.
     canvas = (128, 192)
     maps = tuple((canvas[0] // stride, canvas[1] // stride) for stride in strides)
-    anchors = grid(config, canvas, maps, CPU)
-    location = places(config, maps, torch.arange(len(anchors)))
+    anchors = grid_anchors(config, canvas, maps, CPU)
+    location = anchor_locations(config, maps, torch.arange(len(anchors)))
     stride = torch.tensor(strides)[location.levels]
     offset = 8 if config.legacy else 0
     widths, heights = location.sizes / location.ratios.sqrt(), location.sizes * location.ratios.sqrt()
@@ -69,13 +69,13 @@ def test_level_cell_size_and_ratio_make_the_anchor_again(
 
 
 def test_places_of_some_anchors_in_any_order() -> None:
-    location = places(LITE.anchors, ((4, 4), (2, 2), (1, 1)), torch.tensor([125, 0, 96, 95, 7]))
+    location = anchor_locations(LITE.anchors, ((4, 4), (2, 2), (1, 1)), torch.tensor([125, 0, 96, 95, 7]))
     assert location.levels.tolist() == [2, 0, 1, 0, 0]
     assert location.rows.tolist() == [0, 0, 0, 3, 0]
     assert location.columns.tolist() == [0, 0, 0, 3, 1]
     assert location.sizes.tolist() == [288, 20, 64, 36, 36]
     assert location.ratios.tolist() == [2.0, 0.5, 0.5, 2.0, 0.5]
-    assert places(LITE.anchors, ((1, 1),) * 3, torch.zeros(0, dtype=torch.int64)).levels.shape == (0,)
+    assert anchor_locations(LITE.anchors, ((1, 1),) * 3, torch.zeros(0, dtype=torch.int64)).levels.shape == (0,)
 
 
 def test_a_proposals_box_is_its_anchor_moved_by_its_deltas(detections: Detections) -> None:
@@ -90,15 +90,15 @@ def test_a_detection_is_its_proposal_refined_and_the_proposal_stands_where_its_a
 ) -> None:
     proposals = detections.proposals
     assert proposals is not None
-    assert proposals.places is not None
+    assert proposals.locations is not None
     assert len(detections) > 0
     assert torch.equal(trace.refined[detections.proposal_indices, detections.class_ids], detections.boxes)
     assert torch.equal(trace.scores[detections.proposal_indices, detections.class_ids], detections.scores)
     assert torch.equal(trace.anchors[proposals.anchor_indices], proposals.anchors)
-    assert torch.equal(proposals.places.levels, proposals.levels)
+    assert torch.equal(proposals.locations.levels, proposals.levels)
     centres = (proposals.anchors[:, :2] + proposals.anchors[:, 2:]) / 2
     steps = torch.tensor(trace.steps)[proposals.levels]
-    cells = torch.stack((proposals.places.columns, proposals.places.rows), dim=1)
+    cells = torch.stack((proposals.locations.columns, proposals.locations.rows), dim=1)
     torch.testing.assert_close(centres, cells * steps, atol=1e-2, rtol=0)
 
 
@@ -107,7 +107,7 @@ def test_the_candidates_hold_the_final_proposals_in_their_order(detections: Dete
     assert detections.proposals is not None
     assert len(final) == len(detections.proposals) == len(trace.scores) == len(trace.refined)
     for field in fields(final):
-        if field.name != "places":
+        if field.name != "locations":
             assert torch.equal(getattr(final, field.name), getattr(detections.proposals, field.name)), field.name
 
 

@@ -1,4 +1,4 @@
-"""The choice of the device, for each state of the driver and the GPUs: by stand-ins for what torch says of them."""
+"""The choice of the device, for each state of the driver and the GPUs, with stand-ins for what torch reports."""
 
 import logging
 import warnings
@@ -9,7 +9,7 @@ import torch
 from model.detector import Detector, DeviceError
 from model.runtime.device import choose_device, choose_devices, has_kernels
 
-# What torch 2.14.1 was built for, and its own words for the states of a driver.
+# What torch 2.14.1 was built for, and its messages for the states of a driver.
 BUILT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver"
 TOO_OLD = (
@@ -26,7 +26,7 @@ NUMBERED = (
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Make torch see GPUs of these compute capabilities, or fail to start CUDA with these words."""
+    """Make torch see GPUs of these compute capabilities, or fail to start CUDA with this message."""
 
     def pretend(*capabilities: tuple[int, int], failure: str | None = None, built: bool = True) -> None:
         def init() -> None:
@@ -47,7 +47,7 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("failure", "said"),
+    ("failure", "parts"),
     [
         (NO_DRIVER, ["there is no NVIDIA driver", "version 580 or later, for CUDA 13.0", "--gpus all", "device cpu"]),
         (TOO_OLD, ["too old (it supports CUDA up to 11.4)", "needs CUDA 13.0", "version 580 or later", "device cpu"]),
@@ -57,33 +57,33 @@ def machine(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("asked", ["cuda", "cuda:0"])
-def test_a_driver_that_does_not_serve_is_explained(machine, asked, failure, said):
+def test_an_unusable_driver_is_explained(machine, asked, failure, parts):
     machine(failure=failure)
     with pytest.raises(DeviceError) as caught:
         choose_device(asked)
-    for words in (f"The device {asked} cannot be used", *said):
-        assert words in str(caught.value)
+    for part in (f"The device {asked} cannot be used", *parts):
+        assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_torch_for_the_cpu_alone_is_named(machine):
+def test_a_torch_built_for_cpus_is_reported(machine):
     machine(built=False)
     with pytest.raises(DeviceError, match=r"The device cuda cannot be used: torch .* is a build for the CPU alone"):
         choose_device("cuda")
     assert choose_device("auto") == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("count", "said"), [(1, "torch sees 1 GPU, and"), (2, "torch sees 2 GPUs, and")])
-def test_an_index_without_a_gpu_is_told_how_many_there_are(machine, count, said):
+@pytest.mark.parametrize(("count", "counted"), [(1, "torch sees 1 GPU, and"), (2, "torch sees 2 GPUs, and")])
+def test_an_index_without_a_gpu_is_told_how_many_there_are(machine, count, counted):
     machine(*[(9, 0)] * count)
-    with pytest.raises(DeviceError, match=rf"There is no device cuda:7: {said} the largest index is {count - 1}\."):
+    with pytest.raises(DeviceError, match=rf"There is no device cuda:7: {counted} the largest index is {count - 1}\."):
         choose_device("cuda:7")
     with pytest.raises(DeviceError, match="There is no device cuda:300"):  # torch.device makes it cuda:44
         choose_device("cuda:300")
 
 
 @pytest.mark.parametrize("asked", ["tpu", "mps", "cuda:-1", "cuda:one", "CUDA", ""])
-def test_what_is_no_device_is_refused(asked):
+def test_an_unknown_device_is_refused(asked):
     with pytest.raises(DeviceError, match="The device must be auto, cpu, cuda or cuda:N"):
         choose_device(asked)
 
@@ -92,8 +92,8 @@ def test_a_gpu_without_kernels_is_named_with_what_there_is(machine):
     machine((6, 1))
     with pytest.raises(DeviceError) as caught:
         choose_device("cuda")
-    for words in ("cuda:0 (GPU number 0)", "compute capability 6.1", "sm_75, sm_80", "device cpu"):
-        assert words in str(caught.value)
+    for part in ("cuda:0 (GPU number 0)", "compute capability 6.1", "sm_75, sm_80", "device cpu"):
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_gpu_without_kernels_is_named_with_what_there_is(machine):
         ((13, 0), BUILT, False),
         ((13, 0), [*BUILT, "compute_120"], True),  # PTX is compiled for what came later
         ((7, 5), ["compute_80"], False),
-        ((9, 0), ["gfx942"], True),  # no name that we know: nothing is refused
+        ((9, 0), ["gfx942"], True),  # an unknown name: nothing is refused
     ],
 )
 def test_which_gpus_run_which_code(capability, built, runs):
@@ -133,7 +133,7 @@ def test_which_devices_are_meant(machine, asked, devices):
 
 
 @pytest.mark.parametrize("failure", [TOO_OLD, UNKNOWN])
-def test_auto_says_once_why_a_gpu_that_is_there_is_not_used(machine, caplog, failure):
+def test_auto_logs_once_why_a_gpu_is_not_used(machine, caplog, failure):
     machine(failure=failure)
     assert choose_devices("auto") == ("cpu",)
     [record] = caplog.records
@@ -148,7 +148,7 @@ def test_auto_is_silent_where_there_is_no_gpu(machine, caplog, failure):
     assert not caplog.records
 
 
-def test_auto_leaves_a_gpu_without_kernels_out(machine, caplog):
+def test_auto_leaves_out_a_gpu_without_kernels(machine, caplog):
     machine((6, 1))
     assert choose_devices("auto") == ("cpu",)
     assert "compute capability 6.1" in caplog.records[-1].getMessage()
@@ -161,7 +161,7 @@ def test_auto_leaves_a_gpu_without_kernels_out(machine, caplog):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_what_torch_really_says_here_is_understood():
+def test_the_message_of_the_installed_torch_is_understood():
     with pytest.raises(DeviceError, match=r"no NVIDIA driver|no GPU is visible|build for the CPU alone|too old"):
         Detector.random("LITE", device="cuda")
 

@@ -1,4 +1,4 @@
-"""The choice of the arithmetic: what each device offers, and what ``auto`` makes of the measured drift."""
+"""The choice of the precision: what each device offers, and what ``auto`` makes of the measured drift."""
 
 import math
 
@@ -11,13 +11,13 @@ from model.runtime.precision import choose_precision, float32_products, measure_
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def nothing_to_measure(_: str) -> float:
-    pytest.fail("nothing was to be measured")
+def fail_to_measure(_: str) -> float:
+    pytest.fail("nothing had to be measured")
 
 
 @pytest.fixture
 def capability(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Let the GPU have a compute capability."""
+    """Give the GPU a compute capability."""
     return lambda *numbers: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: numbers)
 
 
@@ -26,7 +26,7 @@ def test_auto_on_a_cpu_depends_on_the_processor_alone(
     monkeypatch: pytest.MonkeyPatch, has_bf16: bool, chosen: str
 ) -> None:
     monkeypatch.setattr(precision, "multiplies_bf16", lambda _: has_bf16)
-    assert choose_precision("auto", CPU, nothing_to_measure) == (chosen, "")
+    assert choose_precision("auto", CPU, fail_to_measure) == (chosen, "")
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,14 @@ def test_auto_on_a_cpu_depends_on_the_processor_alone(
         ((7, 5), {"fp16": math.nan}, "fp32"),
     ],
 )
-def test_auto_on_a_gpu_takes_what_moves_the_answer_less(
+def test_auto_on_a_gpu_takes_what_moves_the_output_less(
     capability, numbers: tuple[int, int], drifts: dict[str, float], chosen: str
 ) -> None:
     capability(*numbers)
     name, why = choose_precision("auto", GPU, lambda asked: drifts[asked])
     assert name == chosen
     assert f"Precision {chosen} was chosen" in why
-    assert all(f"{asked} moves its answer by {drift:.2g}" in why for asked, drift in drifts.items())
+    assert all(f"{asked} moves its output by {drift:.2g}" in why for asked, drift in drifts.items())
 
 
 @pytest.mark.parametrize(
@@ -69,18 +69,18 @@ def test_what_a_device_does_not_offer_is_refused(
     if numbers:
         capability(*numbers)
     with pytest.raises(ValueError, match=says):
-        choose_precision(asked, device, nothing_to_measure)
+        choose_precision(asked, device, fail_to_measure)
 
 
 class Network(torch.nn.Module):
-    """Answers with 4 numbers, the last of them ``value`` of the first weight."""
+    """A network whose logits are its pixels times one weight."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor([weight]))
         self.maps: list[torch.Tensor] = []
 
-    def dense(self, pixels: torch.Tensor):  # type: ignore[no-untyped-def]
+    def run_convolutions(self, pixels: torch.Tensor):  # type: ignore[no-untyped-def]
         self.logits = pixels.flatten(1) * self.weight
         self.deltas = self.logits * 0 + 1
         return self
@@ -97,7 +97,7 @@ class Network(torch.nn.Module):
         (1e5, torch.float16, math.inf, math.inf),  # more than float16 holds
     ],
 )
-def test_drift_is_the_share_by_which_the_answer_moves(
+def test_drift_is_the_share_by_which_the_output_moves(
     weight: float, dtype: torch.dtype, low: float, high: float
 ) -> None:
     pixels = torch.ones(1, 1, 2, 2)

@@ -1,1 +1,1 @@
-"""Inference in int8 on a CPU with oneDNN's quantised kernels."""
+"""A pass: int8 on a CPU. ``layers`` are the quantized layers, ``quantize`` rewrites a network to use them."""

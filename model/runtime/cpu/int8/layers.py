@@ -1,8 +1,8 @@
-"""The layers of a quantised detector on a CPU: bytes in, products summed in int32, bytes or float32 out.
+"""The layers of a quantized network on a CPU: uint8 inputs, products summed in int32, uint8 or float32 outputs.
 
-A byte b stands for (b - zero) * scale, one grid for the whole map; a weight for w * scale, one scale for each output
-channel. Activations, and the sum with another map, are in the same pass as the convolution (oneDNN's operators, the
-ones that torch's own compiler calls).
+A byte b of a map stands for (b - zero_point) * scale, with one scale for the whole map; a weight w for w * scale, with
+one scale for each output channel. Activations, and the sum with another map, are in the same call as the convolution.
+The operators are oneDNN's, those that torch's compiler calls.
 """
 
 from __future__ import annotations
@@ -14,63 +14,67 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.runtime.cpu.onednn_conv import FUSED, Layouts, widens
+from model.runtime.cpu.onednn_conv import FUSED, Layouts, symmetric_padding
 
-Range = tuple[float, float]
+Range = tuple[float, float]  # the lowest and the highest value
 
-_WHOLE = 3.0 * 2**22  # its lowest byte is nought
+_WHOLE = 3.0 * 2**22  # a whole float32 whose lowest byte is 0
 
 
-class Grid(NamedTuple):
-    """256 steps of ``scale``, nought at the byte ``zero``."""
+class QuantParams(NamedTuple):
+    """The 256 values that a byte can stand for: steps of ``scale``, 0 at the byte ``zero_point``."""
 
     scale: float
-    zero: int
+    zero_point: int
 
     @classmethod
-    def of(cls, seen: Range) -> Grid:
-        """The finest that reaches from the lowest to the highest value seen. Nought is on it: maps are padded so."""
-        low, high = min(seen[0], 0.0), max(seen[1], 0.0)
+    def from_range(cls, values: Range) -> QuantParams:
+        """Return the finest steps that cover ``values`` and hold 0 exactly, since maps are padded with it."""
+        low, high = min(values[0], 0.0), max(values[1], 0.0)
         scale = max(high - low, 1e-6) / 255
         return cls(scale, round(-low / scale))
 
 
 class Quantize(nn.Module):
-    """Float32 values of any shape as bytes of a grid, in the same order in memory.
+    """Convert float32 values of any shape to bytes, in the same order in memory.
 
-    A float32 between 2^23 and 2^24 is a whole number, and its lowest byte that number's: so the sum of a value's steps
-    with such a one rounds it, and one conversion of integers takes the bytes out. torch has an operator for it, a
-    little faster, that is about to be removed, and converts floats to bytes one by one.
+    A float32 between 2^23 and 2^24 is a whole number, and its lowest byte is that number's: adding a value, in steps,
+    to such a number rounds it, and one conversion of integers takes the bytes out. torch has a faster operator for
+    this, which is about to be removed, and otherwise converts floats to bytes one by one.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, params: QuantParams) -> None:
         super().__init__()
-        self.step = 1 / grid.scale
-        self.origin = torch.tensor(_WHOLE + grid.zero)
+        self.steps_per_unit = 1 / params.scale
+        self.origin = torch.tensor(_WHOLE + params.zero_point)
 
     def forward(self, values: Tensor) -> Tensor:
-        """uint8; what lies off the grid becomes its first or last byte."""
-        steps = torch.add(self.origin, values, alpha=self.step).clamp_(_WHOLE, _WHOLE + 255)
+        """Return uint8; values out of range become 0 or 255."""
+        steps = torch.add(self.origin, values, alpha=self.steps_per_unit).clamp_(_WHOLE, _WHOLE + 255)
         return steps.view(torch.int32).to(torch.uint8)
 
 
 class Quantized(nn.Module):
-    """What the two layers share: weights as bytes, the grids, and what follows the products."""
+    """The common part of the quantized layers: int8 weights, quantization parameters, and the activation.
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: Tensor, given: Grid) -> None:
+    output: the parameters of the output; None where it is float32.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: Tensor, input: QuantParams) -> None:
         super().__init__()
-        self.given = given
-        self.made: Grid | None = None  # of the output; None for float32
+        self.input = input
+        self.output: QuantParams | None = None
         self.activation: tuple[str, list[float]] = ("none", [])
-        most = largest_weight()
+        limit = weight_qmax()
         rows = weight.detach().float()
-        self.scales = rows.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / most
-        self.zeros = torch.zeros(len(rows), dtype=torch.int32)
+        self.scales = rows.flatten(1).abs().amax(dim=1).clamp(min=1e-12) / limit
+        self.zero_points = torch.zeros(len(rows), dtype=torch.int32)
         self.bias = None if layer.bias is None else layer.bias.detach().float()
-        self.bytes = (rows / self.scales.view(-1, *[1] * (rows.dim() - 1))).round().clamp(-most, most).to(torch.int8)
+        steps = rows / self.scales.view(-1, *[1] * (rows.dim() - 1))
+        self.quantized_weight = steps.round().clamp(-limit, limit).to(torch.int8)
 
-    def then(self, activation: nn.Module) -> bool:
-        """Let ``activation`` be part of it from now on; False for one that cannot be."""
+    def fuse_activation(self, activation: nn.Module) -> bool:
+        """Compute ``activation``, which comes after, too; False where that is impossible."""
         fused = FUSED.get(type(activation))
         if fused is None or self.activation[0] != "none":
             return False
@@ -78,94 +82,98 @@ class Quantized(nn.Module):
         return True
 
     @property
-    def _output(self) -> tuple[float, int, torch.dtype]:
-        return (1.0, 0, torch.float32) if self.made is None else (*self.made, torch.uint8)
+    def _output_arguments(self) -> tuple[float, int, torch.dtype]:
+        return (1.0, 0, torch.float32) if self.output is None else (*self.output, torch.uint8)
 
 
 class QuantizedConv2d(Quantized):
-    """A convolution that pads with zeros."""
+    """A quantized convolution that pads with zeros.
 
-    def __init__(self, conv: nn.Conv2d, given: Grid) -> None:
-        """given: of the input."""
-        super().__init__(conv, conv.weight, given)
-        self.how = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups)
-        self.summed = False  # whether another map is added
+    adds_map: whether it also adds another map, which ``forward`` then takes.
+    """
+
+    def __init__(self, conv: nn.Conv2d, input: QuantParams) -> None:
+        """Quantize the weights of ``conv``; ``input``: of its input."""
+        super().__init__(conv, conv.weight, input)
+        self.geometry = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups)
+        self.adds_map = False
         self._layouts = Layouts()
 
-    def then(self, activation: nn.Module) -> bool:
-        """As of all; after a sum the operator has nothing but ReLU."""
-        return (isinstance(activation, nn.ReLU) or not self.summed) and super().then(activation)
+    def fuse_activation(self, activation: nn.Module) -> bool:
+        """Compute ``activation`` too; after a sum oneDNN's operator has ReLU alone."""
+        return (isinstance(activation, nn.ReLU) or not self.adds_map) and super().fuse_activation(activation)
 
-    def after(self, conv: nn.Conv2d, pad: nn.ZeroPad2d) -> bool:
-        """Let ``pad`` be part of it from now on, as ``PackedConv2d`` does; False for one that cannot be."""
-        padding = widens(conv, pad)
+    def fuse_padding(self, conv: nn.Conv2d, pad: nn.ZeroPad2d) -> bool:
+        """Compute ``pad``, which comes before, too, as ``PackedConv2d`` does; False where that is impossible."""
+        padding = symmetric_padding(conv, pad)
         if padding is None:
             return False
-        self.bytes, self.how = F.pad(self.bytes, (1, 0, 1, 0)), (padding, *self.how[1:])
+        self.quantized_weight = F.pad(self.quantized_weight, (1, 0, 1, 0))
+        self.geometry = (padding, *self.geometry[1:])
         return True
 
-    def forward(self, given: Tensor, added: Tensor | None = None) -> Tensor:
-        """Bytes [B, inputs, H, W], channels last, to [B, outputs, H', W'].
+    def forward(self, input: Tensor, added: Tensor | None = None) -> Tensor:
+        """Map bytes [B, inputs, H, W], channels last, to [B, outputs, H', W'].
 
-        added: float32 of the output's shape, summed before the activation, and written over.
+        added: float32 of the output's shape, which is added before the activation, and overwritten.
         """
-        packed = self._layouts.by_shape.get(given.shape)
+        packed = self._layouts.by_shape.get(input.shape)
         if packed is None:
-            packed = self._pack(given.shape)
-        padding, stride, dilation, groups = self.how
-        how = (self.bias, stride, padding, dilation, groups, *self._output)
-        operands = (given, *self.given, packed, self.scales, self.zeros)
+            packed = self._pack(input.shape)
+        padding, stride, dilation, groups = self.geometry
+        operands = (input, *self.input, packed, self.scales, self.zero_points)
+        options = (self.bias, stride, padding, dilation, groups, *self._output_arguments)
         operator = torch.ops.onednn.qconv2d_pointwise
-        made: Tensor
+        output: Tensor
         if added is None:
-            made = operator(*operands, *how, *self.activation, "")
+            output = operator(*operands, *options, *self.activation, "")
         else:
-            made = operator.binary(*operands, added, *how, 1.0, 0, "sum", 1.0, *self.activation, "")
-        return made
+            output = operator.binary(*operands, added, *options, 1.0, 0, "sum", 1.0, *self.activation, "")
+        return output
 
     def _pack(self, shape: torch.Size) -> Tensor:
-        """The weights as oneDNN wants them for maps of this shape."""
-        padding, stride, dilation, groups = self.how
+        """Lay the weights out as oneDNN wants them for inputs of ``shape``."""
+        padding, stride, dilation, groups = self.geometry
         packed: Tensor = torch.ops.onednn.qconv_prepack(
-            self.bytes, self.scales, *self.given, stride, padding, dilation, groups, list(shape)
+            self.quantized_weight, self.scales, *self.input, stride, padding, dilation, groups, list(shape)
         )
-        return self._layouts.put(shape, packed)
+        return self._layouts.add(shape, packed)
 
 
 class QuantizedLinear(Quantized):
-    """A fully connected layer."""
+    """A quantized fully connected layer."""
 
-    def __init__(self, linear: nn.Linear, weight: Tensor, given: Grid) -> None:
-        """weight: [outputs, inputs], in the order of the inputs. given: of the input."""
-        super().__init__(linear, weight, given)
-        self._packed = torch.ops.onednn.qlinear_prepack(self.bytes, None)
-        del self.bytes
+    def __init__(self, linear: nn.Linear, weight: Tensor, input: QuantParams) -> None:
+        """Quantize ``weight`` [outputs, inputs], in the order of the inputs; ``input``: of the input."""
+        super().__init__(linear, weight, input)
+        self._packed = torch.ops.onednn.qlinear_prepack(self.quantized_weight, None)
+        del self.quantized_weight
 
-    def forward(self, given: Tensor) -> Tensor:
-        """Bytes [R, inputs] to [R, outputs]."""
-        operands = (given, *self.given, self._packed, self.scales, self.zeros, self.bias)
-        made: Tensor = torch.ops.onednn.qlinear_pointwise(*operands, *self._output, *self.activation, "")
-        return made
+    def forward(self, input: Tensor) -> Tensor:
+        """Map bytes [R, inputs] to [R, outputs]."""
+        operands = (input, *self.input, self._packed, self.scales, self.zero_points, self.bias)
+        output: Tensor = torch.ops.onednn.qlinear_pointwise(*operands, *self._output_arguments, *self.activation, "")
+        return output
 
 
 def can_quantize(device: torch.device) -> bool:
-    """Whether a detector can be quantised here."""
+    """Return whether a network can be quantized for ``device``."""
     operators = ("qconv2d_pointwise", "qconv_prepack", "qlinear_pointwise", "qlinear_prepack")
-    here = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return here and all(hasattr(torch.ops.onednn, name) for name in operators)
+    has_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return has_onednn and all(hasattr(torch.ops.onednn, name) for name in operators)
 
 
 @cache
-def largest_weight() -> int:
-    """The largest byte of a weight, 127 or 63.
+def weight_qmax() -> int:
+    """Return the largest int8 value of a weight: 127, or 63 where the processor would overflow.
 
-    A processor without VNNI sums two products in 16 bits, which overflow from 127 on, and keeps the largest number
-    there is in silence. What it does is seen on a sum that is known: oneDNN can be told to do without, too.
+    A processor without VNNI sums two products in 16 bits, which saturate, without an error, for weights that are
+    larger. Whether it does is tried on a sum that is known, since oneDNN can also be told not to use VNNI.
     """
-    given, weight = torch.full((8, 64), 255, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8)
+    inputs, weight = torch.full((8, 64), 255, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    scales, zeros = torch.ones(16), torch.zeros(16, dtype=torch.int32)
+    scales, zero_points = torch.ones(16), torch.zeros(16, dtype=torch.int32)
     sums = torch.ops.onednn.qlinear_pointwise(
-        given, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        inputs, 1.0, 0, packed, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return 127 if bool((sums == 64 * 255 * 127).all()) else 63

@@ -1,16 +1,16 @@
-"""A detector whose convolutions and fully connected layers multiply bytes, from one whose inputs' ranges were seen.
+"""The rewriting of a network so that its convolutions and fully connected layers multiply int8.
 
-Between two such layers a map stays in bytes. Where anything else looks at it (a sum, a resize, the pooling of regions)
-it is float32, and is put on its grid once, for all the layers that read it. What is decided by that is where the values
-go, so it is read off the network's graph, as torch.fx traces it:
+Between two such layers a map stays in bytes. Where anything else reads it (a sum, a resize, the pooling of regions) it
+is float32, and is quantized once for all the layers that read it. That depends on where the values go, so it is read
+off the network's graph, as torch.fx traces it:
 
     convolution, activation                     one call
-    convolution, + a map, activation            one call, which writes over that map where nobody needs it any more
-    float32 -> Quantize -> the layers after it
-    the first convolution, depthwise after it   as they are: little work, and most of what would be lost
-    squeeze and excite, class logits, offsets   as they are
+    convolution, + a map, activation            one call, which overwrites that map where nothing else needs it
+    float32 -> Quantize -> the layers that read it
+    the first convolution, depthwise after it   left in float32: little work, and most of what accuracy would be lost
+    squeeze and excite, class logits, offsets   left in float32
 
-The grids are of the ranges that ``model.training.quantization_ranges`` sees.
+The quantization parameters come from the ranges that ``model.training.quantization_ranges`` measures.
 """
 
 from __future__ import annotations
@@ -25,54 +25,63 @@ from torch.nn import functional as F
 
 from model.backbones.mobilenet import SqueezeExcite
 from model.faster_rcnn import FasterRCNN
-from model.runtime.cpu.int8.layers import Grid, Quantize, Quantized, QuantizedConv2d, QuantizedLinear, Range
+from model.runtime.cpu.int8.layers import (
+    Quantize,
+    Quantized,
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantParams,
+    Range,
+)
 from model.runtime.cpu.onednn_conv import can_pack, pack_convolutions
 from model.runtime.flatten_channels_last import ChannelsLastLinear, FlattenChannelsLast
 
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_RECTIFIERS = (F.relu, torch.relu, "relu", "relu_")
+_RELUS = (F.relu, torch.relu, "relu", "relu_")
 
 
 def quantize(model: FasterRCNN, ranges: Mapping[str, Range]) -> int:
-    """Quantise ``model``, folded and in float32, in place; returns how many layers multiply bytes now.
+    """Quantize ``model``, which is in float32 with its norms folded; return how many layers multiply int8.
 
-    ranges: from where to where each layer's input goes, by the layer's name in ``model``, for all that ``quantizable``
-    lists. Raises ``ValueError`` for a layer without one.
+    In place. ranges: the lowest and the highest input of each layer that ``quantizable_layers`` lists, by its name.
+    Raises ``ValueError`` where one is missing.
     """
-    names = quantizable(model)
+    names = quantizable_layers(model)
     missing = [name for name in names if name not in ranges]
     if missing:
         raise ValueError(
-            f"No range is known for {len(missing)} layers, {missing[0]} among them: `frcnn calibrate` anew."
+            f"No range is known for {len(missing)} layers, {missing[0]} among them: run `frcnn calibrate` again."
         )
-    wanted = {name: Grid.of(ranges[name]) for name in names}
-    if can_pack(torch.device("cpu"), torch.float32):  # while what is around them is to be seen
-        pack_convolutions(model, leave={layer for name, layer in model.named_modules() if name in wanted})
-    levels = _Levels(model.rpn.head, len(model.config.anchors.sizes))
-    model.register_module("backbone", _Rewriting(model.backbone, "backbone.", wanted).module)
-    model.rpn.register_module("head", _Rewriting(levels, "rpn.", wanted).module)
-    head = _Rewriting(model.roi_heads.box_head, "roi_heads.box_head.", wanted).module
-    model.roi_heads.register_module("box_head", head)
+    params = {name: QuantParams.from_range(ranges[name]) for name in names}
+    # The other convolutions now: in a traced graph their activations and paddings no longer lie beside them.
+    if can_pack(torch.device("cpu"), torch.float32):
+        pack_convolutions(model, leave={layer for name, layer in model.named_modules() if name in params})
+    rpn_head = _RPNHeadOfLevels(model.rpn.head, len(model.config.anchors.sizes))
+    model.register_module("backbone", _GraphQuantizer(model.backbone, "backbone.", params).module)
+    model.rpn.register_module("head", _GraphQuantizer(rpn_head, "rpn.", params).module)
+    box_head = _GraphQuantizer(model.roi_heads.box_head, "roi_heads.box_head.", params).module
+    model.roi_heads.register_module("box_head", box_head)
     return len(names)
 
 
-def quantizable(model: nn.Module) -> list[str]:
-    """The names of the layers that ``quantize`` is for."""
-    excitement = {part for module in model.modules() if isinstance(module, SqueezeExcite) for part in module.modules()}
-    names, entered = [], False
+def quantizable_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers that ``quantize`` quantizes."""
+    excluded = {part for module in model.modules() if isinstance(module, SqueezeExcite) for part in module.modules()}
+    names, past_first_layers = [], False
     for name, layer in model.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear) or layer in excitement:
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or layer in excluded:
             continue
+        in_backbone = name.startswith("backbone.")
         depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
-        if not entered and name.startswith("backbone."):
-            entered = not (depthwise or layer.weight.shape[1] == 3)
-        if (entered or not name.startswith("backbone.")) and not name.startswith("roi_heads.box_predictor."):
+        if in_backbone and not past_first_layers:
+            past_first_layers = not (depthwise or layer.weight.shape[1] == 3)
+        if (past_first_layers or not in_backbone) and not name.startswith("roi_heads.box_predictor."):
             names.append(name)
     return names
 
 
-class _Levels(nn.Module):
-    """The RPN's head for a known number of maps: a graph has no loop."""
+class _RPNHeadOfLevels(nn.Module):
+    """The RPN's head for a fixed number of maps, since a graph has no loop."""
 
     def __init__(self, head: nn.Module, levels: int) -> None:
         super().__init__()
@@ -80,129 +89,130 @@ class _Levels(nn.Module):
         self.levels = levels
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        made: tuple[Tensor, Tensor] = self.head([maps[level] for level in range(self.levels)])
-        return made
+        outputs: tuple[Tensor, Tensor] = self.head([maps[level] for level in range(self.levels)])
+        return outputs
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layer = isinstance(m, nn.Conv2d | nn.Linear | FlattenChannelsLast)
-        return layer or super().is_leaf_module(m, module_qualified_name)
+        is_layer = isinstance(m, nn.Conv2d | nn.Linear | FlattenChannelsLast)
+        return is_layer or super().is_leaf_module(m, module_qualified_name)
 
 
-class _Rewriting:
-    """A part of the network as ``module``, with the layers that have a grid quantised.
+class _GraphQuantizer:
+    """Rewrite a part of the network into ``module``, a graph with quantized layers.
 
-    wanted: the grid of each layer's input, by ``prefix`` and its name in the part. A layer may be called at several
-    places, once for each level of a pyramid; what is fused is then fused at all of them.
+    params: the quantization parameters of each layer's input, by ``prefix`` and its name in the part. A layer may be
+    called more than once, as at each level of a pyramid: then the same is fused at every call.
     """
 
-    def __init__(self, part: nn.Module, prefix: str, wanted: Mapping[str, Grid]) -> None:
+    def __init__(self, part: nn.Module, prefix: str, params: Mapping[str, QuantParams]) -> None:
         self.module = fx.GraphModule(part, _Tracer().trace(part))
         self._graph = self.module.graph
         self._modules = dict(self.module.named_modules())
         for node in list(self._graph.nodes):
             if isinstance(self._module(node), nn.Identity | nn.Dropout):
                 self._replace(node, node.all_input_nodes[0])
-        self._sites: dict[str, list[fx.Node]] = defaultdict(list)
+        self._calls: dict[str, list[fx.Node]] = defaultdict(list)
         for node in self._graph.nodes:
-            if prefix + _called(node) in wanted:
-                self._sites[_called(node)].append(node)
-        self._layers = {name: _layer(self._modules[name], wanted[prefix + name]) for name in self._sites}
-        for name, sites in self._sites.items():
-            if len(sites) == 1:
-                self._take_pad(name, sites[0])
-                self._take_sum(name, sites[0])
-            self._take_activation(name, sites)
-        for name, sites in self._sites.items():
-            self._hand_on_bytes(name, sites)
-        self._put_on_grids()
+            if prefix + _module_name(node) in params:
+                self._calls[_module_name(node)].append(node)
+        self._layers = {name: _quantized_layer(self._modules[name], params[prefix + name]) for name in self._calls}
+        for name, calls in self._calls.items():
+            if len(calls) == 1:
+                self._fuse_padding(name, calls[0])
+                self._fuse_sum(name, calls[0])
+            self._fuse_activation(name, calls)
+        for name, calls in self._calls.items():
+            self._output_bytes(name, calls)
+        self._quantize_inputs()
         for name, layer in self._layers.items():
             self.module.add_submodule(name, layer)
         self._graph.lint()
         self.module.recompile()
 
-    def _take_pad(self, name: str, site: fx.Node) -> None:
-        """A padding of zeros before the layer, where it can do that itself."""
-        layer, conv, before = self._layers[name], self._modules[name], site.all_input_nodes[0]
+    def _fuse_padding(self, name: str, call: fx.Node) -> None:
+        """Fuse a padding with zeros before the layer, where the layer can pad so itself."""
+        layer, conv, before = self._layers[name], self._modules[name], call.all_input_nodes[0]
         pad = self._module(before)
         if not (isinstance(layer, QuantizedConv2d) and isinstance(conv, nn.Conv2d)):
             return
-        if isinstance(pad, nn.ZeroPad2d) and len(before.users) == 1 and layer.after(conv, pad):
+        if isinstance(pad, nn.ZeroPad2d) and len(before.users) == 1 and layer.fuse_padding(conv, pad):
             self._replace(before, before.all_input_nodes[0])
 
-    def _take_sum(self, name: str, site: fx.Node) -> None:
-        """The sum with another layer's map that is there by then, and that nobody reads afterwards."""
-        layer, total = self._layers[name], _only_user(site)
+    def _fuse_sum(self, name: str, call: fx.Node) -> None:
+        """Fuse the sum with another layer's map, where it is computed before and nothing reads it afterwards."""
+        layer, total = self._layers[name], _only_user(call)
         if not isinstance(layer, QuantizedConv2d) or total is None or total.target not in _SUMS:
             return
-        others = [node for node in total.all_input_nodes if node is not site]
-        if len(others) != 1 or len(total.args) != 2 or total.kwargs or _called(others[0]) not in self._layers:
+        addends = [node for node in total.all_input_nodes if node is not call]
+        if len(addends) != 1 or len(total.args) != 2 or total.kwargs or _module_name(addends[0]) not in self._layers:
             return
-        place = {node: number for number, node in enumerate(self._graph.nodes)}
-        if all(place[node] < place[site] for node in (others[0], *others[0].users) if node is not total):
-            site.args, layer.summed = (*site.args, others[0]), True
-            self._replace(total, site)
+        position = {node: number for number, node in enumerate(self._graph.nodes)}
+        if all(position[node] < position[call] for node in (addends[0], *addends[0].users) if node is not total):
+            call.args, layer.adds_map = (*call.args, addends[0]), True
+            self._replace(total, call)
 
-    def _take_activation(self, name: str, sites: Sequence[fx.Node]) -> None:
-        """What follows the layer wherever it is called."""
-        followers = [_only_user(site) for site in sites]
-        kinds = {type(self._activation(node)) for node in followers}
+    def _fuse_activation(self, name: str, calls: Sequence[fx.Node]) -> None:
+        """Fuse the activation that follows the layer at every call."""
+        followers = [_only_user(call) for call in calls]
+        classes = {type(self._activation(node)) for node in followers}
         activation = self._activation(followers[0])
-        if len(kinds) == 1 and activation is not None and self._layers[name].then(activation):
-            for node, site in zip(followers, sites, strict=True):
+        if len(classes) == 1 and activation is not None and self._layers[name].fuse_activation(activation):
+            for node, call in zip(followers, calls, strict=True):
                 assert node is not None
-                self._replace(node, site)
+                self._replace(node, call)
 
-    def _hand_on_bytes(self, name: str, sites: Sequence[fx.Node]) -> None:
-        """Bytes out, where only layers with one and the same grid read them."""
-        readers = [(site, reader) for site in sites for reader in site.users]
-        sums = any(len(site.args) > 1 for site in sites)  # what is added to stays float32
-        if readers and not sums and all(self._reads(reader, site) for site, reader in readers):
-            grids = {self._layers[_called(reader)].given for _, reader in readers}
-            if len(grids) == 1:
-                self._layers[name].made = grids.pop()
+    def _output_bytes(self, name: str, calls: Sequence[fx.Node]) -> None:
+        """Let the layer output bytes, where only quantized layers with the same parameters read them."""
+        readers = [(call, reader) for call in calls for reader in call.users]
+        adds_map = any(len(call.args) > 1 for call in calls)  # a map that is added to stays float32
+        if readers and not adds_map and all(self._reads(reader, call) for call, reader in readers):
+            params = {self._layers[_module_name(reader)].input for _, reader in readers}
+            if len(params) == 1:
+                self._layers[name].output = params.pop()
 
-    def _put_on_grids(self) -> None:
-        """Quantise what comes to the layers in float32, once for all that read it."""
+    def _quantize_inputs(self) -> None:
+        """Quantize the float32 values that reach quantized layers, once for all that read them."""
         for value in list(self._graph.nodes):
-            layer = self._layers.get(_called(value))
-            readers = [user for user in value.users if _called(user) in self._layers and user.args[0] is value]
-            if layer is not None and layer.made is not None:
+            layer = self._layers.get(_module_name(value))
+            readers = [user for user in value.users if _module_name(user) in self._layers and user.args[0] is value]
+            if layer is not None and layer.output is not None:
                 continue
-            for number, grid in enumerate(dict.fromkeys(self._layers[_called(user)].given for user in readers)):
-                name = f"grid_{value.name}_{number}"
-                self.module.add_submodule(name, Quantize(grid))
+            distinct = dict.fromkeys(self._layers[_module_name(user)].input for user in readers)
+            for number, params in enumerate(distinct):
+                name = f"quantize_{value.name}_{number}"
+                self.module.add_submodule(name, Quantize(params))
                 with self._graph.inserting_after(value):
-                    made = self._graph.call_module(name, (value,))
+                    quantized = self._graph.call_module(name, (value,))
                 for user in readers:
-                    if self._layers[_called(user)].given == grid:
-                        user.args = (made, *user.args[1:])
+                    if self._layers[_module_name(user)].input == params:
+                        user.args = (quantized, *user.args[1:])
 
     def _reads(self, reader: fx.Node, value: fx.Node) -> bool:
-        """Whether it is a layer that takes the value as its input, and not as what is added."""
-        return _called(reader) in self._layers and reader.args[0] is value and value not in reader.args[1:]
+        """Return whether ``reader`` is a quantized layer with ``value`` as its input, and not as the map it adds."""
+        return _module_name(reader) in self._layers and reader.args[0] is value and value not in reader.args[1:]
 
     def _module(self, node: fx.Node | None) -> nn.Module | None:
-        return None if node is None else self._modules.get(_called(node))
+        return None if node is None else self._modules.get(_module_name(node))
 
     def _activation(self, node: fx.Node | None) -> nn.Module | None:
-        return nn.ReLU() if node is not None and node.target in _RECTIFIERS else self._module(node)
+        return nn.ReLU() if node is not None and node.target in _RELUS else self._module(node)
 
     def _replace(self, node: fx.Node, other: fx.Node) -> None:
         node.replace_all_uses_with(other)
         self._graph.erase_node(node)
 
 
-def _layer(layer: nn.Module, given: Grid) -> Quantized:
+def _quantized_layer(layer: nn.Module, input: QuantParams) -> Quantized:
     if isinstance(layer, nn.Conv2d):
-        return QuantizedConv2d(layer, given)
+        return QuantizedConv2d(layer, input)
     assert isinstance(layer, nn.Linear)
-    return QuantizedLinear(layer, layer.columns if isinstance(layer, ChannelsLastLinear) else layer.weight, given)
+    return QuantizedLinear(layer, layer.columns if isinstance(layer, ChannelsLastLinear) else layer.weight, input)
 
 
-def _called(node: fx.Node) -> str:
-    """The name of the module that is called there, or nothing."""
+def _module_name(node: fx.Node) -> str:
+    """Return the name of the module that the node calls; empty where it calls none."""
     return str(node.target) if node.op == "call_module" else ""
 
 

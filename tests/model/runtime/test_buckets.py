@@ -1,11 +1,11 @@
-"""Canvases: few, and chosen by each picture alone."""
+"""Buckets: few canvases, and each chosen by an image's size alone."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import LITE, PRESETS, RESNET50_FPN
-from model.runtime.buckets import Canvases
+from model.runtime.buckets import Buckets
 from model.transform import resized_size
 
 SIDES = st.integers(1, 20_000)
@@ -14,8 +14,8 @@ SIDES = st.integers(1, 20_000)
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 @pytest.mark.parametrize("mode", ["buckets", "exact"])
 @given(height=SIDES, width=SIDES)
-def test_every_picture_fits_its_canvas(preset, mode, height, width) -> None:  # type: ignore[no-untyped-def]
-    canvas = Canvases(preset.transform, mode).of(height, width)
+def test_every_image_fits_its_canvas(preset, mode, height, width) -> None:  # type: ignore[no-untyped-def]
+    canvas = Buckets(preset.transform, mode).canvas_for(height, width)
     resized = resized_size(preset.transform, height, width)
     assert resized[0] <= canvas[0]
     assert resized[1] <= canvas[1]
@@ -24,17 +24,22 @@ def test_every_picture_fits_its_canvas(preset, mode, height, width) -> None:  # 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 def test_buckets_are_few_and_in_both_orientations(preset) -> None:  # type: ignore[no-untyped-def]
-    canvases = Canvases(preset.transform).all
+    canvases = Buckets(preset.transform).canvases
     assert len(canvases) <= 13
     assert {(width, height) for height, width in canvases} == set(canvases)
 
 
-def test_a_camera_picture_wastes_little() -> None:
-    assert Canvases(LITE.transform).of(480, 640) == (384, 480)
-    assert Canvases(RESNET50_FPN.transform).of(480, 640) == (800, 1088)
-    assert Canvases(RESNET50_FPN.transform).of(640, 480) == (1088, 800)
+def test_the_image_of_a_camera_needs_little_padding() -> None:
+    assert Buckets(LITE.transform).canvas_for(480, 640) == (384, 480)
+    assert Buckets(RESNET50_FPN.transform).canvas_for(480, 640) == (800, 1088)
+    assert Buckets(RESNET50_FPN.transform).canvas_for(640, 480) == (1088, 800)
 
 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="'buckets' or 'exact'"):
-        Canvases(LITE.transform, "square")  # type: ignore[arg-type]
+        Buckets(LITE.transform, "square")  # type: ignore[arg-type]
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one pixel, not 0x5"):
+        Buckets(LITE.transform).canvas_for(0, 5)

@@ -1,4 +1,4 @@
-"""Norms folded into convolutions: the same answers, with nothing left to do at run time."""
+"""Batch norms folded into convolutions: the same outputs, with nothing left to compute."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from model.config import PRESETS, DetectorConfig
 from model.faster_rcnn import FasterRCNN
-from model.runtime.fold_batchnorm import fold_norms
+from model.runtime.fold_batchnorm import fold_batchnorm
 
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d)
 
 
-def _lively(model: nn.Module) -> None:
-    """Norms with statistics of their own, as a checkpoint's have."""
+def _randomise_norms(model: nn.Module) -> None:
+    """Give norms random statistics, as those of a checkpoint differ too."""
     for norm in model.modules():
         if isinstance(norm, NORMS):
             channels = len(norm.running_mean)
@@ -23,15 +23,17 @@ def _lively(model: nn.Module) -> None:
             norm.running_var.data = torch.rand(channels) + 0.5
 
 
-@pytest.mark.parametrize("config", [one for one in PRESETS if one.backbone != "vgg16"], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "config", [preset for preset in PRESETS if preset.backbone != "vgg16"], ids=lambda preset: preset.name
+)
 @torch.no_grad()
-def test_a_folded_detector_sees_what_it_saw(config: DetectorConfig) -> None:
+def test_a_folded_network_computes_what_it_did(config: DetectorConfig) -> None:
     model = FasterRCNN(config.with_classes(3)).eval()
-    _lively(model)
+    _randomise_norms(model)
     count = sum(isinstance(module, NORMS) for module in model.modules())
     pixels, pooled = torch.randn(1, 3, 64, 96), torch.randn(2, config.fpn_channels, 7, 7)
     before, heads = model.run_convolutions(pixels), model.roi_heads.classify(pooled)
-    assert fold_norms(model) == count
+    assert fold_batchnorm(model) == count
     assert not any(isinstance(module, NORMS) for module in model.modules())
     after, folded_heads = model.run_convolutions(pixels), model.roi_heads.classify(pooled)
     for old, new in zip([*before.maps, before.logits, *heads], [*after.maps, after.logits, *folded_heads], strict=True):
@@ -42,37 +44,37 @@ def _pair(norm: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), norm).eval()
 
 
-def test_a_bias_goes_through_the_norm_too() -> None:
+def test_a_bias_is_folded_too() -> None:
     layers = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)).eval()
-    _lively(layers)
+    _randomise_norms(layers)
     pixels = torch.randn(1, 2, 3, 3)
     expected = layers(pixels)
-    fold_norms(layers)
+    fold_batchnorm(layers)
     torch.testing.assert_close(layers(pixels), expected)
 
 
-def test_a_tiny_variance_without_epsilon_is_worked_out_exactly() -> None:
-    # Trap 7: such a channel is dead in ResNet-50 v1, its weights as tiny as its variance.
+def test_a_tiny_variance_without_epsilon_is_folded_exactly() -> None:
+    # torchvision's ResNet-50 v1 has norms without an epsilon, and channels whose weights are as tiny as the variance.
     layers = _pair(FrozenBatchNorm2d(4, eps=0.0))
     layers[1].running_var.fill_(1e-38)
     layers[0].weight.data.mul_(1e-19)
     before = layers[0].weight.data.clone()
-    fold_norms(layers)
+    fold_batchnorm(layers)
     torch.testing.assert_close(layers[0].weight.data, before * 1e19)
 
 
-def test_a_variance_of_nought_is_refused() -> None:
+def test_a_variance_of_zero_is_refused() -> None:
     layers = _pair(FrozenBatchNorm2d(4, eps=0.0))
     layers[1].running_var.zero_()
     with pytest.raises(ValueError, match=r"1 cannot be folded"):
-        fold_norms(layers)
+        fold_batchnorm(layers)
 
 
 def test_a_norm_that_still_learns_is_refused() -> None:
     with pytest.raises(ValueError, match="training mode"):
-        fold_norms(_pair(nn.BatchNorm2d(4)).train())
+        fold_batchnorm(_pair(nn.BatchNorm2d(4)).train())
 
 
 def test_a_norm_without_its_convolution_is_refused() -> None:
     with pytest.raises(ValueError, match="does not follow a convolution"):
-        fold_norms(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)).eval())
+        fold_batchnorm(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)).eval())

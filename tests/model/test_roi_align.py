@@ -1,4 +1,4 @@
-"""Our forms of torchvision's operators against torchvision's own."""
+"""RoIAlign as an embedding bag against torchvision's operators."""
 
 import torch
 from torchvision import ops as tv_ops
@@ -10,7 +10,7 @@ from tests.model.random_boxes import random_boxes
 CPU = torch.device("cpu")
 
 
-def test_pooling_from_the_table_is_roi_align_on_every_level() -> None:
+def test_the_embedding_bag_computes_roi_align_on_every_level() -> None:
     maps = [torch.randn(2, 8, 256 // s, 320 // s) for s in (8, 16, 32)]
     boxes = [random_boxes(40, 256, seed) for seed in (1, 2)]
     regions = torch.cat([torch.cat((torch.full((40, 1), float(i)), b), dim=1) for i, b in enumerate(boxes)])
@@ -24,8 +24,8 @@ def test_pooling_from_the_table_is_roi_align_on_every_level() -> None:
     torch.testing.assert_close(pooled.permute(0, 3, 1, 2), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_pooling_from_short_maps_keeps_the_regions_exact() -> None:
-    # Trap 13: in bfloat16 a corner near 1000 would be rounded by up to 2 pixels.
+def test_pooling_from_bfloat16_maps_keeps_the_regions_exact() -> None:
+    # In bfloat16 a corner near 1000 would be rounded by up to 2 pixels.
     level = torch.arange(130.0).expand(1, 1, 130, 130).bfloat16()
     region = torch.tensor([[0.0, 1001.0, 8.0, 1009.0, 16.0]])
     layout = table_layout(map_shapes([level]), 1, CPU)
@@ -43,16 +43,16 @@ def test_pooling_gives_the_maps_the_gradient_that_roi_align_gives() -> None:
     tv = (tv_ops.roi_align(level, regions, 7, 1 / 8, 2, aligned=False) * weight).sum()
     (expected,) = torch.autograd.grad(tv, level)
     layout = table_layout(map_shapes([level]), 1, CPU)
-    ours = roi_align_embedding_bag(
+    pooled = roi_align_embedding_bag(
         flatten_maps([level]), layout, (1 / 8,), regions, torch.zeros(10, dtype=torch.int64), 7, 2
     )
-    (gradient,) = torch.autograd.grad((ours.permute(0, 3, 1, 2) * weight).sum(), level)
+    (gradient,) = torch.autograd.grad((pooled.permute(0, 3, 1, 2) * weight).sum(), level)
     torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_no_regions_pool_to_nothing() -> None:
     maps = [torch.randn(1, 4, 8, 8)]
     layout = table_layout(map_shapes(maps), 1, CPU)
-    none = torch.zeros(0, dtype=torch.int64)
-    pooled = roi_align_embedding_bag(flatten_maps(maps), layout, (1 / 8,), torch.zeros(0, 5), none, 7, 2)
+    no_levels = torch.zeros(0, dtype=torch.int64)
+    pooled = roi_align_embedding_bag(flatten_maps(maps), layout, (1 / 8,), torch.zeros(0, 5), no_levels, 7, 2)
     assert pooled.shape == (0, 7, 7, 4)

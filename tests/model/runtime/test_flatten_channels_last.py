@@ -1,4 +1,4 @@
-"""Flattening channels last: the same answers without a copy, for an fc6 of one layer and of two."""
+"""Flattening channels last: the same outputs without a copy, for an fc6 of one layer and of two."""
 
 import copy
 from dataclasses import replace
@@ -6,18 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.config import LITE
-from model.roi_head import BoxHead, ConvBoxHead
+from model.config import LITE, RESNET50_FPN_V2
+from model.faster_rcnn import FasterRCNN
 from model.runtime.flatten_channels_last import flatten_channels_last
 
 
 @pytest.mark.parametrize("rank", [None, 5])
-def test_the_box_head_answers_as_before(rank: int | None) -> None:
+def test_the_box_head_computes_what_it_did_without_a_copy(rank: int | None) -> None:
     torch.manual_seed(0)
     config = replace(LITE.roi_head, resolution=3, fc_channels=(12, 12), fc6_rank=rank)
-    head = BoxHead(4, config).eval()
-    plain, pooled = copy.deepcopy(head), torch.randn(6, 3, 3, 4).permute(0, 3, 1, 2)
-    assert flatten_channels_last(head, 3)
+    model = FasterRCNN(replace(LITE, roi_head=config)).eval()
+    plain = copy.deepcopy(model.roi_heads.box_head)
+    pooled = torch.randn(6, 3, 3, LITE.fpn_channels).permute(0, 3, 1, 2)
+    assert flatten_channels_last(model) == 1
+    head = model.roi_heads.box_head
     with torch.no_grad():
         torch.testing.assert_close(head(pooled), plain(pooled))
         torch.testing.assert_close(head(pooled.contiguous()), plain(pooled))
@@ -28,5 +30,8 @@ def test_the_box_head_answers_as_before(rank: int | None) -> None:
 
 
 def test_a_head_of_convolutions_stays() -> None:
-    head = ConvBoxHead(4, replace(LITE.roi_head, conv_channels=(4,)))
-    assert not flatten_channels_last(head, 7)
+    with torch.device("meta"):
+        model = FasterRCNN(RESNET50_FPN_V2)
+    head = copy.copy(dict(model.roi_heads.box_head.named_children()))
+    assert flatten_channels_last(model) == 0
+    assert dict(model.roi_heads.box_head.named_children()) == head

@@ -1,11 +1,11 @@
-"""Stage times: what is read, and that a GPU is waited for once."""
+"""The stage timer: what it measures, and that it waits for a GPU once."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from model.runtime import stage_timer as clock_module
+from model.runtime import stage_timer
 from model.runtime.stage_timer import StageTimer
 
 STAGES = ["transform", "backbone", "postprocess"]
@@ -23,35 +23,35 @@ class Event:
     def record(self, stream: str) -> None:
         assert stream == "stream of cuda:1"
         Event.recorded += 1
-        self.at = 10.0 * Event.recorded**2  # milliseconds
+        self.milliseconds = 10.0 * Event.recorded**2
 
     def synchronize(self) -> None:
-        assert self.at == 10.0 * Event.recorded**2, "only the last is waited for"
+        assert self.milliseconds == 10.0 * Event.recorded**2, "only the last event is waited for"
         Event.waits += 1
 
     def elapsed_time(self, later: "Event") -> float:
-        assert Event.waits, "what is not done has no time"
-        return later.at - self.at
+        assert Event.waits, "an event that is not done has no time"
+        return later.milliseconds - self.milliseconds
 
 
 def test_the_stages_of_a_cpu_are_the_whole_time_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([1.0, 1.5, 3.5, 4.0])
-    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    clock = StageTimer(torch.device("cpu"))
+    times = iter([1.0, 1.5, 3.5, 4.0])
+    monkeypatch.setattr(stage_timer, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    timer = StageTimer(torch.device("cpu"))
     for stage in STAGES:
-        clock.mark(stage)
-    assert list(clock.seconds().items()) == [("transform", 0.5), ("backbone", 2.0), ("postprocess", 0.5)]
+        timer.mark(stage)
+    assert list(timer.seconds().items()) == [("transform", 0.5), ("backbone", 2.0), ("postprocess", 0.5)]
 
 
 def test_a_gpu_is_waited_for_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("a stage waited for the whole device"))
-    clock = StageTimer(torch.device("cuda:1"))
+    timer = StageTimer(torch.device("cuda:1"))
     for stage in STAGES:
-        clock.mark(stage)
+        timer.mark(stage)
     assert Event.waits == 0
-    assert clock.seconds() == pytest.approx({"transform": 0.03, "backbone": 0.05, "postprocess": 0.07})
+    assert timer.seconds() == pytest.approx({"transform": 0.03, "backbone": 0.05, "postprocess": 0.07})
     assert Event.waits == 1
 
 
@@ -59,10 +59,10 @@ def test_a_gpu_is_waited_for_once_at_the_end(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_gpu_stage_lasts_as_long_as_its_work() -> None:
     device = torch.device("cuda")
     matrix = torch.randn(4096, 4096, device=device)
-    clock = StageTimer(device)
-    clock.mark("nothing")
+    timer = StageTimer(device)
+    timer.mark("nothing")
     for _ in range(20):
         matrix = matrix @ matrix
-    clock.mark("products")
-    laps = clock.seconds()
-    assert laps["products"] > laps["nothing"] >= 0
+    timer.mark("products")
+    seconds = timer.seconds()
+    assert seconds["products"] > seconds["nothing"] >= 0

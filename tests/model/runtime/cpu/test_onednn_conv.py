@@ -1,4 +1,4 @@
-"""Packed convolutions: the same answers at every size, without laying weights out anew, the activation included."""
+"""Packed convolutions: the same outputs at every size, weights laid out once, and what is fused."""
 
 import copy
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from model.config import PRESETS, DetectorConfig
 from model.detector import Detector
 from model.faster_rcnn import FasterRCNN
 from model.runtime.cpu.onednn_conv import PackedConv2d, can_pack, pack_convolutions
-from model.runtime.fold_batchnorm import fold_norms
+from model.runtime.fold_batchnorm import fold_batchnorm
 from model.runtime.precision import multiplies_bf16
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def _maps(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     ],
     ids=["1x1", "3x3 at a stride, no bias", "depthwise", "neither square nor dense"],
 )
-def test_it_answers_as_the_convolution_at_every_size(conv: nn.Conv2d, dtype: torch.dtype) -> None:
+def test_it_computes_the_convolution_at_every_size(conv: nn.Conv2d, dtype: torch.dtype) -> None:
     _ready(conv, dtype)
     packed = PackedConv2d(conv)
     for shape in ((1, 8, 6, 10), (3, 8, 6, 10), (1, 8, 31, 17), (1, 8, 6, 10)):
@@ -48,14 +48,14 @@ def test_it_answers_as_the_convolution_at_every_size(conv: nn.Conv2d, dtype: tor
         torch.testing.assert_close(packed(maps), conv(maps))
 
 
-def test_weights_are_laid_out_once_for_a_size_and_once_for_a_layout() -> None:
+def test_weights_are_laid_out_once_for_a_shape_and_kept_once_for_a_layout() -> None:
     packed = PackedConv2d(_ready(nn.Conv2d(8, 8, 3)))  # type: ignore[arg-type]
     laid_out = [packed._pack(torch.Size((batch, 8, 16, 16))) for batch in (1, 2, 3)]
     assert len({id(weights) for weights in laid_out}) == len(packed._layouts.by_layout) < 3
     assert len(packed._layouts.by_shape) == 3
 
 
-def test_sizes_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remembered_shapes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.runtime.cpu.onednn_conv._SHAPES", 4)
     packed = PackedConv2d(_ready(nn.Conv2d(1, 1, 1)))  # type: ignore[arg-type]
     for width in range(1, 12):
@@ -64,7 +64,7 @@ def test_sizes_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(inplace=True), nn.Hardswish()], ids=str)
-def test_the_activation_after_it_is_part_of_it(activation: nn.Module) -> None:
+def test_the_activation_after_it_is_fused(activation: nn.Module) -> None:
     layers = _ready(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Identity(), activation))
     plain, maps = copy.deepcopy(layers), _maps(1, 8, 9, 9) * 10
     assert pack_convolutions(layers) == 1
@@ -73,7 +73,7 @@ def test_the_activation_after_it_is_part_of_it(activation: nn.Module) -> None:
     assert float(plain(maps).max()) > 6 or isinstance(activation, nn.ReLU6)
 
 
-def test_an_activation_that_is_not_right_after_it_stays() -> None:
+def test_an_activation_that_does_not_follow_directly_stays() -> None:
     class Squeeze(nn.Module):
         """Its layers are used in another order than they are listed in."""
 
@@ -94,16 +94,16 @@ def test_an_activation_that_is_not_right_after_it_stays() -> None:
         torch.testing.assert_close(layers(_maps(1, 4, 6, 6)), plain(_maps(1, 4, 6, 6)))
 
 
-def test_convolutions_that_pad_otherwise_stay() -> None:
+def test_convolutions_with_other_padding_stay() -> None:
     layers = nn.Sequential(nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
     assert pack_convolutions(layers) == 0
     for conv in layers:
-        with pytest.raises(ValueError, match="so many zeros"):
+        with pytest.raises(ValueError, match="fixed number of zeros"):
             PackedConv2d(conv)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_an_uneven_padding_before_a_depthwise_one_is_part_of_it(kernel: int) -> None:
+def test_an_uneven_padding_before_a_depthwise_convolution_is_fused(kernel: int) -> None:
     torch.manual_seed(0)
     layers = _ready(Conv(8, 8, kernel, stride=2, groups=8))
     plain, maps = copy.deepcopy(layers), _maps(2, 8, 12, 18)
@@ -132,19 +132,19 @@ def test_other_padding_stays(layers: nn.Sequential) -> None:
 
 
 @pytest.mark.parametrize("config", PRESETS, ids=lambda config: config.name)
-def test_every_preset_answers_as_before_and_keeps_its_state_dict(config: DetectorConfig) -> None:
+def test_every_preset_computes_what_it_did_and_keeps_its_state_dict(config: DetectorConfig) -> None:
     torch.manual_seed(0)
     model = FasterRCNN(config.with_classes(3))
     _ready(model)
-    fold_norms(model)
+    fold_batchnorm(model)
     keys, pixels = {name: value.data_ptr() for name, value in model.state_dict().items()}, _maps(1, 3, 64, 96)
     with torch.inference_mode():
         before = model.run_convolutions(pixels)
         assert pack_convolutions(model) > 10
         assert {name: value.data_ptr() for name, value in model.state_dict().items()} == keys
         after = model.run_convolutions(pixels)
-    for one, other in zip((*before.maps, before.logits), (*after.maps, after.logits), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4 * float(one.abs().max()), rtol=0)
+    for expected, output in zip((*before.maps, before.logits), (*after.maps, after.logits), strict=True):
+        torch.testing.assert_close(output, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
 def test_a_detector_on_a_cpu_is_packed_and_its_state_dict_is_still_the_models() -> None:
@@ -158,11 +158,11 @@ def test_a_detector_on_a_cpu_is_packed_and_its_state_dict_is_still_the_models() 
     assert kinds == {PackedConv2d}
 
 
-def test_other_devices_and_types_are_not_for_it() -> None:
+def test_other_devices_and_types_are_refused() -> None:
     assert not can_pack(torch.device("cuda:0"), torch.float32)
     assert not can_pack(CPU, torch.float16)
 
 
-def test_a_torch_without_these_operators_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_these_operators_cannot_pack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops, "mkldnn", OrderedDict())
     assert not can_pack(CPU, torch.float32)
