@@ -33,7 +33,7 @@ from PIL import Image
 from benchmarks.lib import machine, results, timing
 from benchmarks.lib.images import cat, encode
 from service.errors import ServiceError
-from service.inference.decoding import prepare_pillow, read
+from service.inference.decoding import decode_image, prepare_pillow
 
 DATA = results.ROOT.parent / "shared/data/voc20"
 SIZES = ((640, 480), (1920, 1080), (4032, 3024))
@@ -60,9 +60,11 @@ def decoders() -> dict[str, Callable[[bytes], Any]]:
 
     lite, resnet = Buckets(LITE.transform), Buckets(RESNET50_FPN.transform)
     every: dict[str, Callable[[bytes], Any]] = {
-        "full size (Pillow, with our checks)": lambda data: read(data, max_pixels=MAX_PIXELS),
-        "for LITE's canvas": lambda data: read(data, max_pixels=MAX_PIXELS, canvas=lite.canvas_for),
-        "for RESNET50_FPN's canvas": lambda data: read(data, max_pixels=MAX_PIXELS, canvas=resnet.canvas_for),
+        "full size (Pillow, with our checks)": lambda data: decode_image(data, max_pixels=MAX_PIXELS),
+        "for LITE's canvas": lambda data: decode_image(data, max_pixels=MAX_PIXELS, canvas_for=lite.canvas_for),
+        "for RESNET50_FPN's canvas": lambda data: decode_image(
+            data, max_pixels=MAX_PIXELS, canvas_for=resnet.canvas_for
+        ),
         "Pillow as usual, np.array(open().convert('RGB'))": lambda data: np.array(
             Image.open(io.BytesIO(data)).convert("RGB")
         ),
@@ -183,8 +185,8 @@ def drift(count: int) -> dict[str, Any]:
         pairs = {"small": Pairs(), "moved": Pairs()}
         pixels = ""
         for number, file in enumerate(files):
-            full = read(file, max_pixels=MAX_PIXELS)
-            small = read(file, max_pixels=MAX_PIXELS, canvas=detector.canvas_for).pixels
+            full = decode_image(file, max_pixels=MAX_PIXELS)
+            small = decode_image(file, max_pixels=MAX_PIXELS, canvas_for=detector.canvas_for).pixels
             pixels = f"{full.width} x {full.height} as {small.shape[1]} x {small.shape[0]}"
             options = replace(WHOLE_CURVE, full_size=(full.height, full.width))
             detections = {}
@@ -240,7 +242,7 @@ def malformed(count: int) -> dict[str, Any]:
     for number, data in enumerate(broken(count)):
         for canvas in (None, lambda height, width: (-(-height // 4), -(-width // 4))):
             try:
-                read(data, max_pixels=CORPUS_PIXELS, canvas=canvas)
+                decode_image(data, max_pixels=CORPUS_PIXELS, canvas_for=canvas)
                 outcomes["decoded"] += 1
             except ServiceError as error:
                 outcomes[type(error).__name__] += 1

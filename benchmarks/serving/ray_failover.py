@@ -30,7 +30,7 @@ from benchmarks.lib import results
 from benchmarks.lib.images import mixed_jpegs
 from benchmarks.lib.service import descendants, free_port
 from benchmarks.serving.ray_overhead import conditions
-from service.client import AsyncClient, DetectError, Found
+from service.client import AsyncClient, DetectError, DetectionResult
 from service.server import ray_proxy
 from service.settings import Settings
 
@@ -51,9 +51,9 @@ class Ledger:
     wrong: int = 0
     slowest_s: float = 0.0
     phases: list[dict[str, Any]] = field(default_factory=list)
-    _first: dict[int, Found] = field(default_factory=dict)
+    _first: dict[int, DetectionResult] = field(default_factory=dict)
 
-    def note(self, image: int, result: Found, seconds: float) -> None:
+    def note(self, image: int, result: DetectionResult, seconds: float) -> None:
         """Count an answer."""
         self.answered += 1
         self.retries += result.tries - 1

@@ -98,7 +98,7 @@ def serve(weights: str) -> None:
 
     server.startup = announce  # type: ignore[method-assign]
     threading.Thread(target=listen, daemon=True).start()
-    server.run_to_the_end()
+    server.run_until_exit()
 
 
 # ------------------------------------------------------------------------------------------------------- the clients

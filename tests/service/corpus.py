@@ -13,7 +13,7 @@ LIES = (0, 1, 2**15, 2**16 - 1)
 
 
 def sound(format: str) -> bytes:
-    """A small picture of noise in ``format``, of several scans, chunks or blocks where the format has them."""
+    """A small image of noise in ``format``, of several scans, chunks or blocks where the format has them."""
     file, noise = io.BytesIO(), Image.effect_noise((70, 50), 90).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -129,7 +129,7 @@ def metadata() -> Iterator[tuple[str, bytes]]:
 
 
 def polyglots() -> Iterator[tuple[str, bytes]]:
-    """Pictures that are something else too."""
+    """Images that are something else too."""
     for format in FORMATS:
         yield f"{format} and a zip", sound(format) + b"PK\x03\x04" + bytes(100)
         yield f"{format} and a page", sound(format) + b"<script>alert(1)</script>"
