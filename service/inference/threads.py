@@ -5,7 +5,7 @@ event loop. torch divides each layer evenly and waits for its slowest thread, so
 a moment delays all of it: hence no more threads in its pool than there are cores. A JPEG of 640 x 480 takes a
 millisecond to decode where its inference takes tens on a CPU, so that a quarter as many threads keep up; but never
 fewer than two, because one large image must not delay all small ones. With a GPU the cores are free for decoding, but
-for one, the event loop's. `python -m benchmarks.serve --threads-table` measures it.
+for one, the event loop's. `python -m benchmarks.serving.threads` measures it.
 """
 
 from __future__ import annotations

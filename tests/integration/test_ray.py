@@ -115,7 +115,7 @@ def test_frcnn_serve_ray_keeps_the_contract_and_loses_nothing_at_its_end(
 
 def test_no_answer_is_lost_when_a_replica_and_then_a_node_is_killed_under_load(repo: Path, tmp_path: Path) -> None:
     out = tmp_path / "ledger.json"
-    command = [sys.executable, "-m", "benchmarks.scale_out", "--ledger", "--clients", "3", "--answers", "10"]
+    command = [sys.executable, "-m", "benchmarks.serving.ray_failover", "--clients", "3", "--answers", "10"]
     before = set(Path("/tmp").glob("ledger*"))
     done = subprocess.run(
         [*command, "--out", str(out)], cwd=repo, capture_output=True, text=True, check=False, timeout=2 * TIMEOUT

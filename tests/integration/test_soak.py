@@ -1,8 +1,8 @@
-"""One minute of `benchmarks/soak.py`, which sends everything at once, with the same checks."""
+"""One minute of `benchmarks/serving/soak.py`, which sends everything at once, with the same checks."""
 
 import pytest
 
-from benchmarks.soak import soak
+from benchmarks.serving.soak import soak
 
 
 @pytest.mark.slow
