@@ -1,4 +1,4 @@
-"""The container's health check: exit 0 if /readyz answers 200, else 1 and why. Needs nothing but Python."""
+"""Check the health of the container: exit with 0 if /readyz answers 200, else with 1 and the reason. Plain Python."""
 
 import http.client
 import os

@@ -1,11 +1,11 @@
-"""Take CUDA's libraries out of an installed torch that was built with it; for the image that has no GPU.
+"""Remove CUDA's libraries from an installed torch that was built with CUDA, for the image without a GPU.
 
-    python docker/without_cuda.py    # needs gcc and readelf; changes the environment that runs it, for good
+    python docker/without_cuda.py    # needs gcc and readelf; changes the environment that runs it, permanently
 
-torch's wheel on the usual index is the one with CUDA, and its libraries cannot be loaded unless NVIDIA's are there,
-though nothing calls them without a GPU. They are replaced by small ones of the same names, which have the symbols that
-torch asks for and end the process if one is called. What stays is the CUDA runtime, by which torch finds out that there
-is no GPU. Triton goes too: it writes kernels for GPUs alone.
+torch's wheel on the usual index is built with CUDA, and its libraries cannot be loaded without NVIDIA's, though nothing
+calls those without a GPU. They are replaced by stubs: small libraries of the same names, which have the symbols that
+torch needs, and end the process if one is called. The CUDA runtime stays: with it torch finds out that there is no GPU.
+Triton is removed too: it compiles kernels for GPUs only.
 """
 
 import re
@@ -18,79 +18,79 @@ from collections import defaultdict
 from pathlib import Path
 
 SITE = Path(sysconfig.get_paths()["purelib"])
-KEPT = re.compile(r"libcudart\.so\.\d+")
-CALLED = 'fputs("%s: this image has no CUDA\\n", stderr); abort();'
+KEPT_LIBRARIES = re.compile(r"libcudart\.so\.\d+")
+STUB_BODY = 'fputs("%s: this image has no CUDA\\n", stderr); abort();'
 
 
 def readelf(*arguments: str | Path) -> str:
-    """What readelf prints; raises ``CalledProcessError``."""
+    """Return the output of readelf; raise ``CalledProcessError`` where it fails."""
     return subprocess.run(["readelf", "--wide", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def symbols(library: Path) -> tuple[set[str], dict[str, str]]:
-    """The names that ``library`` asks others for, and those that it offers, each with its version or ''."""
-    wanted, offered = set(), {}
+    """Return the symbols that ``library`` needs of others, and those that it defines, each with its version or ''."""
+    undefined, defined = set(), {}
     for line in readelf("--dyn-syms", library).splitlines():
         columns = line.split()
         if len(columns) < 8 or not columns[0].rstrip(":").isdigit() or columns[4] == "LOCAL":
             continue
         name, _, version = columns[7].partition("@")
         if columns[6] == "UND":
-            wanted.add(name)
+            undefined.add(name)
         else:
-            offered[name] = version.lstrip("@")
-    return wanted, offered
+            defined[name] = version.lstrip("@")
+    return undefined, defined
 
 
-def write_stand_in(library: Path, wanted: set[str]) -> None:
-    """Put in the place of ``library`` one that offers what is both offered and ``wanted``, under the same versions."""
-    _, offered = symbols(library)
+def replace_with_stub(library: Path, needed_symbols: set[str]) -> None:
+    """Replace ``library`` by a stub with those of its symbols that are in ``needed_symbols``, in the same versions."""
+    _, defined = symbols(library)
     versions: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(wanted & offered.keys()):
-        if name.startswith("_Z"):  # C++, while CUDA's interfaces are C: a copy of the standard library's
+    for name in sorted(needed_symbols & defined.keys()):
+        if name.startswith("_Z"):  # C++: a copy of the standard library's, as CUDA's interfaces are C
             continue
-        versions[offered[name]].append(name)
+        versions[defined[name]].append(name)
     with tempfile.TemporaryDirectory() as folder:
         source, script = Path(folder) / "library.c", Path(folder) / "versions"
         names = [name for group in versions.values() for name in group]
         source.write_text(
             "#include <stdio.h>\n#include <stdlib.h>\n"
-            + "".join(f"void {name}(void) {{ {CALLED % name} }}\n" for name in names)
+            + "".join(f"void {name}(void) {{ {STUB_BODY % name} }}\n" for name in names)
         )
         script.write_text("".join(f"{v} {{ global: {'; '.join(n)}; }};\n" for v, n in versions.items() if v))
-        made = Path(folder) / library.name
+        stub = Path(folder) / library.name
         subprocess.run(
             ["gcc", "-shared", "-fPIC", "-w", "-fno-builtin", f"-Wl,-soname,{library.name}"]
             + ([f"-Wl,--version-script,{script}"] if any(versions) else [])
-            + ["-o", made, source],
+            + ["-o", stub, source],
             check=True,
         )
         shutil.rmtree(library) if library.is_dir() else library.unlink()
-        shutil.copy(made, library)
+        shutil.copy(stub, library)
 
 
 def main() -> None:
-    """Put a stand-in in the place of each library."""
-    theirs = {path.name: path for path in SITE.glob("nvidia/**/*.so*")}
-    if not theirs:
+    """Replace the libraries that torch loads by stubs, and delete the others."""
+    nvidia_libraries = {path.name: path for path in SITE.glob("nvidia/**/*.so*")}
+    if not nvidia_libraries:
         sys.exit("There are no NVIDIA libraries here.")
-    ours = [*SITE.glob("torch/**/*.so*"), *SITE.glob("torchvision/*.so")]
-    wanted, needed = set(), set()
-    for library in ours:
-        wanted |= symbols(library)[0]
-        needed |= set(re.findall(r"\(NEEDED\).*\[(.*)\]", readelf("--dynamic", library)))
-    stay = set()
-    for name in sorted(needed & theirs.keys()):
-        stay.add(theirs[name])
-        if not KEPT.fullmatch(name):
-            write_stand_in(theirs[name], wanted)
+    torch_libraries = [*SITE.glob("torch/**/*.so*"), *SITE.glob("torchvision/*.so")]
+    needed_symbols, needed_libraries = set(), set()
+    for library in torch_libraries:
+        needed_symbols |= symbols(library)[0]
+        needed_libraries |= set(re.findall(r"\(NEEDED\).*\[(.*)\]", readelf("--dynamic", library)))
+    kept = set()
+    for name in sorted(needed_libraries & nvidia_libraries.keys()):
+        kept.add(nvidia_libraries[name])
+        if not KEPT_LIBRARIES.fullmatch(name):
+            replace_with_stub(nvidia_libraries[name], needed_symbols)
     for path in [*SITE.glob("nvidia/**/*"), *SITE.glob("triton/**/*")]:
-        if path.is_file() and path not in stay:
+        if path.is_file() and path not in kept:
             path.unlink()
-    for library in ("torch/lib/libtorch_cuda_linalg.so",):  # loaded when it is first called, on a GPU
+    for library in ("torch/lib/libtorch_cuda_linalg.so",):  # loaded at the first call on a GPU
         (SITE / library).unlink(missing_ok=True)
     shutil.rmtree(SITE / "triton", ignore_errors=True)
-    print(f"{len(stay)} libraries stay: " + ", ".join(f"{p.name} {p.stat().st_size:,}" for p in sorted(stay)))
+    print(f"{len(kept)} libraries stay: " + ", ".join(f"{p.name} {p.stat().st_size:,}" for p in sorted(kept)))
 
 
 if __name__ == "__main__":

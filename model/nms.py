@@ -24,7 +24,7 @@ from model.transfer import download, upload
 _PAIRS_PER_CALL = 40_000
 
 # Iterations before convergence is read for the first time, and between later readings. On photographs the bundled
-# weights' RPN needs 10 to 21, classes 1 to 9 (`python -m benchmarks.nms_rounds`); a chain of n boxes, each
+# weights' RPN needs 10 to 21, classes 1 to 9 (`python -m benchmarks.engine.nms_rounds`); a chain of n boxes, each
 # of which overlaps its neighbours alone, needs n.
 LEVEL_ITERATIONS = 20
 CLASS_ITERATIONS = 8

@@ -214,7 +214,7 @@ class ResolvedOptions:
 
 
 @dataclass(frozen=True)
-class FunnelLevel:
+class StageCounts:
     """How many anchors of one pyramid level are left after each cut of the RPN; no number is above the one before.
 
     anchors: all. above_threshold: objectness at or above the RPN's threshold. after_top_k: of those, the level's best.
@@ -287,16 +287,16 @@ class Trace:
         """Return the candidates, int64 [R], that became the final proposals, in their order."""
         return self.after_nms[: self.config.rpn.post_nms]
 
-    def fates(self) -> tuple[str, ...]:
-        """For each candidate ``low_objectness``, ``too_small``, ``rpn_nms``, ``proposal_limit`` or ``kept``."""
-        fates = (self.candidates.objectness >= self.config.rpn.score_threshold).long()
+    def outcomes(self) -> tuple[str, ...]:
+        """Return for each candidate ``low_objectness``, ``too_small``, ``rpn_nms``, ``proposal_limit`` or ``kept``."""
+        outcomes = (self.candidates.objectness >= self.config.rpn.score_threshold).long()
         for number, rows in enumerate((self.valid, self.after_nms, self.final_rows), start=2):
-            fates[rows] = number
+            outcomes[rows] = number
         words = ("low_objectness", "too_small", "rpn_nms", "proposal_limit", "kept")
-        return tuple(words[fate] for fate in fates.tolist())
+        return tuple(words[outcome] for outcome in outcomes.tolist())
 
-    def funnel(self) -> tuple[FunnelLevel, ...]:
-        """The RPN's cuts, level by level."""
+    def stage_counts(self) -> tuple[StageCounts, ...]:
+        """Count the anchors that each step of the RPN leaves, level by level."""
         likely = self.objectness >= self.config.rpn.score_threshold
         levels = self.candidates.levels
 
@@ -312,7 +312,7 @@ class Trace:
             count(levels[self.final_rows]),
             strict=True,
         )
-        return tuple(FunnelLevel(level, *counts) for level, counts in enumerate(columns))
+        return tuple(StageCounts(level, *counts) for level, counts in enumerate(columns))
 
     def heat_map(self, level: int) -> HeatMap:
         """Return the objectness of one level, 0 the finest."""

@@ -1,1 +1,1 @@
-"""The microservice: a picture comes in over HTTP, boxes go out. Of ``model/`` it knows facade and nouns only."""
+"""The microservice: images come in over HTTP, boxes go out. Of ``model/`` it imports the facade and the structures."""

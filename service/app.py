@@ -1,4 +1,4 @@
-"""``create_app``: wiring, and nothing else."""
+"""Make the app: ``create_app`` connects settings, pipeline and routes, and does nothing else."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.compat import deepstack, huggingface, open_inference
-from service.api.middleware import Envelope
+from service.api.handler import ImageHandler
+from service.api.middleware import RequestContextMiddleware
 from service.api.openapi import add_problem_schema
 from service.api.problems import handle_error
 from service.api.routes import detect, docs, explain, health, model, proposals, web
 from service.errors import ServiceError
 from service.exit_codes import is_plain
 from service.inference.decoding import prepare_pillow
+from service.inference.detector import DetectorLike
 from service.inference.pipeline import Pipeline
-from service.inference.threads import cores
-from service.inference.worker import Detects
+from service.inference.threads import available_cores
 from service.metrics import Metrics
 from service.settings import Settings, load_settings
 
@@ -32,14 +33,14 @@ log = logging.getLogger("frcnn.app")
 def create_app(
     settings: Settings | None = None,
     *,
-    detector_factory: Callable[[Settings], Detects] | None = None,
+    detector_factory: Callable[[Settings], DetectorLike] | None = None,
     devices: Callable[[str], Sequence[str]] | None = None,
 ) -> FastAPI:
-    """The app, whose lifespan loads the detector, warms it up and drains the queue at the end.
+    """Make the app, whose lifespan loads the detector, warms it up and drains the queue at the end.
 
     settings: from the environment by default. detector_factory: called in the worker's thread, with the worker's
-    device in the settings; tests bring their own. devices: those that a device setting means, one worker each; by
-    default all that are visible, but with a factory of the caller's, who may not heed the device, one.
+    device in the settings; tests pass their own. devices: returns those that a device setting means, one worker each;
+    by default all that are visible, but one with a caller's own factory, which may ignore the device.
     Raises ``SettingsError``; the lifespan raises what loading the detector raises.
     """
     settings = settings or load_settings()
@@ -54,42 +55,43 @@ def create_app(
         try:
             await pipeline.open()
         except Exception as error:
-            said = {"reason": str(error)} | ({"failure": str(error.__cause__)[:500]} if error.__cause__ else {})
-            log.error("the detector could not be started", extra=said, exc_info=not is_plain(error))
-            log.debug("how that came", exc_info=True)
+            fields = {"reason": str(error)} | ({"failure": str(error.__cause__)[:500]} if error.__cause__ else {})
+            log.error("the detector could not be started", extra=fields, exc_info=not is_plain(error))
+            log.debug("the cause", exc_info=True)
             raise
         try:
             yield
         finally:
             await pipeline.close()
 
-    app = _Documented(
+    app = _App(
         title="Faster R-CNN",
-        description="A picture in, boxes out. Boxes are in pixels of the picture as shown, x to the right, y down.",
+        description="An image in, boxes out. Boxes are in pixels of the image as shown, x to the right, y down.",
         version=importlib.metadata.version("frcnn-service"),
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from other hosts; routes/docs.py needs none
         redoc_url=None,
     )
     app.state.pipeline = pipeline
-    for room in (detect, proposals, explain, model, health, docs, web):
-        app.include_router(room.router)
-    for room, spoken in (
+    app.state.handler = ImageHandler(pipeline)
+    for module in (detect, proposals, explain, model, health, docs, web):
+        app.include_router(module.router)
+    for module, enabled in (
         (deepstack, settings.deepstack),
         (huggingface, settings.huggingface),
         (open_inference, settings.open_inference),
     ):
-        if spoken:
-            app.include_router(room.router)
+        if enabled:
+            app.include_router(module.router)
     app.mount("/web", web.Files())
     for error in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, handle_error)
-    app.add_middleware(Envelope, metrics=metrics)
+    app.add_middleware(RequestContextMiddleware, metrics=metrics)
     return app
 
 
 def each_device(setting: str) -> tuple[str, ...]:
-    """The devices that serve, ``cpu`` or ``cuda:N``: all GPUs for ``cuda``, and for ``auto`` where there are any.
+    """Return the devices that serve, ``cpu`` or ``cuda:N``: all GPUs for ``cuda``, and for ``auto`` if there are any.
 
     Raises ``DeviceError`` where one cannot be used.
     """
@@ -100,27 +102,27 @@ def each_device(setting: str) -> tuple[str, ...]:
     return choose_devices(setting)
 
 
-def load_detector(settings: Settings) -> Detects:
-    """The detector that ``settings`` name. Torch is imported here: errors in settings need not wait for it."""
+def load_detector(settings: Settings) -> DetectorLike:
+    """Load the detector that ``settings`` name. Torch is imported here: errors in settings need not wait for it."""
     import torch
 
     from model.detector import Detector
 
     # torch counts the host's cores, not those of the container.
-    torch.set_num_threads(settings.torch_threads or min(torch.get_num_threads(), cores()))
+    torch.set_num_threads(settings.torch_threads or min(torch.get_num_threads(), available_cores()))
     detector = Detector.from_checkpoint(
         settings.weights,
         device=settings.device,
         precision=settings.precision,
         canvas=settings.canvas,
     )
-    if detector.device.type == "cuda":  # of this thread: pinned memory and the like are not to be the first GPU's
+    if detector.device.type == "cuda":  # for this thread: else its pinned memory and the like would be the first GPU's
         torch.cuda.set_device(detector.device)
     return detector
 
 
-class _Documented(FastAPI):
-    """FastAPI whose OpenAPI document knows our problems."""
+class _App(FastAPI):
+    """FastAPI whose OpenAPI document has the schema of our problems."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

@@ -1,12 +1,11 @@
-"""A client of the service, for programs: it waits where the service asks it to, and gives up when the time is over.
+"""A client of the service, for programs: it retries as the service asks, until a timeout.
 
     with Client("http://localhost:8000") as client:
-        found = client.detect("street.jpg", score_threshold=0.5)
-        print(found.labels, found.boxes)
+        result = client.detect("street.jpg", score_threshold=0.5)
+        print(result.labels, result.boxes)
 
-``AsyncClient`` is the same with ``await``, and sees to many pictures at once (``detect_many``). Both keep their
-connections. Detection changes nothing on the server, so whatever got lost on the way may be asked for again. Nothing
-here needs torch.
+``AsyncClient`` is the same with ``await``, and detects in many images at once (``detect_many``). Both keep their
+connections open. Detection changes nothing on the server, so a lost request may be sent again. Torch is not needed.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from typing import Any, Self
 
 import httpx
 
-Source = bytes | str | Path  # a picture's bytes, or where they are
+ImageSource = bytes | str | Path  # an encoded image, or the path of one
 Box = tuple[float, float, float, float]
 
 
 class DetectError(Exception):
-    """There is no answer, and asking again will not help, or not in time.
+    """There is no result, and a retry would not help, or not in time.
 
-    status: the HTTP status; None where nothing was heard. code: the service's word for it, for example ``bad_image``.
+    status: the HTTP status; None without a response. code: the service's name of the error, for example ``bad_image``.
     """
 
     def __init__(self, detail: str, *, status: int | None = None, code: str = "", request_id: str = "") -> None:
@@ -40,11 +39,12 @@ class DetectError(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the service found in one picture, by falling score: entry i of each tuple is detection i.
+class DetectionResult:
+    """The detections of one image, by falling score: entry i of each tuple belongs to detection i.
 
-    boxes: four numbers each, in the frame that was asked for, by default x1, y1, x2, y2 in pixels. proposals: the lists
-    of ``POST /proposals`` by name, where some were asked for. timings_ms: by stage. tries: how often it was asked.
+    boxes: four numbers each, in the frame that was requested, by default x1, y1, x2, y2 in pixels. proposals: the lists
+    of ``POST /proposals`` by name, where proposals were requested. timings_ms: milliseconds by stage. tries: the number
+    of requests that were sent.
     """
 
     request_id: str
@@ -64,61 +64,61 @@ class Found:
         return len(self.boxes)
 
     @classmethod
-    def from_json(cls, answer: Mapping[str, Any], tries: int = 1) -> Found:
-        """The body of ``POST /detect``."""
+    def from_json(cls, body: Mapping[str, Any], tries: int = 1) -> DetectionResult:
+        """Return the result that the response body of ``POST /detect`` holds."""
         return cls(
-            request_id=answer["request_id"],
-            model=answer["model"],
-            width=answer["image"]["width"],
-            height=answer["image"]["height"],
-            boxes=tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in answer["boxes"]),
-            scores=tuple(answer["scores"]),
-            labels=tuple(answer["labels"]),
-            class_ids=tuple(answer["class_ids"]),
-            batch_size=answer["batch_size"],
-            timings_ms=answer["timings_ms"],
-            proposals=answer.get("proposals"),
+            request_id=body["request_id"],
+            model=body["model"],
+            width=body["image"]["width"],
+            height=body["image"]["height"],
+            boxes=tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in body["boxes"]),
+            scores=tuple(body["scores"]),
+            labels=tuple(body["labels"]),
+            class_ids=tuple(body["class_ids"]),
+            batch_size=body["batch_size"],
+            timings_ms=body["timings_ms"],
+            proposals=body.get("proposals"),
             tries=tries,
         )
 
 
 @dataclass
-class Patience:
-    """How long one picture is worth waiting for. It does no I/O: both clients ask it what to do next.
+class RetryPolicy:
+    """Decide whether and when the request for one image is sent again. It does no I/O, so both clients use it.
 
-    seconds: for all tries together. most_tries: at least 1.
+    timeout: seconds for all tries together. max_tries: at least 1. tries: those begun so far.
     """
 
-    seconds: float
-    most_tries: int
+    timeout: float
+    max_tries: int
     tries: int = 0
-    _began: float = field(default_factory=time.monotonic)
+    _start: float = field(default_factory=time.monotonic)
 
     @property
-    def left(self) -> float:
-        """Seconds until the deadline, not negative."""
-        return max(0.0, self._began + self.seconds - time.monotonic())
+    def remaining(self) -> float:
+        """Return the seconds until the deadline, not negative."""
+        return max(0.0, self._start + self.timeout - time.monotonic())
 
-    def after(self, outcome: httpx.Response | httpx.TransportError) -> float:
-        """Seconds to wait before the next try. Raises ``DetectError`` where there should be none."""
+    def delay_after(self, outcome: httpx.Response | httpx.TransportError) -> float:
+        """Return the seconds to wait before the next try; raise ``DetectError`` where there should be none."""
         if isinstance(outcome, httpx.Response):
-            error = refusal(outcome)
+            error = error_of(outcome)
             if outcome.status_code not in (429, 503):
                 raise error
-            wait = _retry_after(outcome)
+            delay = _retry_after(outcome)
         else:
             error = DetectError(f"The service could not be reached ({str(outcome) or type(outcome).__name__}).")
-            if isinstance(outcome, httpx.UnsupportedProtocol):  # a mistake in the URL, which no waiting mends
+            if isinstance(outcome, httpx.UnsupportedProtocol):  # a wrong URL stays wrong
                 raise error
-            wait = min(5.0, 0.1 * 2 ** (self.tries - 1))
-        wait *= random.uniform(1.0, 1.25)  # or all who were turned away together come back together
-        if self.tries >= self.most_tries or wait >= self.left:
+            delay = min(5.0, 0.1 * 2 ** (self.tries - 1))
+        delay *= random.uniform(1.0, 1.25)  # jitter: or all clients that were refused together come back together
+        if self.tries >= self.max_tries or delay >= self.remaining:
             raise error
-        return wait
+        return delay
 
 
-class _Asking:
-    """What the two clients share: how a picture is asked about."""
+class _BaseClient:
+    """What the two clients share: the URL, the headers and how a request is made."""
 
     def __init__(self, url: str, api_key: str | None, timeout: float, tries: int) -> None:
         self._url = f"{url.rstrip('/')}/detect"
@@ -126,28 +126,28 @@ class _Asking:
         self._timeout = timeout
         self._tries = tries
 
-    def _patience(self, timeout: float | None) -> Patience:
-        return Patience(self._timeout if timeout is None else timeout, self._tries)
+    def _retry_policy(self, timeout: float | None) -> RetryPolicy:
+        return RetryPolicy(self._timeout if timeout is None else timeout, self._tries)
 
-    def _request(self, patience: Patience, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of ``httpx``'s ``post`` for one more try."""
-        patience.tries += 1
-        left = max(0.001, patience.left)
+    def _next_request(self, policy: RetryPolicy, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Count one more try, and return its keyword arguments for ``httpx``'s ``post``."""
+        policy.tries += 1
+        remaining = max(0.001, policy.remaining)
         return {
             "url": self._url,
             "params": {name: value for name, value in options.items() if value is not None},
             "headers": {
                 **self._headers,
                 "Content-Type": "application/octet-stream",
-                "X-Request-Timeout-Ms": str(max(1, int(left * 1000))),  # the service drops what comes too late
+                "X-Request-Timeout-Ms": str(max(1, int(remaining * 1000))),  # the service drops late results
             },
-            # The service says 504 at the deadline; a moment more, so that its sentence is heard.
-            "timeout": left + 1.0,
+            # The service answers 504 at the deadline; wait a moment longer, to receive that response.
+            "timeout": remaining + 1.0,
         }
 
 
-class Client(_Asking):
-    """Asks one picture at a time. A context manager; may be shared between threads."""
+class Client(_BaseClient):
+    """A client that detects in one image at a time. A context manager; may be shared between threads."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class Client(_Asking):
         tries: int = 8,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """url: of the service. timeout: seconds for a picture, with all tries. transport: httpx's own by default."""
+        """url: of the service. timeout: seconds for one image, with all tries. transport: httpx's own by default."""
         super().__init__(url, api_key, timeout, tries)
         self._http = httpx.Client(transport=transport)
 
@@ -169,25 +169,28 @@ class Client(_Asking):
         self.close()
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._http.close()
 
-    def detect(self, picture: Source, *, timeout: float | None = None, **options: Any) -> Found:
-        """Detect objects in ``picture``, options as of ``/detect``. Raises ``DetectError``; for a path also OSError."""
-        body = _read(picture)
-        patience = self._patience(timeout)
+    def detect(self, image: ImageSource, *, timeout: float | None = None, **options: Any) -> DetectionResult:
+        """Detect objects in ``image``, with the options of ``POST /detect``.
+
+        Raises ``DetectError``, and for a path also ``OSError``.
+        """
+        body = _read(image)
+        policy = self._retry_policy(timeout)
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = self._http.post(content=body, **self._request(patience, options))
+                outcome = self._http.post(content=body, **self._next_request(policy, options))
                 if outcome.status_code == 200:
-                    return Found.from_json(outcome.json(), patience.tries)
+                    return DetectionResult.from_json(outcome.json(), policy.tries)
             except httpx.TransportError as error:
                 outcome = error
-            time.sleep(patience.after(outcome))
+            time.sleep(policy.delay_after(outcome))
 
 
-class AsyncClient(_Asking):
+class AsyncClient(_BaseClient):
     """``Client`` for asyncio."""
 
     def __init__(
@@ -199,7 +202,7 @@ class AsyncClient(_Asking):
         tries: int = 8,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """As of ``Client``."""
+        """Take the arguments of ``Client``."""
         super().__init__(url, api_key, timeout, tries)
         self._http = httpx.AsyncClient(transport=transport)
 
@@ -212,53 +215,53 @@ class AsyncClient(_Asking):
         await self.close()
 
     async def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         await self._http.aclose()
 
-    async def detect(self, picture: Source, *, timeout: float | None = None, **options: Any) -> Found:
-        """As of ``Client``."""
-        body = picture if isinstance(picture, bytes) else await asyncio.to_thread(_read, picture)
-        patience = self._patience(timeout)
+    async def detect(self, image: ImageSource, *, timeout: float | None = None, **options: Any) -> DetectionResult:
+        """Detect objects in ``image``, as ``Client.detect`` does."""
+        body = image if isinstance(image, bytes) else await asyncio.to_thread(_read, image)
+        policy = self._retry_policy(timeout)
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = await self._http.post(content=body, **self._request(patience, options))
+                outcome = await self._http.post(content=body, **self._next_request(policy, options))
                 if outcome.status_code == 200:
-                    return Found.from_json(outcome.json(), patience.tries)
+                    return DetectionResult.from_json(outcome.json(), policy.tries)
             except httpx.TransportError as error:
                 outcome = error
-            await asyncio.sleep(patience.after(outcome))
+            await asyncio.sleep(policy.delay_after(outcome))
 
     async def detect_many(
         self, paths: Iterable[Path], *, at_once: int = 8, **options: Any
-    ) -> AsyncIterator[tuple[Path, Found | DetectError | OSError]]:
-        """Find objects in many files, ``at_once`` at a time: each with what became of it, in the order they are done.
+    ) -> AsyncIterator[tuple[Path, DetectionResult | DetectError | OSError]]:
+        """Detect objects in many files, ``at_once`` at a time; yield each with its outcome, in the order of completion.
 
-        A file is read only when its turn comes. Ending the iteration early drops what is under way.
+        A file is read only when its turn comes. Ending the iteration early cancels what is under way.
         """
         waiting = iter(paths)
-        under_way: dict[asyncio.Task[Found], Path] = {}
+        tasks: dict[asyncio.Task[DetectionResult], Path] = {}
         try:
             while True:
-                while len(under_way) < at_once and (path := next(waiting, None)) is not None:
-                    under_way[asyncio.create_task(self.detect(path, **options))] = path
-                if not under_way:
+                while len(tasks) < at_once and (path := next(waiting, None)) is not None:
+                    tasks[asyncio.create_task(self.detect(path, **options))] = path
+                if not tasks:
                     return
-                done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    path = under_way.pop(task)
+                    path = tasks.pop(task)
                     try:
                         yield path, task.result()
                     except (DetectError, OSError) as error:
                         yield path, error
         finally:
-            for task in under_way:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def refusal(response: httpx.Response) -> DetectError:
-    """What a response other than 200 says, whoever sent it: the service, or a proxy before it."""
+def error_of(response: httpx.Response) -> DetectError:
+    """Return the error of a response that is not 200, from the service or from a proxy in front of it."""
     try:
         problem = response.json()
         detail, code, request_id = str(problem["detail"]), str(problem["code"]), str(problem["request_id"])
@@ -268,10 +271,10 @@ def refusal(response: httpx.Response) -> DetectError:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds; 1 where the header is missing or holds a date."""
+    """Return the header's seconds; 1 where it is missing or holds a date."""
     text = response.headers.get("retry-after", "")
     return float(text) if text.isdecimal() else 1.0
 
 
-def _read(picture: Source) -> bytes:
-    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+def _read(image: ImageSource) -> bytes:
+    return image if isinstance(image, bytes) else Path(image).read_bytes()

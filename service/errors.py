@@ -1,13 +1,15 @@
-"""What can go wrong, each with its HTTP status, and how it reads: ``application/problem+json`` (RFC 9457).
+"""The failures that a client is told of, each with its HTTP status, and their form: ``application/problem+json``.
 
     ServiceError
       BadImage 400          BadRequest 400        Unauthorized 401      SlowBody 408          TooLarge 413
-      UnsupportedImage 415  BadOption 422         ClientGone 499        PictureFailed 500
-      OutOfMemory 500       NotFinite 500
+      NoSuchModel 404       UnsupportedImage 415  BadOption 422         ClientGone 499
+      ImageFailed 500       OutOfMemory 500       NotFinite 500
       Busy (has a Retry-After): QueueFull 429, KeyBusy 429, Unavailable 503
       DeadlinePassed 504
 
-Every sentence says what to do about it. What is sent never holds a traceback, a path or a picture's bytes.
+Their ``code`` is the one vocabulary of reasons: the problem's ``code``, the log's, and the label of
+``frcnn_rejected_total{reason}``. Every message says what to do. What is sent never holds a traceback, a path or an
+image's bytes. The form is RFC 9457's.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ PROBLEM_JSON = "application/problem+json"
 
 
 class ServiceError(Exception):
-    """A failure with a status and a word (``code``) for machines; its text is for people."""
+    """A failure with an HTTP status and a ``code`` for machines; its text is for people."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -40,13 +42,13 @@ class ServiceError(Exception):
 
 
 class BadImage(ServiceError):
-    """The bytes claim to be a picture and cannot be decoded."""
+    """The bytes begin like an image and cannot be decoded."""
 
     status, code = 400, "bad_image"
 
 
 class BadRequest(ServiceError):
-    """The request, or its body's envelope (JSON, multipart), is broken, or holds no picture."""
+    """The request, or the JSON or multipart of its body, is broken."""
 
     status, code = 400, "bad_request"
 
@@ -81,6 +83,12 @@ class TooLarge(ServiceError):
         return {"Connection": "close"}  # what is left of the body is not wanted either
 
 
+class NoSuchModel(ServiceError):
+    """The address names another model than is served."""
+
+    status, code = 404, "no_such_model"
+
+
 class UnsupportedImage(ServiceError):
     """Not one of the supported formats, judged by content."""
 
@@ -94,25 +102,25 @@ class BadOption(ServiceError):
 
 
 class ClientGone(ServiceError):
-    """The client hung up before its answer; nobody reads this one, but the logs and counters do."""
+    """The client closed the connection before its response; only the log and the metrics tell of it."""
 
     status, code = 499, "client_gone"
 
 
-class PictureFailed(ServiceError):
-    """The detector failed on this picture, alone."""
+class ImageFailed(ServiceError):
+    """The detector failed on this image, alone."""
 
-    status, code = 500, "picture_failed"
+    status, code = 500, "image_failed"
 
 
 class OutOfMemory(ServiceError):
-    """The device has too little memory for this picture, alone."""
+    """The device has too little memory for this image, alone."""
 
     status, code = 500, "out_of_memory"
 
 
 class NotFinite(ServiceError):
-    """The network's values were not finite for this picture, alone."""
+    """The network's values were not finite for this image, alone."""
 
     status, code = 500, "not_finite"
 
@@ -130,13 +138,13 @@ class Busy(ServiceError):
 
 
 class QueueFull(Busy):
-    """As many pictures wait as may."""
+    """As many images wait as may."""
 
     status, code = 429, "queue_full"
 
 
 class KeyBusy(Busy):
-    """As many requests of this API key are being answered as may."""
+    """As many requests of this API key are in progress as may."""
 
     status, code = 429, "key_busy"
 
@@ -158,7 +166,7 @@ class StartError(RuntimeError):
 
 
 def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """The problem details of ``error`` as RFC 9457 names them, with ``code`` and ``request_id`` as extensions."""
+    """Return RFC 9457's problem details of ``error``, with ``code`` and ``request_id`` as extensions."""
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": phrase(error.status),
@@ -175,13 +183,13 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
 def problem_response(
     error: ServiceError, request_id: str, members: Callable[[str], dict[str, Any]] | None = None
 ) -> Response:
-    """``error`` as an HTTP response; ``members`` makes of its sentence what a dialect's clients look for."""
+    """Return ``error`` as an HTTP response; ``members`` makes further members of its message."""
     body = problem(error, request_id) | (members(error.detail) if members is not None else {})
     return Response(orjson.dumps(body), error.status, headers=error.headers, media_type=PROBLEM_JSON)
 
 
 def phrase(status: int) -> str:
-    """The name of a status."""
+    """Return the name of a status."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

@@ -6,23 +6,23 @@ import ssl
 
 from service.errors import StartError
 
-DONE = 0  # or drained, or interrupted
+DONE = 0  # also after a drain, or an interrupt during the start
 NOT_STARTED = 1  # a restart may help; also where accepted requests were dropped
-MISCONFIGURED = 2  # a restart cannot help; typer's code for wrong options too
-DETECTOR_FAILED = 3  # for good, while it served
+MISCONFIGURED = 2  # a restart cannot help; also typer's code for wrong options
+DETECTOR_FAILED = 3  # permanently, while it served
 
-# Of a file that a setting names.
-_FILES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ssl.SSLError)
+# Errors of a file that a setting names.
+_FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ssl.SSLError)
 
 
 def code_for(error: BaseException) -> int:
-    """Return the exit code for a start that ``error`` prevented.
+    """Return the exit code of a process that ``error`` kept from starting.
 
-    A ``ValueError`` is of the settings, the device or the weights: all of ours that say so derive from it.
+    A ``ValueError`` is about the settings, the device or the weights: all such errors of the project derive from it.
     """
-    return MISCONFIGURED if isinstance(error, (ValueError, *_FILES)) else NOT_STARTED
+    return MISCONFIGURED if isinstance(error, (ValueError, *_FILE_ERRORS)) else NOT_STARTED
 
 
 def is_plain(error: BaseException) -> bool:
-    """Say whether the text of ``error`` tells an operator enough, so that no traceback is needed."""
+    """Return whether the text of ``error`` tells an operator enough, so that no traceback is needed."""
     return isinstance(error, (StartError, ValueError, OSError))

@@ -1,9 +1,9 @@
-"""What Prometheus is told. The names are part of the contract; each app has a registry of its own."""
+"""The Prometheus metrics. Their names are part of the contract; each app has a registry of its own."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -13,6 +13,8 @@ from model.structures import DetectorInfo
 
 log = logging.getLogger("frcnn.metrics")
 
+# The stages of one image in order: the labels of frcnn_stage_seconds and the keys of `timings_ms`, which ends with
+# their sum, `total`. Those from transform to postprocess are the detector's.
 STAGES = ("decode", "queue", "transform", "backbone", "rpn", "roi_head", "postprocess", "serialize")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -28,10 +30,10 @@ class Metrics:
             "frcnn_request_seconds", "Seconds to answer a request", ["route"], buckets=_SECONDS, registry=registry
         )
         self.stage_seconds = Histogram(
-            "frcnn_stage_seconds", "Seconds a picture spent in a stage", ["stage"], buckets=_SECONDS, registry=registry
+            "frcnn_stage_seconds", "Seconds an image spent in a stage", ["stage"], buckets=_SECONDS, registry=registry
         )
         self.batch_size = Histogram(
-            "frcnn_batch_size", "Pictures in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry
+            "frcnn_batch_size", "Images in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), registry=registry
         )
         self.canvas_padding_ratio = Histogram(
             "frcnn_canvas_padding_ratio",
@@ -39,29 +41,29 @@ class Metrics:
             buckets=(0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1),
             registry=registry,
         )
-        self.queue_depth = Gauge("frcnn_queue_depth", "Pictures accepted and not yet answered", registry=registry)
+        self.queue_depth = Gauge("frcnn_queue_depth", "Images accepted and not yet answered", registry=registry)
         self.inflight = Gauge("frcnn_inflight", "Requests being answered", registry=registry)
         self.rejected = Counter("frcnn_rejected_total", "Requests refused, by reason", ["reason"], registry=registry)
         self.batch_failures = Counter(
             "frcnn_batch_failures_total", "Attempts at a batch that failed on the device", ["kind"], registry=registry
         )
         self.detections = Histogram(
-            "frcnn_detections_per_image", "Detections in a picture", buckets=_COUNTS, registry=registry
+            "frcnn_detections_per_image", "Detections in an image", buckets=_COUNTS, registry=registry
         )
         self.proposals = Histogram(
-            "frcnn_proposals_per_image", "Proposals returned for a picture", buckets=_COUNTS, registry=registry
+            "frcnn_proposals_per_image", "Proposals returned for an image", buckets=_COUNTS, registry=registry
         )
         self.ready = Gauge(
             "frcnn_ready", "1 where the service answers, 0 where it starts, drains or has failed", registry=registry
         )
 
-    def describe(self, infos: Callable[[], Sequence[DetectorInfo]]) -> None:
-        """Say which detectors are served, one a device, as ``infos`` tells when asked; watch their devices' memory."""
+    def add_detectors(self, infos: Callable[[], Sequence[DetectorInfo]]) -> None:
+        """Report the detectors, one a device, that ``infos`` returns at each scrape, and their devices' memory."""
         self.registry.register(_Model(infos))
         self.registry.register(_DeviceMemory([info.device for info in infos()]))
 
-    def picture(self, seconds: dict[str, float], detections: int, proposals: int | None) -> None:
-        """Count one answered picture; ``seconds`` by stage."""
+    def observe_image(self, seconds: Mapping[str, float], detections: int, proposals: int | None) -> None:
+        """Count one answered image; ``seconds`` by stage."""
         for stage in STAGES:
             if stage in seconds:
                 self.stage_seconds.labels(stage).observe(seconds[stage])
@@ -70,12 +72,12 @@ class Metrics:
             self.proposals.observe(proposals)
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Return the text that Prometheus scrapes."""
         return generate_latest(self.registry)
 
 
 class _Model(Collector):
-    """What is being served, asked at each scrape."""
+    """The detectors that are served, asked for at each scrape."""
 
     def __init__(self, infos: Callable[[], Sequence[DetectorInfo]]) -> None:
         self._infos = infos
@@ -83,10 +85,10 @@ class _Model(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         infos = self._infos()
         names = ["name", "preset", "precision", "device", "sha256"]
-        about = GaugeMetricFamily("frcnn_model_info", "What is being served; always 1", labels=names)
+        family = GaugeMetricFamily("frcnn_model_info", "What is being served; always 1", labels=names)
         for info in infos:
-            about.add_metric([info.name, info.preset, info.precision, info.device, info.sha256 or "unknown"], 1)
-        yield about
+            family.add_metric([info.name, info.preset, info.precision, info.device, info.sha256 or "unknown"], 1)
+        yield family
 
 
 class _DeviceMemory(Collector):

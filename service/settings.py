@@ -1,4 +1,8 @@
-"""Everything that an operator can set: one frozen object, built when an app is made, never at import."""
+"""The settings of the service: one frozen object, made when an app is made and never at import.
+
+A setting is one field of ``Settings``: the environment variable, the option of ``frcnn serve``, the error messages and
+the table in docs/operations.md are made from it.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,13 @@ Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
 class SettingsError(ValueError):
-    """A setting has a value that cannot serve; the text names the setting, the value and what is allowed."""
+    """A setting has a wrong value; the text names the setting, the value and what is allowed."""
 
 
 class Settings(BaseSettings):
-    """Read from the environment (``FRCNN_PORT=9000``) and from keyword arguments, which win.
+    """Settings read from the environment (``FRCNN_PORT=9000``) and from keyword arguments, which win.
 
-    Every field has a default that serves. ``load_settings`` turns a wrong value into one readable sentence.
+    The service runs on the defaults alone. ``load_settings`` turns a wrong value into one readable sentence.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
@@ -37,15 +41,15 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto", description="arithmetic of the network; int8 needs what frcnn calibrate writes"
     )
-    canvas: Literal["buckets", "exact"] = Field("buckets", description="pad pictures to a few sizes, or hardly at all")
+    canvas: Literal["buckets", "exact"] = Field("buckets", description="pad images to a few sizes, or hardly at all")
     torch_threads: int | None = Field(None, ge=1, le=1024, description="threads of one inference; unset: torch decides")
     cache_dir: Path | None = Field(None, description="where fetched weights are kept; unset: the user's cache folder")
 
-    max_batch: int = Field(8, ge=1, le=256, description="most pictures in one batch")
+    max_batch: int = Field(8, ge=1, le=256, description="most images in one batch")
     max_batch_pixels: int = Field(
-        16_000_000, ge=10_000, le=10_000_000_000, description="most padded pixels in one batch; one picture always goes"
+        16_000_000, ge=10_000, le=10_000_000_000, description="most padded pixels in one batch; one image always goes"
     )
-    max_queue: int = Field(64, ge=1, le=100_000, description="most pictures that wait; over it, 429")
+    max_queue: int = Field(64, ge=1, le=100_000, description="most images that wait; over it, 429")
     max_queue_pixels: int = Field(
         256_000_000,
         ge=10_000,
@@ -59,14 +63,14 @@ class Settings(BaseSettings):
     )
 
     decode_threads: int | None = Field(
-        None, ge=1, le=256, description="threads that decode pictures and draw boxes; unset: by the cores"
+        None, ge=1, le=256, description="threads that decode images and draw boxes; unset: by the cores"
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, le=2**31, description="largest request body")
     max_bodies_bytes: int = Field(
         256 * 2**20, ge=1024, le=2**40, description="request bodies held in sum; over it, 429; one body always goes"
     )
     body_seconds: float = Field(20.0, ge=0.1, le=3600, description="longest that a request body may take to arrive")
-    max_pixels: int = Field(64_000_000, ge=1, le=2_000_000_000, description="largest picture, width x height")
+    max_pixels: int = Field(64_000_000, ge=1, le=2_000_000_000, description="largest image, width x height")
 
     score_threshold: float | None = Field(
         None, ge=0, le=1, allow_inf_nan=False, description="for requests that name none; unset: the checkpoint's own"
@@ -90,27 +94,27 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
 
-def load_settings(**given: Any) -> Settings:
-    """The settings from the environment, with ``given`` over them; None in ``given`` means not given.
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings of the environment, with those ``overrides`` in their place that are not None.
 
     Raises ``SettingsError`` with one line for each wrong setting.
     """
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
-        raise SettingsError("\n".join(_sentence(detail) for detail in error.errors())) from None
+        raise SettingsError("\n".join(_error_sentence(detail) for detail in error.errors())) from None
 
 
-def _sentence(detail: ErrorDetails) -> str:
+def _error_sentence(detail: ErrorDetails) -> str:
     name = str(detail["loc"][0])
     field = Settings.model_fields.get(name)
     variable = f"{PREFIX}{name.upper()}"
     if field is None:
         return f"{variable} is not a setting; `frcnn serve --help` lists them."
-    return f"{variable} is {detail['input']!r}; it must be {_range(field, detail)} ({field.description})."
+    return f"{variable} is {detail['input']!r}; it must be {_allowed_values(field, detail)} ({field.description})."
 
 
-def _range(field: FieldInfo, detail: ErrorDetails) -> str:
+def _allowed_values(field: FieldInfo, detail: ErrorDetails) -> str:
     low = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), None)
     high = next((bound.le for bound in field.metadata if hasattr(bound, "le")), None)
     if low is not None and high is not None:
@@ -119,6 +123,6 @@ def _range(field: FieldInfo, detail: ErrorDetails) -> str:
     if detail["type"] == "literal_error":
         return f"one of {detail['ctx']['expected']}"
     if detail["type"] == "string_pattern_mismatch":
-        return "auto, cpu, cuda or cuda:N"
+        return str(field.description)
     message = detail["msg"]
     return message[0].lower() + message[1:]

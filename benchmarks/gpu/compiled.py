@@ -1,4 +1,4 @@
-"""torchvision's detector with torch.compile, in a process of its own, which is stopped where it takes too long.
+"""Time torchvision's detector with torch.compile, in a process of its own that is stopped where it takes too long.
 
     python -m benchmarks.gpu.compiled RESNET50_FPN 800 1344 8 cuda
 
@@ -15,41 +15,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu.images import Size
 from benchmarks.gpu.section import Data, Skipped, failure
 from benchmarks.gpu.suite import output
+from benchmarks.lib.images import Size
 
 _CALLS = 20
 _MARK = "RESULT "
 
 
 def compiled(preset: str, canvas: Size, batch: int, device: str, seconds: float) -> Data:
-    """A row for each part that was compiled in time."""
+    """Return a row for each part that was compiled in time."""
     command = [sys.executable, "-m", "benchmarks.gpu.compiled", preset, *map(str, (*canvas, batch)), device]
-    code, said = output(command, max(10.0, seconds))
-    rows = [json.loads(line.removeprefix(_MARK)) for line in said.splitlines() if line.startswith(_MARK)]
+    code, text = output(command, max(10.0, seconds))
+    rows = [json.loads(line.removeprefix(_MARK)) for line in text.splitlines() if line.startswith(_MARK)]
     if not rows and code is None:
         raise Skipped(f"not measured: nothing was compiled within {max(10.0, seconds):.0f} s")
     if not rows:
-        raise RuntimeError(f"it ended with {code}: {said.strip()[-600:]}")
+        raise RuntimeError(f"it ended with {code}: {text.strip()[-600:]}")
     return {"batch": batch, "canvas": canvas, "rows": rows}
 
 
 def measure(part: str, preset: str, canvas: Size, batch: int, device: str) -> dict[str, Any]:
     """Compile, warm up, and time some calls, fp16 autocast in channels_last."""
-    from benchmarks import pairs
     from benchmarks.gpu.contenders import torchvision
     from benchmarks.gpu.speed import canvas_images, statistics_of
+    from benchmarks.lib import models
 
     torch.compiler.reset()
     pixels = canvas_images(preset, canvas, batch)
     kind = "fp16 autocast, channels_last" if device.startswith("cuda") else "fp32"
-    begun = time.perf_counter()
-    contender = torchvision(pairs.in_torchvision(preset), kind, device, _COMPILE[part])
+    begin = time.perf_counter()
+    contender = torchvision(models.torchvision_detector(preset), kind, device, _COMPILE[part])
     for _ in range(3):
-        contender.timed(pixels, device)
-    ready = time.perf_counter() - begun
-    row = statistics_of([contender.timed(pixels, device) for _ in range(_CALLS)], batch)
+        contender.time(pixels, device)
+    ready = time.perf_counter() - begin
+    row = statistics_of([contender.time(pixels, device) for _ in range(_CALLS)], batch)
     return {"name": f"torchvision {kind}, torch.compile of {part}", "status": "measured", "ready_s": ready} | row
 
 
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     name, height, width, count, where = sys.argv[1:]
     for what in _COMPILE:
         try:
-            found = measure(what, name, (int(height), int(width)), int(count), where)
+            row = measure(what, name, (int(height), int(width)), int(count), where)
         except Exception as error:
-            found = {"name": f"torchvision, torch.compile of {what}"} | failure(error)
-        print(_MARK + json.dumps(found), flush=True)
+            row = {"name": f"torchvision, torch.compile of {what}"} | failure(error)
+        print(_MARK + json.dumps(row), flush=True)

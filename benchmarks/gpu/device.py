@@ -1,12 +1,14 @@
-"""The device: waiting for it, its switches, and its memory."""
+"""Wait for the device, set its switches, and read its memory."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from benchmarks.lib import timing
 
 MIB = 2**20
 # Where torch keeps the precision of float32 products, in its newer interface.
@@ -15,22 +17,27 @@ Switches = tuple[Any, ...]
 
 
 def wait(device: str) -> None:
-    """Return when the device has done all that it was given."""
+    """Return when the device has finished all work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
+def time_call(call: Callable[[], object], device: str) -> float:
+    """Return the seconds of one call, from an idle device to an idle device."""
+    return timing.time_call(call, lambda: wait(device))
+
+
 def switches() -> Switches:
-    """How convolutions are chosen, and how products of float32 are computed, now: for ``restore``."""
-    chosen = torch.backends.cudnn.benchmark
+    """Return how convolutions are chosen and float32 products are computed now, for ``restore``."""
+    benchmark = torch.backends.cudnn.benchmark
     try:
-        return (chosen, "older", torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-    except RuntimeError:  # somebody has used the newer interface, and the two disagree
-        return (chosen, "newer", *(getattr(getattr(place, name), "fp32_precision", None) for place, name in _NEWER))
+        return (benchmark, "older", torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the newer interface was used, and the two disagree
+        return (benchmark, "newer", *(getattr(getattr(place, name), "fp32_precision", None) for place, name in _NEWER))
 
 
 def restore(state: Switches) -> None:
-    """Set what ``switches`` has returned."""
+    """Set what ``switches`` returned."""
     torch.backends.cudnn.benchmark, interface, *values = state
     if interface == "older":
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = values
@@ -40,8 +47,8 @@ def restore(state: Switches) -> None:
             getattr(place, name).fp32_precision = value
 
 
-def defaults() -> None:
-    """Set what torch begins with: TensorFloat-32 in convolutions and not in products, and no trials of convolutions."""
+def restore_defaults() -> None:
+    """Set torch's defaults: TensorFloat-32 in convolutions and not in products, and no trials of convolutions."""
     restore((False, "older", False, True))
 
 
@@ -52,7 +59,7 @@ def use_tf32(on: bool) -> None:
 
 @contextlib.contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    """The same for a while."""
+    """Allow or forbid TensorFloat-32 within the block."""
     before = switches()
     use_tf32(on)
     try:
@@ -61,16 +68,16 @@ def tf32(on: bool) -> Iterator[None]:
         restore(before)
 
 
-def forget(device: str) -> None:
-    """Give back what is unused, and count the peak of the memory anew."""
+def reset_memory(device: str) -> None:
+    """Return unused memory to the device, and count the peak anew."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
-def peak(device: str) -> dict[str, float | None]:
-    """The most that was allocated, and reserved, since ``forget``, in MiB; of None on a CPU."""
+def peak_memory(device: str) -> dict[str, float | None]:
+    """Return the most MiB that were allocated and reserved since ``reset_memory``; None on a CPU."""
     if not device.startswith("cuda"):
         return {"allocated_mib": None, "reserved_mib": None}
     torch.cuda.synchronize()

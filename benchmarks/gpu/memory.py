@@ -1,4 +1,4 @@
-"""The most memory that a detector takes on the device, by preset and batch, weights included."""
+"""Measure the most memory that a detector takes on the device, by preset and batch, weights included."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from model.runtime.buckets import Buckets
 
 
 def measure(preset: str, batch: int, settings: Settings, _: float) -> Data:
-    """On the preset's largest canvas, loading and warm-up counted in."""
+    """Measure on the preset's largest canvas; loading and warm-up count too."""
     gc.collect()
-    devices.forget(settings.device)
+    devices.reset_memory(settings.device)
     precision = "fp16" if settings.cuda else "fp32"
     config = next(config for config in PRESETS if config.name == preset)
     canvas = Buckets(config.transform).canvases[-1]
     contender = ours(preset, precision, settings.device)
-    ready = devices.peak(settings.device)
+    ready = devices.peak_memory(settings.device)
     pixels = canvas_images(preset, canvas, batch)
     contender.detect(pixels)
     contender.detect(pixels)
-    return {"precision": precision, "batch": batch, "canvas": canvas, "ready": ready} | devices.peak(settings.device)
+    return {"precision": precision, "batch": batch, "canvas": canvas, "ready": ready} | devices.peak_memory(
+        settings.device
+    )
 
 
 def points(settings: Settings) -> list[Point]:

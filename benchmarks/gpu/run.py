@@ -1,4 +1,4 @@
-"""The whole run: sections in processes of their own, a file that is written after each point, and an end on time."""
+"""Run sections in processes of their own, write the file after each, and end in time."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from benchmarks.gpu.section import LOST, OUT_OF_TIME, Data, Section, failure, failures, work, write
+from benchmarks.gpu.section import LOST, OUT_OF_TIME, Data, Section, failure, failures, work
 from benchmarks.gpu.settings import Settings
+from benchmarks.lib.results import write_json
 
 _RESTARTS = 4  # of a section whose process has died
 _POLL = 0.05
 
 
 class Run:
-    """One run, and the file it writes. name: of the file, made from the card's once that is known."""
+    """One run, and the file that it writes."""
 
     def __init__(self, settings: Settings, sections: Sequence[Section]) -> None:
         self.settings = settings
         self.sections = sections
-        self.begun = time.monotonic()
+        self.begin = time.monotonic()
         # A section's process may be this late before it is ended, and the run shall still be over in time.
         self.grace = min(20.0, 0.05 * settings.limit)
-        self.found: Data = {
+        self.result: Data = {
             "command": "python -m benchmarks.gpu",
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "revision": settings.revision,
@@ -43,35 +43,37 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The file: gpu-CARD-DATE.json."""
-        points = self.found["sections"].get("facts", {}).get("points", {})
+        """The path of the file: gpu-CARD-DATE.json."""
+        points = self.result["sections"].get("facts", {}).get("points", {})
         card = str(points.get("machine", {}).get("card") or self.settings.device.split(":")[0])
         slug = "-".join("".join(c if c.isalnum() else " " for c in card.lower()).split())
-        return self.settings.out / f"gpu-{slug}-{self.found['date'][:10]}.json"
+        return self.settings.out / f"gpu-{slug}-{self.result['date'][:10]}.json"
 
     def all(self) -> Data:
-        """Run every section, and return what was found."""
+        """Run every section, and return the result."""
         with tempfile.TemporaryDirectory() as folder:
             for section in self.sections:
-                left = self.settings.limit - self.grace - (time.monotonic() - self.begun)
+                left = self.settings.limit - self.grace - (time.monotonic() - self.begin)
                 seconds = max(0.0, left * section.share) if section.seconds is None else section.seconds
-                begun = time.monotonic()
+                begin = time.monotonic()
                 points = self._section(section, seconds, Path(folder) / f"{section.name}.json")
-                self.found["sections"][section.name] = {
+                self.result["sections"][section.name] = {
                     "share_s": round(seconds, 1),
-                    "took_s": round(time.monotonic() - begun, 1),
+                    "took_s": round(time.monotonic() - begin, 1),
                     "points": points,
                 }
                 self._save()
-        return self.found
+        return self.result
 
     def _save(self) -> None:
-        self.found["took_s"] = round(time.monotonic() - self.begun, 1)
-        self.found["failures"] = [{"where": where, "error": said} for where, said in failures(self.found["sections"])]
-        write(self.path, self.found)
+        self.result["took_s"] = round(time.monotonic() - self.begin, 1)
+        self.result["failures"] = [
+            {"where": where, "error": error} for where, error in failures(self.result["sections"])
+        ]
+        write_json(self.path, self.result)
 
     def _section(self, section: Section, seconds: float, path: Path) -> Data:
-        """The section's points; those that its process did not come to are said not to be measured."""
+        """Return the section's points; those that its process did not reach are marked as not measured."""
         deadline, done = time.monotonic() + seconds, {}
         try:
             names = [point.name for point in section.points(self.settings)]
@@ -94,14 +96,14 @@ class Run:
 
 
 def forked(task: Callable[[], int], seconds: float) -> str:
-    """Run ``task`` in a forked process, for so many seconds at most; empty, or how it ended instead.
+    """Run ``task`` in a forked process, for so many seconds at most; returns "", or how it ended instead.
 
     Forked, since importing torch anew takes seconds; so this process must not touch the GPU.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that the child would miss: it starts its own
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts its own threads
         child = os.fork()
     if child == 0:
         code = 1
@@ -117,7 +119,7 @@ def forked(task: Callable[[], int], seconds: float) -> str:
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
-            return _told(os.waitstatus_to_exitcode(status))
+            return _outcome(os.waitstatus_to_exitcode(status))
         if time.monotonic() > deadline:
             break
         time.sleep(_POLL)
@@ -127,25 +129,17 @@ def forked(task: Callable[[], int], seconds: float) -> str:
 
 
 def _kill(child: int) -> None:
-    """End the process and those that it has started."""
+    """Kill the process and those that it has started."""
     try:
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:  # it has not made its group yet
+    except ProcessLookupError:  # its process group does not exist yet
         os.kill(child, signal.SIGKILL)
 
 
-def _told(code: int) -> str:
+def _outcome(code: int) -> str:
+    """Return how a process ended, or "" where it ended well."""
     if code == LOST:
         return "lost the GPU"
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     return f"ended with {code}" if code else ""
-
-
-def summary(found: Data) -> dict[str, Any]:
-    """How many points have which status."""
-    counts: dict[str, int] = {}
-    for section in found["sections"].values():
-        for point in section["points"].values():
-            counts[point["status"]] = counts.get(point["status"], 0) + 1
-    return counts

@@ -1,4 +1,4 @@
-"""What one run is asked to do."""
+"""The settings of one run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Settings:
 
     @property
     def cuda(self) -> bool:
-        """Whether there is a GPU to ask."""
+        """Whether the device is a GPU."""
         return self.device.startswith("cuda")
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """Batch sizes, in the order of their worth."""
+        """Batch sizes, the most important first."""
         return (1, 2) if self.tiny else (1, 8, 4, 2)
 
     @property

@@ -1,53 +1,53 @@
-"""One table of a whole run, for the terminal and for the page."""
+"""Make one table of a whole run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks import report
 from benchmarks.gpu.section import Data
+from benchmarks.lib import results
 
-HEAD = ("part", "what", "result", "beside it")
+COLUMNS = ("section", "measured", "result", "compared with")
 Row = tuple[str, str, str, str]
 _NAMED = ("torch", "torchvision", "triton", "python")
 
 
-def tables(results: Mapping[str, Data]) -> list[report.Table]:
-    """A table for each run. results: by the name of the file."""
-    return [report.Table(_title(found), HEAD, list(rows(found))) for found in results.values()]
+def tables(runs: Mapping[str, Data]) -> list[results.Table]:
+    """Return a table for each run, from results by the name of their file."""
+    return [results.Table(_title(run), COLUMNS, list(rows(run))) for run in runs.values()]
 
 
-def _title(found: Data) -> str:
-    machine = found["sections"].get("facts", {}).get("points", {}).get("machine", {})
+def _title(run: Data) -> str:
+    machine = run["sections"].get("facts", {}).get("points", {}).get("machine", {})
     versions = machine.get("versions", {})
     smi = machine.get("nvidia_smi")
     driver = smi.get("driver_version") if isinstance(smi, Mapping) else None
     parts = [
-        str(machine.get("card") or f"No GPU: {machine.get('processor', found['device'])}"),
+        str(machine.get("card") or f"No GPU: {machine.get('processor', run['device'])}"),
         f"compute capability {machine['compute_capability']}" if "compute_capability" in machine else "",
         f"{machine['memory_mib']:,} MiB" if "memory_mib" in machine else "",
         f"driver {driver}" if driver else "",
         f"CUDA {machine.get('cuda')}, cuDNN {machine['cudnn']}" if machine.get("cudnn") else "",
         ", ".join(f"{name} {versions[name]}" for name in _NAMED if name in versions),
         f"{machine.get('processor')}, {machine.get('cores')} cores" if machine.get("card") else "",
-        f"commit {found['revision']}",
-        found["date"][:10],
-        f"{found.get('took_s', 0):.0f} s of at most {found['limit_s']:.0f}",
-        "tiny sizes, no figures to go by" if found["tiny"] else "",
+        f"commit {run['revision']}",
+        run["date"][:10],
+        f"{run.get('took_s', 0):.0f} s of at most {run['limit_s']:.0f}",
+        "tiny sizes: no real figures" if run["tiny"] else "",
     ]
     return "; ".join(part for part in parts if part) + "."
 
 
-def rows(found: Data) -> Iterator[Row]:
-    """Every point, and every contender of it, with what came of it."""
-    peaks = found["sections"].get("profile", {}).get("points", {}).get("peaks", {})
-    for section, about in found["sections"].items():
+def rows(run: Data) -> Iterator[Row]:
+    """Yield a row for every point and every contender of it."""
+    peaks = run["sections"].get("profile", {}).get("points", {}).get("peaks", {})
+    for section, about in run["sections"].items():
         for name, point in about["points"].items():
-            made = list(_SHOWN.get(section, _plain)(name, point, peaks)) if point["status"] == "measured" else []
-            if not made or point["status"] != "measured":
-                made = [(name, _status(point), "")]
-            yield from ((section, *(_line(cell) for cell in row)) for row in made)
+            cells = list(_SHOWN.get(section, _plain)(name, point, peaks)) if point["status"] == "measured" else []
+            if not cells or point["status"] != "measured":
+                cells = [(name, _status(point), "")]
+            yield from ((section, *(_line(cell) for cell in row)) for row in cells)
 
 
 def _line(cell: str) -> str:
@@ -55,7 +55,7 @@ def _line(cell: str) -> str:
 
 
 def _status(point: Mapping[str, Any]) -> str:
-    """Of what was not measured: why."""
+    """Return why a point was not measured."""
     if point["status"] == "failed":
         return f"FAILED: {str(point.get('error', '')).strip().rpartition(chr(10))[2][:200]}"
     if point["status"] == "skipped":
@@ -67,8 +67,8 @@ Cells = Iterator[tuple[str, str, str]]
 
 
 def _plain(name: str, point: Data, _: Data) -> Cells:
-    """Nothing but that it went well."""
-    yield name, "as stored" if name.startswith("self-test") else "", str(point.get("checked_by", ""))
+    """Yield that the point went well."""
+    yield name, "as stored" if name.startswith("self-test") else "", ""
 
 
 def _facts(name: str, point: Data, _: Data) -> Cells:
@@ -116,7 +116,7 @@ def _speed(name: str, point: Data, _: Data) -> Cells:
 
 def _profile(name: str, point: Data, peaks: Data) -> Cells:
     if name == "peaks":
-        products = ", ".join(f"{kind} {one['tflops']:.3g}" for kind, one in point["products"].items())
+        products = ", ".join(f"{kind} {product['tflops']:.3g}" for kind, product in point["products"].items())
         yield f"products of {point['side']} x {point['side']}", f"{products} TFLOP/s", ""
         yield "copy on the device", f"{point['copy_gb_per_s']:,.0f} GB/s read and written", ""
         return

@@ -1,4 +1,4 @@
-"""What torch's profiler has seen, read from its trace: kernels, waits of the host, and how long the device was idle."""
+"""Read the trace of torch's profiler: kernels, waits of the host, and how long the device was idle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOP = 10
 
 
 def busy(spans: Iterable[tuple[float, float]]) -> float:
-    """How long at least one of the spans (begin, end) lasts."""
+    """Return how long at least one of the spans (begin, end) lasts."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))
@@ -26,12 +26,12 @@ def busy(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def read(path: Path, calls: int) -> dict[str, Any]:
-    """The figures of a trace file of so many calls, each for one of them."""
+    """Return the figures of a trace file that holds so many calls, each per call."""
     return figures(json.loads(path.read_text())["traceEvents"], calls)
 
 
 def figures(events: Iterable[Mapping[str, Any]], calls: int) -> dict[str, Any]:
-    """The same of its events, whose times are in microseconds."""
+    """Return the figures of a trace's events, whose times are in microseconds."""
     whole = [e for e in events if e.get("ph") == "X" and "ts" in e]
     spans = [(e["ts"], e["ts"] + e.get("dur", 0)) for e in whole if e.get("name") == CALL and "gpu" not in e["cat"]]
     begin, end = min(b for b, _ in spans), max(e for _, e in spans)

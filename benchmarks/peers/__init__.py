@@ -1,1 +1,1 @@
-"""The servers that ``benchmarks.serve`` compares with, one file each."""
+"""The servers that ``benchmarks.serving.compare`` compares with, one file each."""

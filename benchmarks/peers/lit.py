@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import litserve
 from fastapi import Body
 
-from benchmarks.peers.models import BATCH, PATIENCE, PORT, WAIT, Predictor
+from benchmarks.peers.models import BATCH, PORT, TIMEOUT, WAIT, Predictor
 
 
 class Api(litserve.LitAPI):
@@ -31,5 +31,5 @@ class Api(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = Api(max_batch_size=BATCH, batch_timeout=WAIT if BATCH > 1 else 0.0)
-    server = litserve.LitServer(api, accelerator="cpu", timeout=PATIENCE)
+    server = litserve.LitServer(api, accelerator="cpu", timeout=TIMEOUT)
     server.run(host="127.0.0.1", port=PORT, log_level="error", generate_client_file=False, pretty_logs=False)

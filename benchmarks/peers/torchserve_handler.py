@@ -1,4 +1,4 @@
-"""TorchServe: the handler that ``benchmarks.serve`` packs into an archive."""
+"""TorchServe: the handler that ``benchmarks.serving.compare`` packs into an archive."""
 
 from __future__ import annotations
 

@@ -17,42 +17,46 @@ from service.settings import SettingsError
 
 
 class KeyRing:
-    """The accepted keys. Only their hashes are kept, and a comparison takes as long whichever key it is."""
+    """The accepted keys. Only their hashes are kept, and a comparison takes equally long for every key."""
 
-    LOOK_EVERY = 1.0  # seconds between looks at the file
+    CHECK_EVERY = 1.0  # seconds between looks at the file's modification time
 
     def __init__(self, path: Path, max_inflight: int | None = None) -> None:
-        """max_inflight: requests of one key at once. Raises ``SettingsError`` where the file is not one of keys."""
+        """max_inflight: requests of one key at once; None for no limit. Raises ``SettingsError`` where the file cannot
+        be read or holds no key.
+        """
         self._path = path
         self._max_inflight = max_inflight
         self._inflight: Counter[bytes] = Counter()
         try:
-            self._stamp = self._look()
-            self._hashes = self._read()
+            self._stamp = self._read_stamp()
+            self._hashes = self._read_hashes()
         except OSError as error:
             raise SettingsError(
                 f"FRCNN_API_KEYS_FILE is {str(path)!r}; it cannot be read ({error.strerror})."
             ) from None
         if not self._hashes:
             raise SettingsError(f"FRCNN_API_KEYS_FILE is {str(path)!r}; it holds no key: put one on each line.")
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
 
     def check(self, request: Request) -> bytes:
-        """The hash of the key that the request brings. Raises ``Unauthorized`` unless it is one of the keys."""
+        """Return the hash of the request's key. Raises ``Unauthorized`` unless it is one of the keys."""
         self._reload()
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
         if not key:
             raise Unauthorized("An API key is needed; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
-        given = _hash(key.encode("latin-1"))  # the bytes that came: Starlette reads headers so
+        digest = _hash(
+            key.encode("latin-1")
+        )  # Starlette decodes headers as Latin-1: these are the bytes that were sent
         # Every hash is compared, so that the time taken does not tell which one matched.
-        if not sum(hmac.compare_digest(given, known) for known in self._hashes):
+        if not sum(hmac.compare_digest(digest, known) for known in self._hashes):
             raise Unauthorized("The API key is not one of this service's; ask its operator for one.")
-        return given
+        return digest
 
     @contextlib.contextmanager
-    def seat(self, key: bytes) -> Iterator[None]:
-        """Count a request of ``key``, a hash from ``check``. Raises ``KeyBusy`` where as many are counted as may."""
+    def limit_concurrency(self, key: bytes) -> Iterator[None]:
+        """Count a request of ``key``, a hash from ``check``. Raises ``KeyBusy`` over the limit."""
         if self._max_inflight is not None and self._inflight[key] >= self._max_inflight:
             raise KeyBusy(
                 f"{self._max_inflight} requests of this API key are being answered, as many as may; "
@@ -69,23 +73,23 @@ class KeyRing:
 
     def _reload(self) -> None:
         now = time.monotonic()
-        if now - self._looked < self.LOOK_EVERY:
+        if now - self._checked < self.CHECK_EVERY:
             return
-        self._looked = now
+        self._checked = now
         try:
-            stamp = self._look()
+            stamp = self._read_stamp()
             if stamp != self._stamp:
-                # An emptied file shuts everybody out; a file that is gone for a moment changes nothing.
-                self._stamp, self._hashes = stamp, self._read()
+                # An emptied file refuses everybody; a file that is missing for a moment changes nothing.
+                self._stamp, self._hashes = stamp, self._read_hashes()
         except OSError:
             return
 
-    def _look(self) -> tuple[int, int, int]:
+    def _read_stamp(self) -> tuple[int, int, int]:
         status = self._path.stat()
         return status.st_mtime_ns, status.st_size, status.st_ino
 
-    def _read(self) -> tuple[bytes, ...]:
-        # Bytes, as they come in a header: no file, however broken its text, is an error here.
+    def _read_hashes(self) -> tuple[bytes, ...]:
+        # Bytes, as in a header: a file that is not valid text is no error.
         lines = (line.strip() for line in self._path.read_bytes().splitlines())
         return tuple(_hash(line) for line in lines if line and not line.startswith(b"#"))
 

@@ -1,4 +1,4 @@
-"""What routes ask for."""
+"""The dependencies of the routes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from service.api.schemas import MAX_TIMEOUT_MS
-from service.inference.pipeline import Pipeline
+from service.api.handler import ImageHandler
+from service.api.options import MAX_TIMEOUT_MS
 
 
-def _pipeline(request: Request) -> Pipeline:
-    pipeline = request.app.state.pipeline
-    assert isinstance(pipeline, Pipeline)
-    return pipeline
+def _handler(request: Request) -> ImageHandler:
+    handler = request.app.state.handler
+    assert isinstance(handler, ImageHandler)
+    return handler
 
 
-def _keyed(request: Request, pipeline: Annotated[Pipeline, Depends(_pipeline)]) -> None:
-    if pipeline.keys is not None:
-        pipeline.keys.check(request)
+Handler = Annotated[ImageHandler, Depends(_handler)]
 
 
-Served = Annotated[Pipeline, Depends(_pipeline)]
-Keyed = Depends(_keyed)
+def _check_key(request: Request, handler: Handler) -> None:
+    if handler.keys is not None:
+        handler.keys.check(request)
+
+
+RequireKey = Depends(_check_key)
 TimeoutMs = Annotated[
     int | None,
     Header(
         alias="X-Request-Timeout-Ms",
         ge=1,
         le=MAX_TIMEOUT_MS,
-        description="milliseconds after which the client does not want the answer any more",
+        description="milliseconds after which the client does not want the response any more",
     ),
 ]

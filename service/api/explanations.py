@@ -1,4 +1,4 @@
-"""What ``POST /explain`` takes beside a picture, and what it answers."""
+"""The options of ``POST /explain``, its response model, and the JSON of its explanations."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from model.explain.stages import STAGES, AnchorFacts, DetectionFacts, Explanation, ProposalFacts, Stage, Suppressor
 from model.structures import DetectorInfo
-from service.api.responses import Seen, head, in_frame
-from service.api.schemas import Answer, Cell, Frame, Thresholds, bad, class_id
+from service.api.options import BoxFrame, Thresholds, class_id, option_error
+from service.api.responses import in_frame, response_head
+from service.api.schemas import Answer, Cell
 from service.errors import BadOption
+from service.inference.pipeline import ImageResult
 
 MAX_BOXES = 100
-_EDGE = 1.0  # pixels that a box may stick out of the picture, for clients that round
+_MARGIN = 1.0  # pixels that a box may reach out of the image, for clients that round
 
 
-def _from_text(value: Any) -> Any:
-    """A form has no lists: there they come as JSON text, ``[...]``, alone in the field."""
+def _parse_list(value: Any) -> Any:
+    """Parse the JSON text of a list, ``[...]``, alone in its field: a form has no lists."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0] if isinstance(value[0], str) and value[0].lstrip().startswith("[") else value
     if isinstance(value, str):
@@ -47,25 +49,27 @@ class ExplainQuery(Thresholds):
 
 
 class ExplainOptions(ExplainQuery):
-    """All its options: these come in the form (as JSON text) or in the JSON document."""
+    """All its options; ``boxes`` and ``labels`` come in the form (as JSON text) or in the JSON document."""
 
-    boxes: Annotated[list[Corners], BeforeValidator(_from_text)] = Field(
+    boxes: Annotated[list[Corners], BeforeValidator(_parse_list)] = Field(
         min_length=1, max_length=MAX_BOXES, description="what should have been found, written as `box_format` says"
     )
-    labels: Annotated[list[int | str | None], BeforeValidator(_from_text)] | None = Field(
+    labels: Annotated[list[int | str | None], BeforeValidator(_parse_list)] | None = Field(
         None, max_length=MAX_BOXES, description="a class each, by name or id; null where any class would do"
     )
 
-    def names(self, info: DetectorInfo) -> list[str | None]:
-        """The class name that each box should have. Raises ``BadOption``."""
+    def class_names(self, info: DetectorInfo) -> list[str | None]:
+        """Return the class name that each box should have, None for any. Raises ``BadOption``."""
         if self.labels is None:
             return [None] * len(self.boxes)
         if len(self.labels) != len(self.boxes):
-            raise bad("labels", f"there are {len(self.labels)} for {len(self.boxes)} boxes; give one each, or none")
-        return [None if given is None else info.classes[class_id(given, info, "labels")] for given in self.labels]
+            raise option_error(
+                "labels", f"there are {len(self.labels)} for {len(self.boxes)} boxes; give one each, or none"
+            )
+        return [None if label is None else info.classes[class_id(label, info, "labels")] for label in self.labels]
 
-    def pixels(self, width: int, height: int) -> NDArray[np.float32]:
-        """The boxes as corners, float32 [G, 4], clipped to a picture of that size. Raises ``BadOption``."""
+    def pixel_boxes(self, width: int, height: int) -> NDArray[np.float32]:
+        """Return the boxes as corners in pixels, float32 [G, 4], clipped to that image size. Raises ``BadOption``."""
         boxes = np.array(self.boxes, dtype=np.float64)
         if self.normalized:
             boxes *= [width, height, width, height]
@@ -73,24 +77,24 @@ class ExplainOptions(ExplainQuery):
             corner = boxes[:, :2] - (boxes[:, 2:] / 2 if self.box_format == "cxcywh" else 0)
             boxes = np.concatenate([corner, corner + boxes[:, 2:]], axis=1)
         size = np.array([width, height] * 2)
-        for number, (given, box) in enumerate(zip(self.boxes, boxes, strict=True)):
-            if (box < -_EDGE).any() or (box > size + _EDGE).any():
-                raise _bad_box(number, given, f"reaches out of the picture, which is {width} x {height} pixels")
+        for number, (sent, box) in enumerate(zip(self.boxes, boxes, strict=True)):
+            if (box < -_MARGIN).any() or (box > size + _MARGIN).any():
+                raise _bad_box(number, sent, f"reaches out of the image, which is {width} x {height} pixels")
         clipped = boxes.clip(0, size).astype(np.float32)
-        for number, (given, box) in enumerate(zip(self.boxes, clipped, strict=True)):
+        for number, (sent, box) in enumerate(zip(self.boxes, clipped, strict=True)):
             if box[2] <= box[0] or box[3] <= box[1]:
                 raise _bad_box(
-                    number, given, "has no area; x2 must be above x1 and y2 above y1, as must width and height"
+                    number, sent, "has no area; x2 must be above x1 and y2 above y1, as must width and height"
                 )
         return clipped
 
 
-def _bad_box(number: int, given: Sequence[float], problem: str) -> BadOption:
-    return bad("boxes", f"box {number}, {[round(value, 2) for value in given]}, {problem}")
+def _bad_box(number: int, box: Sequence[float], problem: str) -> BadOption:
+    return option_error("boxes", f"box {number}, {[round(value, 2) for value in box]}, {problem}")
 
 
 class AnchorAnswer(BaseModel):
-    """An anchor: where it stands, its shape, and how likely the RPN holds it to be an object."""
+    """An anchor: its cell, its shape, and the RPN's objectness for it."""
 
     index: int
     level: int
@@ -100,7 +104,7 @@ class AnchorAnswer(BaseModel):
     box: list[float]
     iou: float = Field(description="of the anchor itself with the expected box")
     objectness: float
-    rank: int = Field(description="0-based place by objectness on its level")
+    rank: int = Field(description="0-based rank by objectness on its level")
     level_anchors: int
 
 
@@ -108,7 +112,7 @@ class SuppressorAnswer(BaseModel):
     """The box for which NMS dropped another."""
 
     index: int | None = Field(
-        description="its place among the proposals or detections; null where a limit cut it later"
+        description="its index among the proposals or detections; null where a limit dropped it later"
     )
     score: float
     iou: float
@@ -116,9 +120,9 @@ class SuppressorAnswer(BaseModel):
 
 
 class ProposalAnswer(BaseModel):
-    """The RPN's box that came furthest, or with `no_anchor` closest."""
+    """The RPN's box that got furthest, or with `no_anchor` the closest one."""
 
-    index: int | None = Field(description="its place among the final proposals, null where it was cut")
+    index: int | None = Field(description="its index among the final proposals, null where it was dropped")
     anchor: AnchorAnswer
     box: list[float]
     iou: float
@@ -126,23 +130,23 @@ class ProposalAnswer(BaseModel):
 
 
 class DetectionAnswer(BaseModel):
-    """What the detector made of the best proposal, for the expected class or the likeliest."""
+    """The RoI head's result for the best proposal, for the expected class or the likeliest."""
 
-    index: int | None = Field(description="its place in the answer of `/detect`, null where it was cut")
+    index: int | None = Field(description="its index in the response of `/detect`, null where it was dropped")
     proposal: int
     class_id: int
     label: str
     score: float
     box: list[float]
     iou: float
-    top_label: str = Field(description="what the detector takes the proposal for, background included")
+    top_label: str = Field(description="the proposal's likeliest class, background included")
     top_score: float
     class_scores: list[float] = Field(description="by class id, background first")
     suppressed_by: SuppressorAnswer | None
 
 
 class ExplanationAnswer(BaseModel):
-    """How far one expected box came."""
+    """How far one expected box got."""
 
     stage: Stage = Field(description="; ".join(f"`{stage}`: {meaning}" for stage, meaning in STAGES.items()))
     sentence: str
@@ -150,7 +154,7 @@ class ExplanationAnswer(BaseModel):
     label: str | None
     anchor: AnchorAnswer = Field(description="the one that fits best, before the RPN moves it")
     proposal: ProposalAnswer
-    detection: DetectionAnswer | None = Field(description="null where no proposal came so far")
+    detection: DetectionAnswer | None = Field(description="null where no proposal got that far")
 
 
 class ExplainAnswer(Answer):
@@ -160,53 +164,58 @@ class ExplainAnswer(Answer):
     explanations: list[ExplanationAnswer]
 
 
-def explain_answer(
-    seen: Seen, explanations: Sequence[Explanation], options: ExplainOptions, request_id: str, model: str
+def explain_response(
+    result: ImageResult, explanations: Sequence[Explanation], options: ExplainOptions, request_id: str, model: str
 ) -> dict[str, Any]:
-    """The body of ``POST /explain`` but for its timings."""
-    write = _Writer(seen, options)
-    return head(seen, options, request_id, model) | {
+    """Return the body of ``POST /explain`` but for its timings."""
+    writer = _Writer(result, options)
+    return response_head(result, options, request_id, model) | {
         "iou": options.iou,
-        "explanations": [write.explanation(explanation) for explanation in explanations],
+        "explanations": [writer.explanation(explanation) for explanation in explanations],
     }
 
 
 class _Writer:
-    """Facts as JSON, boxes in the frame that was asked for, numbers as short as their float32 is exact."""
+    """Writes facts as JSON: boxes in the requested frame, numbers as float32, in as few digits as are exact."""
 
-    def __init__(self, seen: Seen, frame: Frame) -> None:
-        self.seen, self.frame = seen, frame
+    def __init__(self, result: ImageResult, frame: BoxFrame) -> None:
+        self.result, self.frame = result, frame
 
-    def explanation(self, it: Explanation) -> dict[str, Any]:
+    def explanation(self, explanation: Explanation) -> dict[str, Any]:
         return {
-            "stage": it.stage,
-            "sentence": it.sentence,
-            "box": self.box(it.box),
-            "label": it.label,
-            "anchor": self.anchor(it.anchor),
-            "proposal": self.proposal(it.proposal),
-            "detection": None if it.detection is None else self.detection(it.detection),
+            "stage": explanation.stage,
+            "sentence": explanation.sentence,
+            "box": self.box(explanation.box),
+            "label": explanation.label,
+            "anchor": self.anchor(explanation.anchor),
+            "proposal": self.proposal(explanation.proposal),
+            "detection": None if explanation.detection is None else self.detection(explanation.detection),
         }
 
-    def anchor(self, it: AnchorFacts) -> dict[str, Any]:
-        facts = self.plain(it)
-        return facts | {"cell": (facts.pop("row"), facts.pop("column"))}
+    def anchor(self, facts: AnchorFacts) -> dict[str, Any]:
+        written = self.plain(facts)
+        return written | {"cell": (written.pop("row"), written.pop("column"))}
 
-    def proposal(self, it: ProposalFacts) -> dict[str, Any]:
-        return self.plain(it) | {"anchor": self.anchor(it.anchor), "suppressed_by": self.suppressor(it.suppressed_by)}
+    def proposal(self, facts: ProposalFacts) -> dict[str, Any]:
+        return self.plain(facts) | {
+            "anchor": self.anchor(facts.anchor),
+            "suppressed_by": self.suppressor(facts.suppressed_by),
+        }
 
-    def detection(self, it: DetectionFacts) -> dict[str, Any]:
-        scores = np.array(it.class_scores, dtype=np.float32)
-        return self.plain(it) | {"class_scores": scores, "suppressed_by": self.suppressor(it.suppressed_by)}
+    def detection(self, facts: DetectionFacts) -> dict[str, Any]:
+        scores = np.array(facts.class_scores, dtype=np.float32)
+        return self.plain(facts) | {"class_scores": scores, "suppressed_by": self.suppressor(facts.suppressed_by)}
 
-    def suppressor(self, it: Suppressor | None) -> dict[str, Any] | None:
-        return None if it is None else self.plain(it)
+    def suppressor(self, facts: Suppressor | None) -> dict[str, Any] | None:
+        return None if facts is None else self.plain(facts)
 
-    def plain(self, it: AnchorFacts | ProposalFacts | DetectionFacts | Suppressor) -> dict[str, Any]:
-        """The facts by name; what is itself made of facts is written over by the caller."""
-        facts = {name: np.float32(value) if isinstance(value, float) else value for name, value in vars(it).items()}
-        return facts | {"box": self.box(it.box)}
+    def plain(self, facts: AnchorFacts | ProposalFacts | DetectionFacts | Suppressor) -> dict[str, Any]:
+        """Return the facts by name; the caller replaces those that are objects themselves."""
+        numbers = {
+            name: np.float32(value) if isinstance(value, float) else value for name, value in vars(facts).items()
+        }
+        return numbers | {"box": self.box(facts.box)}
 
     def box(self, box: Sequence[float]) -> NDArray[np.float32]:
-        corners: NDArray[np.float32] = in_frame(np.array([box], dtype=np.float32), self.seen, self.frame)[0]
+        corners: NDArray[np.float32] = in_frame(np.array([box], dtype=np.float32), self.result, self.frame)[0]
         return corners

@@ -1,18 +1,18 @@
-"""What happens around every request: an id, security headers, one line in the log, the counters.
+"""What happens around every request: an id, security headers, one line in the log, the metrics.
 
-Pure ASGI. It also turns an exception that nobody expected into a problem, so that even that answer carries the id and
-the headers, and nothing of what went wrong inside is told to a stranger.
+Pure ASGI. It also turns an unexpected exception into a problem, so that even that response carries the id and the
+headers, and does not tell the client what went wrong inside.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.context import RequestContext, set_request_context
 from service.api.request_id import request_id_for
 from service.errors import ClientGone, ServiceError, problem_response
 from service.metrics import Metrics
@@ -26,36 +26,31 @@ _SECURITY = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
     "frame-ancestors 'none'; form-action 'self'",
 }
-_QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds: in the log at debug only
+_QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds: logged at debug only
 
 
-class Envelope:
-    """Wraps the app; leaves ``request_id``, ``arrived`` (monotonic seconds) and ``notes`` for the log in the scope.
-
-    ``held`` there is an exit stack: what a request holds until its answer is out, and then gives back.
-    """
+class RequestContextMiddleware:
+    """Wraps the app; puts a ``RequestContext`` into the scope of each request and closes it at the end."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI's entrance."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["request_id"] = request_id = request_id_for(Headers(scope=scope))
-        scope["arrived"] = arrived = time.monotonic()
-        scope["notes"] = {}
-        scope["held"] = held = contextlib.ExitStack()
+        context = RequestContext(request_id_for(Headers(scope=scope)), time.monotonic())
+        set_request_context(scope, context)
         status = 0
 
-        async def send_wrapped(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
+                headers["X-Request-ID"] = context.request_id
                 for name, value in _SECURITY.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
@@ -63,36 +58,38 @@ class Envelope:
 
         self._metrics.inflight.inc()
         try:
-            await self._app(scope, receive, send_wrapped)
+            await self._app(scope, receive, send_with_headers)
         except Exception:
-            log.exception("unexpected failure", extra={"request_id": request_id})
+            log.exception("unexpected failure", extra={"request_id": context.request_id})
             if status:
-                raise  # half an answer is out: let the server cut the connection
+                raise  # half a response is out: let the server close the connection
             error = ServiceError(
                 "Something went wrong inside the service; try again, and report the request id if it goes on."
             )
-            await problem_response(error, request_id)(scope, receive, send_wrapped)
+            await problem_response(error, context.request_id)(scope, receive, send_with_headers)
         finally:
-            held.close()
+            context.exit_stack.close()
             self._metrics.inflight.dec()
-            self._record(scope, status or ClientGone.status, time.monotonic() - arrived)
+            self._record(scope, context, status or ClientGone.status)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route's pattern, never the path: a stranger must not choose how many time series there are.
+    def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
+        seconds = time.monotonic() - context.arrived
+        # The route's pattern, never the path: a client must not choose how many time series there are.
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         if status >= 400:
-            self._metrics.rejected.labels(scope["notes"].get("problem", "internal_error")).inc()
+            self._metrics.rejected.labels(context.problem_code or ServiceError.code).inc()
         log.log(
             logging.DEBUG if route in _QUIET else logging.INFO,
             "request",
             extra={
-                "request_id": scope["request_id"],
+                "request_id": context.request_id,
                 "method": scope["method"],
                 "route": route,
                 "status": status,
                 "ms": round(seconds * 1000, 1),
-                **scope["notes"],
+                **({"problem": context.problem_code} if context.problem_code else {}),
+                **context.log_fields,
             },
         )

@@ -1,43 +1,44 @@
-"""What OpenAPI says of bodies and problems; the routes read the body themselves, so it must be told."""
+"""Describe bodies and problems for OpenAPI: the routes read the body themselves, so FastAPI cannot know them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from service.api.schemas import Frame, Problem
+from service.api.options import MAX_IMAGES, BoxFrame
+from service.api.schemas import Problem
 from service.errors import PROBLEM_JSON
 
 BINARY = {"type": "string", "format": "binary"}
-BASE64 = {"type": "string", "contentEncoding": "base64", "description": "the picture's bytes"}
+BASE64 = {"type": "string", "contentEncoding": "base64", "description": "the image's bytes"}
 
 _NOT_FOUND = "There is no such model; the one that is served is named in `detail`"
 _PROBLEMS = {
-    400: "The bytes begin like a picture and cannot be decoded, or the JSON or multipart around them is broken",
+    400: "The bytes begin like an image and cannot be decoded, or the JSON or multipart around them is broken",
     401: "An API key is configured, and the request has none or a wrong one",
     408: "The body took too long to arrive",
     413: "More bytes or pixels than are taken",
-    415: "Not a supported picture, judged by its content",
+    415: "Not a supported image, judged by its content",
     422: "An option is unknown or out of range; `errors` says which",
     429: "The queue is full, or too many requests of this API key are; try again after `Retry-After` seconds",
-    500: "The detector failed on this picture alone, or the device has too little memory for it; `code` says which",
+    500: "The detector failed on this image alone, or the device has too little memory for it; `code` says which",
     503: "Not ready, or shutting down; try again after `Retry-After` seconds",
     504: "The deadline passed before there was a result",
 }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """``responses=`` for the failures of a route; all of the above where none is named."""
+    """Return ``responses=`` for the failures of a route; all of the above where none is named."""
     schema = {"$ref": "#/components/schemas/Problem"}
-    words = {404: _NOT_FOUND} | _PROBLEMS
+    descriptions = {404: _NOT_FOUND} | _PROBLEMS
     return {
-        status: {"description": words[status], "content": {PROBLEM_JSON: {"schema": schema}}}
+        status: {"description": descriptions[status], "content": {PROBLEM_JSON: {"schema": schema}}}
         | ({"headers": {"Retry-After": {"schema": {"type": "integer"}}}} if status in (429, 503) else {})
         for status in statuses or _PROBLEMS
     }
 
 
-def picture_body(options: type[Frame]) -> dict[str, Any]:
-    """``openapi_extra=`` for a route that takes one picture in any of the three forms, with ``options`` beside it."""
+def image_body(options: type[BoxFrame]) -> dict[str, Any]:
+    """Return ``openapi_extra=`` for one image in any of the three forms, with ``options`` beside it."""
     fields = _fields(options)
     return _body(
         {
@@ -48,25 +49,27 @@ def picture_body(options: type[Frame]) -> dict[str, Any]:
     )
 
 
-def batch_body(options: type[Frame]) -> dict[str, Any]:
-    """``openapi_extra=`` for a route that takes several pictures."""
-    pictures = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": 32}
-    return _body({"multipart/form-data": {"schema": _object({"image": pictures} | _fields(options))}})
+def batch_body(options: type[BoxFrame]) -> dict[str, Any]:
+    """Return ``openapi_extra=`` for a route that takes several images."""
+    images = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": MAX_IMAGES}
+    return _body({"multipart/form-data": {"schema": _object({"image": images} | _fields(options))}})
 
 
 def any_body(content: dict[str, dict[str, Any]], required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """``openapi_extra=`` for a route whose body has by content type these properties; ``BINARY`` for raw bytes."""
+    """Return ``openapi_extra=`` for a body that has these properties by content type; ``BINARY`` for raw bytes."""
     schemas = {
-        kind: known if known is BINARY else {"type": "object", "required": list(required), "properties": known}
-        for kind, known in content.items()
+        kind: properties
+        if properties is BINARY
+        else {"type": "object", "required": list(required), "properties": properties}
+        for kind, properties in content.items()
     }
     return _body({kind: {"schema": schema} for kind, schema in schemas.items()})
 
 
-def picture_answer(what: str) -> dict[str, Any]:
-    """The 200 of a route that answers in JSON or, where ``Accept`` prefers one, with a picture."""
+def image_response(content: str) -> dict[str, Any]:
+    """Return the 200 of a route that answers in JSON or, where ``Accept`` prefers it, with an image."""
     return {
-        "description": f"{what}; with `Accept: image/jpeg` or `image/png`, the picture with them drawn on it",
+        "description": f"{content}; with `Accept: image/jpeg` or `image/png`, the image with them drawn on it",
         "content": {"image/jpeg": {"schema": BINARY}, "image/png": {"schema": BINARY}},
         "headers": {
             "Server-Timing": {"schema": {"type": "string"}, "description": "milliseconds by stage"},
@@ -84,7 +87,7 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _fields(options: type[Frame]) -> dict[str, Any]:
+def _fields(options: type[BoxFrame]) -> dict[str, Any]:
     properties: dict[str, Any] = options.model_json_schema()["properties"]
     return properties
 

@@ -1,4 +1,4 @@
-"""How failures reach the client: ours, the framework's own, and Pydantic's, all as one kind of problem."""
+"""Turn failures into responses: ours, the framework's own, and Pydantic's, all as problem details."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.schemas import bad_options
+from service.api.context import request_context
+from service.api.options import bad_options
 from service.errors import ServiceError, phrase, problem_response
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
-    """FastAPI's handler for ours and for its own errors: a problem, whose code the log and the counters see too."""
+    """Return ``error``, ours or FastAPI's own, as a problem, and note its code for the log and the metrics."""
     if isinstance(error, HTTPException):
         error = from_http_exception(error)
     elif isinstance(error, RequestValidationError):
         error = bad_options(error.errors())
     assert isinstance(error, ServiceError)
-    request.scope["notes"]["problem"] = error.code
-    return problem_response(error, request.scope["request_id"], request.scope.get("dialect"))
+    context = request_context(request)
+    context.problem_code = error.code
+    return problem_response(error, context.request_id, context.problem_members)
 
 
 def from_http_exception(error: HTTPException) -> ServiceError:
-    """The framework's own 404, 405 and the like as one of ours, with a sentence that helps."""
-    sentences = {
+    """Return the framework's own 404, 405 and the like as one of ours, with a message that helps."""
+    messages = {
         404: "There is nothing at this address; GET /docs lists the routes.",
         405: "This route does not take this method; GET /docs lists the routes and their methods.",
     }
-    detail = sentences.get(error.status_code, str(error.detail))
-    return _Framework(error.status_code, detail, dict(error.headers or {}))
+    detail = messages.get(error.status_code, str(error.detail))
+    return _FrameworkError(error.status_code, detail, dict(error.headers or {}))
 
 
-class _Framework(ServiceError):
+class _FrameworkError(ServiceError):
     """An error that the framework raised, with the status and headers it chose."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str]) -> None:

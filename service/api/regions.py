@@ -1,4 +1,4 @@
-"""``regions``: the boxes that a caller brings, for the detector to look at instead of the RPN's proposals."""
+"""The option ``regions``: a client's own boxes for the RoI head, instead of the RPN's proposals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import orjson
 from pydantic import AfterValidator, WithJsonSchema
 
 Box = tuple[float, float, float, float]
-MAX_REGIONS = 2000  # as many as Fast R-CNN was given by Selective Search
+MAX_REGIONS = 2000  # as many as Fast R-CNN got from Selective Search
 
 
 def _parse(value: Any) -> tuple[Box, ...] | None:
-    """A list of boxes, or the JSON text of one: a form and a query have no lists. Raises ``ValueError``."""
+    """Parse a list of boxes, or the JSON text of one: a form and a query have no lists. Raises ``ValueError``."""
     if isinstance(value, str):
         try:
             value = orjson.loads(value)
@@ -28,8 +28,8 @@ def _parse(value: Any) -> tuple[Box, ...] | None:
 
 
 def _box(number: int, row: Any) -> Box:
-    numbers = isinstance(row, list | tuple) and len(row) == 4 and all(type(side) in (int, float) for side in row)
-    if not numbers or not all(map(math.isfinite, row)):
+    are_numbers = isinstance(row, list | tuple) and len(row) == 4 and all(type(side) in (int, float) for side in row)
+    if not are_numbers or not all(map(math.isfinite, row)):
         raise ValueError(f"region {number} must be four numbers, [x1, y1, x2, y2]")
     x1, y1, x2, y2 = map(float, row)
     if x1 >= x2 or y1 >= y2:
@@ -50,8 +50,8 @@ Regions = Annotated[
 ]
 
 
-def outside(regions: Sequence[Box], width: int, height: int) -> int | None:
-    """The first region that no pixel of a picture of that size lies in, or None."""
+def first_outside(regions: Sequence[Box], width: int, height: int) -> int | None:
+    """Return the index of the first region that contains no pixel of an image of that size, or None."""
     for number, (x1, y1, x2, y2) in enumerate(regions):
         if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
             return number

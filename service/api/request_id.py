@@ -1,4 +1,4 @@
-"""The name by which a client, our log and our answers know a request."""
+"""The id by which the client, the log and the responses name a request."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ _ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 
 
 def request_id_for(headers: Headers) -> str:
-    """What the client calls its request, if that may be repeated to others; else a new id."""
-    asked = headers.get("x-request-id", "")
-    return asked if _ID.fullmatch(asked) else uuid.uuid4().hex
+    """Return the client's own id of its request where its characters are safe to repeat; else a new one."""
+    own = headers.get("x-request-id", "")
+    return own if _ID.fullmatch(own) else uuid.uuid4().hex

@@ -1,6 +1,6 @@
-"""Detections -> the JSON of the contract, straight from the arrays.
+"""Write detections as the JSON of the contract, straight from the arrays.
 
-The time that writing takes is itself part of the answer, so the timings are written last and spliced in.
+The time that writing takes is itself part of the response, so the timings are added to the written bytes at the end.
 """
 
 from __future__ import annotations
@@ -12,141 +12,128 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from torch import Tensor
 
-from model.structures import Detections, HeatMap, Proposals, Trace
-from service.api.schemas import Frame, ProposalOptions
-from service.inference.decoding import Decoded
-
-_NUMPY = orjson.OPT_SERIALIZE_NUMPY
+from model.structures import HeatMap, Proposals, Trace
+from service.api.options import BoxFrame, ProposalOptions
+from service.inference.pipeline import ImageResult
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A picture and what was found in it; ``seconds`` by stage, and when its bytes were there."""
-
-    picture: Decoded
-    detections: Detections
-    seconds: dict[str, float]
-    began: float
-
-    @property
-    def width(self) -> int:
-        """Pixels."""
-        return self.picture.width
-
-    @property
-    def height(self) -> int:
-        """Pixels."""
-        return self.picture.height
-
-
-def detect_answer(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, Any]:
-    """The body of ``POST /detect`` but for its timings."""
-    found = seen.detections
-    body = head(seen, frame, request_id, model) | {
-        "boxes": in_frame(found.boxes.numpy(), seen, frame),
-        "scores": found.scores.numpy(),
-        "labels": list(found.labels),
-        "class_ids": found.class_ids.numpy(),
+def detect_response(result: ImageResult, frame: BoxFrame, request_id: str, model: str) -> dict[str, Any]:
+    """Return the body of ``POST /detect`` but for its timings."""
+    detections = result.detections
+    body = response_head(result, frame, request_id, model) | {
+        "boxes": in_frame(detections.boxes.numpy(), result, frame),
+        "scores": detections.scores.numpy(),
+        "labels": list(detections.labels),
+        "class_ids": detections.class_ids.numpy(),
     }
-    if found.proposals is not None:
-        body["proposals"] = _proposals(found.proposals, seen, frame)
-        body["proposal_indices"] = found.proposal_indices.numpy()
+    if detections.proposals is not None:
+        body["proposals"] = _proposals(detections.proposals, result, frame)
+        body["proposal_indices"] = detections.proposal_indices.numpy()
     return body
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Some of a trace's candidates: their rows, and how many passed the filters before the limit."""
+class ProposalSelection:
+    """Some of a trace's candidates: their rows in it, and how many passed the filters before the limit."""
 
     proposals: Proposals
-    rows: Tensor
+    rows: list[int]
     count: int
 
 
-def select(trace: Trace, options: ProposalOptions) -> Selection:
-    """The proposals of the stage that is asked for that pass the filters, by falling objectness, cut at the limit."""
-    everything = trace.candidates
-    rows = (
-        trace.final_rows
-        if options.stage == "final"
-        else everything.objectness.sort(descending=True, stable=True).indices
-    )
-    keep = everything.objectness[rows] >= options.min_objectness
+def select_proposals(trace: Trace, options: ProposalOptions) -> ProposalSelection:
+    """Return the proposals of the requested stage that pass the filters, by falling objectness, up to the limit."""
+    candidates = trace.candidates
+    if options.stage == "final":
+        rows = trace.final_rows
+    else:
+        rows = candidates.objectness.sort(descending=True, stable=True).indices
+    keep = candidates.objectness[rows] >= options.min_objectness
     if options.level is not None:
-        keep &= everything.levels[rows] == options.level
+        keep &= candidates.levels[rows] == options.level
     passed = rows[keep]
-    chosen = passed[: options.limit]
-    return Selection(everything[chosen], chosen, len(passed))
+    selected = passed[: options.limit]
+    return ProposalSelection(candidates[selected], selected.tolist(), len(passed))
 
 
-def proposals_answer(
-    seen: Seen, trace: Trace, selection: Selection, options: ProposalOptions, request_id: str, model: str
+def proposals_response(
+    result: ImageResult, trace: Trace, options: ProposalOptions, request_id: str, model: str
 ) -> dict[str, Any]:
-    """The body of ``POST /proposals`` but for its timings."""
-    fates, places = trace.fates(), {row: place for place, row in enumerate(trace.final_rows.tolist())}
-    rows = selection.rows.tolist()
-    body = head(seen, options, request_id, model) | {
+    """Return the body of ``POST /proposals`` but for its timings."""
+    selection, outcomes = select_proposals(trace, options), trace.outcomes()
+    final_indices = {row: index for index, row in enumerate(trace.final_rows.tolist())}
+    body = response_head(result, options, request_id, model) | {
         "stage": options.stage,
         "count": selection.count,
-        **_proposals(selection.proposals, seen, options),
-        "proposal_indices": [places.get(row) for row in rows],
-        "fates": [fates[row] for row in rows],
-        "funnel": trace.funnel(),
+        **_proposals(selection.proposals, result, options),
+        "proposal_indices": [final_indices.get(row) for row in selection.rows],
+        "outcomes": [outcomes[row] for row in selection.rows],
+        "stage_counts": trace.stage_counts(),
     }
     if options.view == "objectness":
-        body["maps"] = [_objectness_map(heat, seen, options) for heat in heat_maps(trace, options)]
+        body["maps"] = [_objectness_map(heat_map, result, options) for heat_map in heat_maps(trace, options)]
     return body
 
 
 def heat_maps(trace: Trace, options: ProposalOptions) -> list[HeatMap]:
-    """The heat map of the level that is asked for, or of every level."""
+    """Return the heat map of the requested level, or of every level."""
     levels = range(len(trace.maps)) if options.level is None else [options.level]
     return [trace.heat_map(level) for level in levels]
 
 
-def write(body: Mapping[str, Any]) -> bytes:
-    """JSON without the timings; ``with_timings`` adds them."""
-    return orjson.dumps(body, option=_NUMPY)
+def to_json(body: Mapping[str, Any]) -> bytes:
+    """Return ``body``, which may hold NumPy arrays, as JSON."""
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def with_timings(written: bytes, timings: Mapping[str, float]) -> bytes:
-    """``written``, a JSON object that is not empty, with ``timings_ms`` as its last member."""
-    return b'%b,"timings_ms":%b}' % (written[:-1], orjson.dumps(timings))
+def add_timings(json_object: bytes, timings: Mapping[str, float]) -> bytes:
+    """Return ``json_object``, which is not empty, with ``timings_ms`` as its last member."""
+    return b'%b,"timings_ms":%b}' % (json_object[:-1], orjson.dumps(timings))
 
 
 def milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by stage as the contract has them: milliseconds, to the microsecond."""
+    """Return seconds by stage as milliseconds, rounded to the microsecond."""
     return {stage: round(value * 1000, 3) for stage, value in seconds.items()}
 
 
 def server_timing(timings: Mapping[str, float]) -> str:
-    """The ``Server-Timing`` header for ``timings`` in milliseconds; browsers show it."""
+    """Return the ``Server-Timing`` header, which browsers show, for ``timings`` in milliseconds."""
     return ", ".join(f"{stage};dur={value}" for stage, value in timings.items())
 
 
-def head(seen: Seen, frame: Frame, request_id: str, model: str) -> dict[str, Any]:
-    """What every answer about a picture begins with."""
+def response_head(result: ImageResult, frame: BoxFrame, request_id: str, model: str) -> dict[str, Any]:
+    """Return the members that every response about an image begins with."""
     return {
         "request_id": request_id,
         "model": model,
-        "image": {"width": seen.width, "height": seen.height},
+        "image": {"width": result.width, "height": result.height},
         "box_format": frame.box_format,
         "normalized": frame.normalized,
-        "batch_size": seen.detections.batch_size,
+        "batch_size": result.detections.batch_size,
     }
 
 
-def _proposals(proposals: Proposals, seen: Seen, frame: Frame) -> dict[str, Any]:
+def in_frame(boxes: NDArray[np.float32], result: ImageResult, frame: BoxFrame) -> NDArray[np.float32]:
+    """Convert boxes [N, 4], xyxy in pixels, to the format and units of ``frame``."""
+    if frame.normalized:
+        boxes = np.divide(boxes, np.array([result.width, result.height] * 2, dtype=np.float32), dtype=np.float32)
+    if frame.box_format != "xyxy":
+        corner, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+        first = corner if frame.box_format == "xywh" else corner + extent / 2
+        boxes = np.concatenate([first, extent], axis=1)
+    return np.ascontiguousarray(boxes)
+
+
+def _proposals(proposals: Proposals, result: ImageResult, frame: BoxFrame) -> dict[str, Any]:
     locations = proposals.locations
     assert locations is not None
     return {
-        "boxes": in_frame(proposals.boxes.numpy(), seen, frame),
+        "boxes": in_frame(proposals.boxes.numpy(), result, frame),
         "objectness": proposals.objectness.numpy(),
         "levels": proposals.levels.numpy(),
         "ranks": proposals.ranks.numpy(),
-        "anchors": in_frame(proposals.anchors.numpy(), seen, frame),
+        "anchors": in_frame(proposals.anchors.numpy(), result, frame),
         "deltas": np.ascontiguousarray(proposals.deltas.numpy()),
         "cells": np.stack([locations.rows.numpy(), locations.columns.numpy()], axis=1),
         "sizes": locations.sizes.numpy(),
@@ -154,22 +141,11 @@ def _proposals(proposals: Proposals, seen: Seen, frame: Frame) -> dict[str, Any]
     }
 
 
-def _objectness_map(heat: HeatMap, seen: Seen, frame: Frame) -> dict[str, Any]:
-    width, height = (seen.width, seen.height) if frame.normalized else (1, 1)
+def _objectness_map(heat_map: HeatMap, result: ImageResult, frame: BoxFrame) -> dict[str, Any]:
+    width, height = (result.width, result.height) if frame.normalized else (1, 1)
     return {
-        "level": heat.level,
-        "values": np.ascontiguousarray(heat.values.numpy()),
-        "origin": (heat.origin[0] / width, heat.origin[1] / height),
-        "step": (heat.step[0] / width, heat.step[1] / height),
+        "level": heat_map.level,
+        "values": np.ascontiguousarray(heat_map.values.numpy()),
+        "origin": (heat_map.origin[0] / width, heat_map.origin[1] / height),
+        "step": (heat_map.step[0] / width, heat_map.step[1] / height),
     }
-
-
-def in_frame(boxes: NDArray[np.float32], seen: Seen, frame: Frame) -> NDArray[np.float32]:
-    """[N, 4] xyxy in pixels -> as ``frame`` asks."""
-    if frame.normalized:
-        boxes = np.divide(boxes, np.array([seen.width, seen.height] * 2, dtype=np.float32), dtype=np.float32)
-    if frame.box_format != "xyxy":
-        corner, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-        first = corner if frame.box_format == "xywh" else corner + extent / 2
-        boxes = np.concatenate([first, extent], axis=1)
-    return np.ascontiguousarray(boxes)

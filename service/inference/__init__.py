@@ -1,1 +1,1 @@
-"""From an image's bytes to its detections: decoding, queue, batches, and the thread that owns the detector."""
+"""From one image's bytes to its detections: decode, queue, run on a device. Knows nothing of HTTP."""

@@ -1,6 +1,6 @@
-"""Bytes of a stranger's picture -> RGB, within limits.
+"""Decode an image file from an untrusted client to RGB, within limits.
 
-The kind of picture is read from its first bytes, never from a name or a header, and Pillow is offered that one format
+The format is read from its first bytes, never from a name or a header, and Pillow is offered that one format
 only. The size is checked from the header before a pixel is decoded. Everything here is blocking work for a thread.
 """
 
@@ -16,16 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.structures import ImageArray
 from service.errors import BadImage, BadRequest, ServiceError, TooLarge, UnsupportedImage
-
-Picture = NDArray[np.uint8]
 
 SUPPORTED = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 # A progressive JPEG stores each pixel in some ten passes, and is decoded in as many. A pass may be a few bytes long: in
-# a hostile file there are thousands, and each takes as long as a whole picture.
-PASSES = 16
+# a hostile file there are thousands, and each takes as long as a whole image.
+MAX_PASSES = 16
 _ORIENTATION = 0x0112  # EXIF 2.32, tag 274
-_UPRIGHT = {
+_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,23 +33,24 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TURNED = (5, 6, 7, 8)  # the orientations that exchange height and width
+_SWAPS_SIDES = (5, 6, 7, 8)  # the orientations that exchange height and width
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A picture as shown, EXIF orientation applied: ``pixels`` show all of it, ``height`` and ``width`` are its own.
+class DecodedImage:
+    """An image as shown, EXIF orientation applied.
 
-    The pixels may be as few as an eighth of those in a row or column, where that was allowed.
+    height, width: of the file's image, in pixels. pixels: uint8 [h, w, 3] RGB, all of the image; h and w may be as
+    small as an eighth of height and width, where that was allowed.
     """
 
-    pixels: Picture
+    pixels: ImageArray
     height: int
     width: int
 
 
 def prepare_pillow() -> None:
-    """Put our pixel limit in place of Pillow's process-wide one, and keep its remarks on files out of stderr.
+    """Switch off Pillow's process-wide pixel limit, and keep its warnings about files out of stderr.
 
     Pillow warns above its own limit and refuses above twice that; ours is a setting and is always checked here.
     """
@@ -58,42 +58,42 @@ def prepare_pillow() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(data: bytes, *, max_pixels: int) -> Picture:
-    """The picture in ``data`` as uint8 [H, W, 3], RGB, in full; raises as ``read`` does."""
-    return read(data, max_pixels=max_pixels).pixels
+def decode(data: bytes, *, max_pixels: int) -> ImageArray:
+    """Decode ``data`` in full to uint8 [H, W, 3], RGB; raises as ``decode_image`` does."""
+    return decode_image(data, max_pixels=max_pixels).pixels
 
 
-def read(data: bytes, *, max_pixels: int, canvas: Callable[[int, int], tuple[int, int]] | None = None) -> Decoded:
-    """The picture in ``data``, RGB, as shown: EXIF orientation applied, alpha over white.
+def decode_image(
+    data: bytes, *, max_pixels: int, canvas_for: Callable[[int, int], tuple[int, int]] | None = None
+) -> DecodedImage:
+    """Decode ``data`` to RGB, as shown: EXIF orientation applied, alpha over white.
 
     16-bit grey is scaled to 8; greyscale, palette and CMYK are converted; of an animation, the first frame.
-    canvas: tells (height, width) of the canvas for a picture of that height and width. Where it is at most half the
-    picture, a JPEG is decoded at a half, a quarter or an eighth, never below the canvas: most of the work is not done.
-    None: in full. Raises ``BadRequest`` (no bytes), ``UnsupportedImage``, ``TooLarge`` (more than ``max_pixels``),
+    canvas_for: returns (height, width) of the canvas for an image of that height and width. Where it is at most half
+    the image, a JPEG is decoded at a half, a quarter or an eighth, never below the canvas, which saves most of the
+    work. None: in full. Raises ``BadRequest`` (no bytes), ``UnsupportedImage``, ``TooLarge`` (over ``max_pixels``),
     ``BadImage``.
     """
     if not data:
-        raise BadRequest("The body is empty; send the picture's bytes (curl --data-binary @picture.jpg).")
-    kind = sniff(data)
-    if kind is None:
-        raise UnsupportedImage(f"This is not a picture that the service can read; send {SUPPORTED}.")
+        raise BadRequest("The body is empty; send the image's bytes (curl --data-binary @image.jpg).")
+    format = sniff_format(data)
+    if format is None:
+        raise UnsupportedImage(f"This is not an image that the service can read; send {SUPPORTED}.")
     try:
-        return _read(data, kind, max_pixels, canvas)
+        return _decode(data, format, max_pixels, canvas_for)
     except ServiceError:
         raise
     except MemoryError:
-        raise TooLarge("There is no memory left to decode this picture; send a smaller one.") from None
-    except (
-        Exception
-    ) as error:  # Pillow meets hostile bytes with a dozen kinds of exception; all mean the same to a client
+        raise TooLarge("There is no memory left to decode this image; send a smaller one.") from None
+    except Exception as error:  # Pillow raises a dozen kinds on hostile bytes; all mean the same to a client
         raise BadImage(
-            f"The bytes begin like a {kind} picture but cannot be decoded ({_reason(error)}); "
+            f"The bytes begin like a {format} image but cannot be decoded ({_reason(error)}); "
             "send the whole file, undamaged."
         ) from None
 
 
-def sniff(data: bytes) -> str | None:
-    """Pillow's name of the format that ``data`` begins like, or None."""
+def sniff_format(data: bytes) -> str | None:
+    """Return Pillow's name of the format that ``data`` begins like, or None."""
     head = data[:16]
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -111,40 +111,42 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def _read(data: bytes, kind: str, max_pixels: int, canvas: Callable[[int, int], tuple[int, int]] | None) -> Decoded:
-    with Image.open(BytesIO(data), formats=[kind]) as image:
+def _decode(
+    data: bytes, format: str, max_pixels: int, canvas_for: Callable[[int, int], tuple[int, int]] | None
+) -> DecodedImage:
+    with Image.open(BytesIO(data), formats=[format]) as image:
         width, height = image.size
         if width < 1 or height < 1:
-            raise BadImage(f"The picture is {width} x {height} pixels; it must have at least one.")
+            raise BadImage(f"The image is {width} x {height} pixels; it must have at least one.")
         if width * height > max_pixels:
             raise TooLarge(
-                f"The picture is {width} x {height} pixels, over the limit of {max_pixels} in all; send a smaller one."
+                f"The image is {width} x {height} pixels, over the limit of {max_pixels} in all; send a smaller one."
             )
-        if kind == "JPEG" and _passes(data) * width * height > PASSES * max_pixels:
-            raise BadImage("The picture is stored in more passes than any program writes; save it again.")
+        if format == "JPEG" and _count_passes(data) * width * height > MAX_PASSES * max_pixels:
+            raise BadImage("The image is stored in more passes than any program writes; save it again.")
         shown: Image.Image = image
-        if kind == "JPEG" and canvas is not None:
-            shown = _load_reduced(image, canvas)
+        if format == "JPEG" and canvas_for is not None:
+            shown = _load_reduced(image, canvas_for)
         image.load()
         orientation = _orientation(image)
-        if orientation in _UPRIGHT:
-            shown = shown.transpose(_UPRIGHT[orientation])
-        if orientation in _TURNED:
+        if orientation in _TRANSPOSE:
+            shown = shown.transpose(_TRANSPOSE[orientation])
+        if orientation in _SWAPS_SIDES:
             width, height = height, width
-        return Decoded(_to_rgb(shown), height, width)
+        return DecodedImage(_to_rgb(shown), height, width)
 
 
-def _load_reduced(image: Image.Image, canvas: Callable[[int, int], tuple[int, int]]) -> Image.Image:
+def _load_reduced(image: Image.Image, canvas_for: Callable[[int, int], tuple[int, int]]) -> Image.Image:
     """Load a JPEG (ITU T.81) by inverting only the low frequencies of each 8 x 8 block, if the canvas allows it.
 
-    The last row and column of blocks may stick out of the picture. They do so by less than a pixel of the smaller one,
-    but that pixel is part picture, part filling: what remains is cut from the picture's true extent, so that a place in
-    it is where it was.
+    The last row and column of blocks may reach out of the image. They do so by less than a pixel of the reduced image,
+    but that pixel is part image, part padding: the result is cropped to the image's true extent, so that every point
+    stays where it was.
     """
     width, height = image.size
-    turned = _orientation(image) in _TURNED
-    rows, columns = canvas(*((width, height) if turned else (height, width)))
-    if turned:
+    swapped = _orientation(image) in _SWAPS_SIDES
+    rows, columns = canvas_for(*((width, height) if swapped else (height, width)))
+    if swapped:
         rows, columns = columns, rows
     drafted = image.draft(None, (columns, rows)) if min(width // columns, height // rows) >= 2 else None
     image.load()
@@ -157,9 +159,9 @@ def _load_reduced(image: Image.Image, canvas: Callable[[int, int], tuple[int, in
     return image.resize(whole, Image.Resampling.BILINEAR, box=extent)
 
 
-def _passes(data: bytes) -> int:
-    """Scans of a JPEG, some too many where its metadata hold a thumbnail; in the picture's own data the bytes of a
-    scan's header cannot occur otherwise (ITU T.81, B.1.1.5).
+def _count_passes(data: bytes) -> int:
+    """Count the scans of a JPEG, some too many where its metadata hold a thumbnail; in the image's own data the bytes
+    of a scan's header cannot occur otherwise (ITU T.81, B.1.1.5).
     """
     return data.count(b"\xff\xda")
 
@@ -167,11 +169,11 @@ def _passes(data: bytes) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # broken metadata on a picture whose pixels are whole: show it as stored
+    except Exception:  # broken metadata on an image whose pixels are whole: show it as stored
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Picture:
+def _to_rgb(image: Image.Image) -> ImageArray:
     if image.mode.startswith("I;16"):
         deep = np.asarray(image).astype(np.uint32)
         return _grey((deep * 255 + 32767) // 65535)
@@ -179,13 +181,13 @@ def _to_rgb(image: Image.Image) -> Picture:
         return _grey(_stretch(np.asarray(image, dtype=np.float64)))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        paper = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(paper, layer)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy an RGB picture
+        white = Image.new("RGBA", layer.size, "white")
+        image = Image.alpha_composite(white, layer)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy an RGB image
 
 
 def _stretch(values: NDArray[np.float64]) -> NDArray[Any]:
-    """32-bit samples have no agreed white, so the darkest becomes 0 and the brightest 255."""
+    """Map the darkest sample to 0 and the brightest to 255: 32-bit samples have no agreed white."""
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = values.min(), values.max()
     if high <= low:
@@ -194,12 +196,12 @@ def _stretch(values: NDArray[np.float64]) -> NDArray[Any]:
     return stretched
 
 
-def _grey(values: NDArray[Any]) -> Picture:
-    single: Picture = values.astype(np.uint8)
-    return np.repeat(single[:, :, None], 3, axis=2)
+def _grey(values: NDArray[Any]) -> ImageArray:
+    channel: ImageArray = values.astype(np.uint8)
+    return np.repeat(channel[:, :, None], 3, axis=2)
 
 
 def _reason(error: Exception) -> str:
-    """Pillow's own words in one short line, without addresses of objects."""
+    """Return Pillow's own message in one short line, without addresses of objects."""
     words = str(error).split("<", 1)[0].strip().rstrip(".:")
     return words[:120] if words and isinstance(error, OSError | ValueError | SyntaxError) else "damaged data"

@@ -1,4 +1,4 @@
-"""A device that runs out of memory: how that is known, and what to do about it."""
+"""Recognise a device that runs out of memory, and say what to do about it."""
 
 from __future__ import annotations
 

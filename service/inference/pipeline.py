@@ -1,6 +1,12 @@
-"""The way of a picture through the service: envelope -> decode -> queue -> device -> answer.
+"""One image's way through the service: decode -> queue -> worker -> result. Knows nothing of HTTP.
 
-Routes call this; nothing here knows of a route. One ``Pipeline`` an app.
+An image passes through five carriers between the request's body and the response's bytes:
+
+    ImageRequest   the parsed body: the bytes of its images and the options beside them (``service/api/request.py``)
+    DecodedImage   RGB pixels, and the size of the image as shown (``decoding.py``)
+    Task           its entry in the queue, with the future of its result (``queue.py``)
+    Detections     what the model returns (``model/structures.py``)
+    ImageResult    detections, decoded image and times by stage (here)
 """
 
 from __future__ import annotations
@@ -8,42 +14,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from starlette.requests import Request
-
 from model.runtime.malloc import RELEASE_SECONDS, release_free_memory
-from model.structures import DetectOptions, DetectorInfo
-from service.api.auth import KeyRing
-from service.api.request import Upload, is_raw, open_envelope, read_body
-from service.api.responses import Seen
-from service.api.schemas import check_inside
-from service.errors import ClientGone, DeadlinePassed, SlowBody
-from service.inference.batcher import Batcher, Limits
-from service.inference.budget import Budget
-from service.inference.decoding import read
-from service.inference.threads import cores, decoding
-from service.inference.worker import Detects, Worker
+from model.structures import Detections, DetectOptions, DetectorInfo
+from service.inference.batcher import Batcher
+from service.inference.decoding import DecodedImage, decode_image
+from service.inference.detector import DetectorLike
+from service.inference.limits import QueueLimits, enforce_deadline
+from service.inference.queue import Task
+from service.inference.threads import available_cores, decode_thread_count
+from service.inference.worker import Worker
 from service.metrics import Metrics
 from service.settings import Settings
 
 T = TypeVar("T")
 
-_LAST_BATCH = 10.0  # seconds, at the end, for a batch that nobody waits for any more
+_LAST_BATCH_SECONDS = 10.0  # at the end, for a batch that nobody waits for any more
 
 
 @dataclass(frozen=True)
-class Visit:
-    """A request whose body is here. deadline and began (when the body was all here): ``time.monotonic`` seconds."""
+class ImageResult:
+    """What the detector found in one image.
 
-    request: Request
-    upload: Upload
-    deadline: float
-    began: float
+    seconds: by stage, of ``metrics.STAGES`` all but ``serialize``. received: when the request's body was all here,
+    ``time.monotonic`` seconds.
+    """
+
+    image: DecodedImage
+    detections: Detections
+    seconds: dict[str, float]
+    received: float
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.image.width
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self.image.height
 
 
 class Pipeline:
@@ -52,43 +67,43 @@ class Pipeline:
     def __init__(
         self,
         settings: Settings,
-        load: Callable[[Settings], Detects],
+        load: Callable[[Settings], DetectorLike],
         metrics: Metrics,
         devices: Callable[[str], Sequence[str]],
     ) -> None:
-        """load: makes a detector on the settings' device, in its worker's thread. devices: those that a device
-        setting means, each to have a worker; asked once, in a thread.
+        """load: makes a detector on the settings' device, in its worker's thread. devices: returns those that a device
+        setting means, each to have a worker; called once, in a thread.
         """
         self.settings = settings
         self.metrics = metrics
-        self.keys = KeyRing(settings.api_keys_file, settings.max_inflight_per_key) if settings.api_keys_file else None
         self._load = load
         self._devices = devices
         self.workers: list[Worker] = []
-        limits = Limits(settings.max_batch, settings.max_batch_pixels, settings.max_queue, settings.max_queue_pixels)
+        limits = QueueLimits(
+            settings.max_batch, settings.max_batch_pixels, settings.max_queue, settings.max_queue_pixels
+        )
         self.batcher = Batcher(self.workers, limits, metrics)
-        self.bodies = Budget(settings.max_bodies_bytes, lambda: self.batcher.retry_after)
         self._running: list[asyncio.Task[None]] = []
 
     @property
     def info(self) -> DetectorInfo:
-        """What is being served, one for each device's detector."""
+        """The detector that is served; ``device`` names all devices."""
         infos = self.infos
         return infos[0] if len(infos) == 1 else replace(infos[0], device=", ".join(info.device for info in infos))
 
     @property
     def infos(self) -> list[DetectorInfo]:
-        """The same of each device alone."""
+        """The detector of each device."""
         return [worker.detector.info for worker in self.workers]
 
     @property
     def worker(self) -> Worker:
-        """The first: it speaks for all where they are alike."""
+        """The first worker: it speaks for all where they are equal."""
         return self.workers[0]
 
     @property
     def dead(self) -> str | None:
-        """Why batches cannot be run by one of the workers; None where all can."""
+        """Why one of the workers cannot run batches; None where all can."""
         if not self.workers:
             return "The detector is not loaded yet."
         return next(
@@ -98,13 +113,13 @@ class Pipeline:
     async def open(self) -> None:
         """Load a detector on each device, warm it up, and begin to serve; raises what a detector raises."""
         for device in await asyncio.to_thread(self._devices, self.settings.device):
-            theirs = self.settings.model_copy(update={"device": device})
-            self.workers.append(Worker(partial(self._load, theirs), self.settings.watchdog_seconds))
-            # In turn: the weights of one at a time are in the host's memory.
+            settings = self.settings.model_copy(update={"device": device})
+            self.workers.append(Worker(partial(self._load, settings), self.settings.watchdog_seconds))
+            # One after the other: the weights of one detector at a time are in the host's memory.
             await self.workers[-1].start()
-        decoders = self.settings.decode_threads or decoding(cores(), self.info.device)
+        decoders = self.settings.decode_threads or decode_thread_count(available_cores(), self.info.device)
         self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="frcnn-decode")
-        self.metrics.describe(lambda: self.infos)
+        self.metrics.add_detectors(lambda: self.infos)
         self.metrics.ready.set(1)
         self._running = [
             asyncio.create_task(self.batcher.run(), name="frcnn-batcher"),
@@ -117,7 +132,7 @@ class Pipeline:
         await self.batcher.drain()
 
     async def close(self) -> None:
-        """Drain within the grace period, then let go of the threads."""
+        """Drain within the grace period, then end the threads."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self.drain()
@@ -125,110 +140,50 @@ class Pipeline:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await asyncio.gather(*(worker.stop(_LAST_BATCH) for worker in self.workers))
+        await asyncio.gather(*(worker.stop(_LAST_BATCH_SECONDS) for worker in self.workers))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def receive(self, request: Request, timeout_ms: int | None) -> Visit:
-        """Refuse what can be refused early, then read the body and open it."""
-        deadline = request.scope["arrived"] + (timeout_ms or self.settings.timeout_ms) / 1000
-        held: contextlib.ExitStack = request.scope["held"]
-        if self.keys is not None:
-            held.enter_context(self.keys.seat(self.keys.check(request)))
-        self.batcher.check_open(deadline)
-        take = held.enter_context(self.bodies.tab())
-        async with _until(deadline, "while the body was arriving; send it faster"):
-            try:
-                async with asyncio.timeout(self.settings.body_seconds):
-                    body = await read_body(request, self.settings.max_body_bytes, take)
-            except TimeoutError:
-                raise SlowBody(
-                    f"The body took over {self.settings.body_seconds:g} s to arrive; send it faster, or a smaller one."
-                ) from None
-            began = time.monotonic()
-            kind = request.headers.get("content-type", "")
-            # A raw picture is there already; a thread would only be another wait.
-            upload = Upload((body,)) if is_raw(kind) else await self.in_thread(open_envelope, body, kind)
-        return Visit(request, upload, deadline, began)
-
-    async def attend(self, visit: Visit, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Do ``work`` for an accepted request, which a drain waits for, while its client is there.
-
-        Raises ``Unavailable`` where it cannot be accepted, ``ClientGone``, and what ``work`` raises.
-        """
-        with self.batcher.visit():
-            return await _unless_gone(visit.request, work())
-
-    async def look(
+    async def infer(
         self,
-        visit: Visit,
-        picture: bytes,
+        image: bytes,
         options: DetectOptions,
         *,
-        whole: bool = False,
-        check: Callable[[int, int], object] | None = None,
-    ) -> Seen:
-        """Decode ``picture``, queue it, and bring back what was found; inside ``attend``. Raises a ``ServiceError``.
+        deadline: float,
+        received: float,
+        full_resolution: bool = False,
+        check_size: Callable[[int, int], None] = lambda width, height: None,
+    ) -> ImageResult:
+        """Decode ``image``, queue it, and return what the detector found; call it inside ``Batcher.track_request``.
 
-        check: told the picture's width and height before it is queued; it may raise, and nothing is run in vain.
-        whole: the caller shows the picture, and so needs all its pixels. Exact canvases are for those who compare with
-        torchvision, which sees them all too.
+        deadline, received: ``time.monotonic`` seconds. full_resolution: the caller shows the image, and so needs all
+        its pixels. check_size: called with the image's width and height before it is queued; it may raise. Raises a
+        ``ServiceError``.
         """
-        began = visit.began
-        canvas = None if whole or not self.info.canvases else self.worker.detector.canvas_for
-        with self.batcher.place(visit.deadline):
-            async with _until(visit.deadline, "while the picture was being decoded; send a smaller one"):
-                seen = await self.in_thread(lambda: read(picture, max_pixels=self.settings.max_pixels, canvas=canvas))
-            check_inside(options.regions or (), seen.width, seen.height)
-            if check is not None:
-                check(seen.width, seen.height)
-            decoded = time.monotonic()
-            options = replace(options, full_size=(seen.height, seen.width))
-            result = await self.batcher.submit(seen.pixels, options, visit.deadline)
+        # With exact canvases every pixel is decoded: they are for those who compare with torchvision.
+        canvas_for = None if full_resolution or not self.info.canvases else self.worker.detector.canvas_for
+        decode = partial(decode_image, image, max_pixels=self.settings.max_pixels, canvas_for=canvas_for)
+        with self.batcher.reserve_slot(deadline):
+            async with enforce_deadline(deadline, "while the image was being decoded; send a smaller one"):
+                decoded = await self.run_in_thread(decode)
+            check_size(decoded.width, decoded.height)
+            queued = time.monotonic()
+            options = replace(options, full_size=(decoded.height, decoded.width))
+            canvas = self.worker.detector.canvas_for(decoded.height, decoded.width)
+            task = Task(decoded.pixels, options, canvas, deadline)
+            detections = await self.batcher.submit(task)
         # Each stage begins where the one before it ends, so that together they are the whole.
-        seconds = {"decode": decoded - began, "queue": result.started - decoded, **result.detections.timings}
-        between = result.finished - result.started - sum(result.detections.timings.values())
-        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(0.0, between)  # what the detector did not lap
-        return Seen(seen, result.detections, seconds, began)
+        seconds = {"decode": queued - received, "queue": task.started - queued, **detections.timings}
+        between = task.finished - task.started - sum(detections.timings.values())
+        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(0.0, between)  # what no stage of the model has
+        return ImageResult(decoded, detections, seconds, received)
 
-    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run blocking work on a picture in the decoding threads; work that has not begun is dropped when cancelled."""
+    async def run_in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run blocking work in the decoding threads; cancelling drops work that has not begun."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
 async def _release_memory() -> None:
-    """Give free memory back to the kernel at intervals, for as long as the app lives."""
+    """Return free memory to the kernel now and then, for as long as the app runs."""
     while True:
         await asyncio.sleep(RELEASE_SECONDS)
         await asyncio.to_thread(release_free_memory)
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do ``work`` while the client is there; raises ``ClientGone`` and cancels it when the client hangs up.
-
-    The request's body must have been read: only then is the next message from the client its leaving.
-    """
-    doing = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
-        raise ClientGone("The client hung up before its answer.")
-    finally:
-        for task in (doing, watching):
-            task.cancel()
-        await asyncio.gather(doing, watching, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-@contextlib.asynccontextmanager
-async def _until(deadline: float, doing: str) -> Any:
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            yield
-    except TimeoutError:
-        raise DeadlinePassed(f"The deadline passed {doing}, or allow more with X-Request-Timeout-Ms.") from None

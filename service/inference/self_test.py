@@ -1,8 +1,8 @@
-"""The canary: a picture of our own, whose answer tells whether the detector is sound.
+"""The self-test: an image of our own, whose detections tell whether the detector works.
 
 For the bundled weights the right answer is stored (``self_test.json``, by the checkpoint's SHA-256), so that a machine
-or a library that computes something else is found out before it answers anybody. Other weights record theirs at the start,
-and are held to it after each incident. ``python -m service.inference.self_test WEIGHTS`` stores the answer of a
+or a library that computes something else is noticed before it answers anybody. For other weights the answer is recorded
+at the start and compared after each incident. ``python -m service.inference.self_test WEIGHTS`` stores the answer of a
 checkpoint.
 """
 
@@ -10,34 +10,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError
-from service.inference.decoding import Picture, decode
+from model.structures import DetectOptions, ImageArray, NotFiniteError
+from service.inference.decoding import decode
+from service.inference.detector import DetectorLike
 
 _FOLDER = files("service.inference")
 _STORED = "self_test.json"
-
-
-class Looks(Protocol):
-    """What the canary needs of a detector."""
-
-    @property
-    def info(self) -> DetectorInfo: ...
-    def detect(self, images: Sequence[Picture], options: Sequence[DetectOptions]) -> list[Detections]: ...
+_MAX_STORED = 10  # detections and proposals of a reference answer, the best
+_MAX_PROPOSALS = 100  # of an answer that is compared: a proposal may have changed places with its neighbours
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """How far an answer may be off: IoU of a box with its stored one at least, score and objectness at most.
 
-    flips: proposals that may have given way to a neighbour, which NMS kept by a hair; objects may not.
+    flips: proposals whose place a neighbour may have taken, where NMS decided narrowly; objects must all be there.
     """
 
     iou: float
@@ -46,17 +39,20 @@ class Tolerance:
 
 
 # Same weights, another machine: fp32 moves by millionths. bf16, on CPUs with the bundled weights, was seen to move
-# boxes to an IoU of 0.992 and scores by 0.01; and one box that NMS kept by a hair took the place of three proposals of
+# boxes to an IoU of 0.992 and scores by 0.01; and one box that NMS kept narrowly took the place of three proposals of
 # ten. int8 moved boxes to 0.986 and scores by 0.04.
-_SHORT = Tolerance(0.90, 0.05, 5)
-TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "tf32": _SHORT, "bf16": _SHORT, "fp16": _SHORT, "int8": _SHORT}
-# A neighbour that took a proposal's place overlaps it by more than the RPN's NMS allows, 0.7, but for the rounding.
-NEIGHBOUR = 0.65
+_REDUCED = Tolerance(0.90, 0.05, 5)
+TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "tf32": _REDUCED, "bf16": _REDUCED, "fp16": _REDUCED, "int8": _REDUCED}
+# A neighbour that took a proposal's place overlaps it by more than the RPN's NMS allows, 0.7, but for rounding.
+NEIGHBOUR_IOU = 0.65
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What a detector saw in the canary. boxes, proposals: xyxy in pixels; scores, objectness: 0 to 1, falling."""
+class ReferenceAnswer:
+    """The detector's answer for the test image. boxes, proposals: xyxy in pixels; scores, objectness: 0 to 1, falling.
+
+    The stored JSON has these names.
+    """
 
     class_ids: list[int]
     scores: list[float]
@@ -64,123 +60,115 @@ class Sight:
     objectness: list[float]
     proposals: list[list[float]]
 
+    def first(self, count: int) -> ReferenceAnswer:
+        """Return the best ``count`` detections and proposals."""
+        return ReferenceAnswer(*(values[:count] for values in vars(self).values()))
 
-class CanaryError(ValueError):
-    """The detector's answer to the canary is not the right one."""
+
+class SelfTestError(ValueError):
+    """The detector's answer for the test image is not the right one."""
 
 
-class Canary:
-    """The picture, the right answer to it, and how near to it a sound detector comes."""
+class SelfTest:
+    """The test image, the right answer for it, and how far a working detector may be off."""
 
-    KEEP = 10  # detections and proposals of an answer, the best
-    LOOK_AMONG = 100  # a proposal may have changed places with its neighbours
-
-    def __init__(self, image: Picture, right: Sight, tolerance: Tolerance) -> None:
+    def __init__(self, image: ImageArray, reference: ReferenceAnswer, tolerance: Tolerance) -> None:
         self.image = image
-        self.right = right
+        self.reference = reference
         self.tolerance = tolerance
 
     @classmethod
-    def prepare(cls, detector: Looks) -> Canary:
-        """The canary for ``detector``, which has passed it once. Raises ``CanaryError``, and what the detector raises.
+    def prepare(cls, detector: DetectorLike) -> SelfTest:
+        """Return the self-test for ``detector``, which has passed it once.
 
-        Where no answer is stored for its weights, the detector must at least agree with itself.
+        Where no answer is stored for its weights, the detector must at least agree with itself. Raises
+        ``SelfTestError``, and what the detector raises.
         """
-        image, info = picture(), detector.info
-        # The stored answers are of bucket canvases; how far a picture is padded changes what is near its edge.
-        right = stored_sight(info.sha256) if info.canvases else None
-        if right is None:
-            right = _best(look(detector, image), cls.KEEP)
-        canary = cls(image, right, TOLERANCES[info.precision])
-        canary.check(detector)
-        return canary
+        image, info = load_image(), detector.info
+        # The stored answers are of bucket canvases; how far an image is padded changes what is near its edge.
+        reference = stored_answer(info.sha256) if info.canvases else None
+        if reference is None:
+            reference = run_detector(detector, image).first(_MAX_STORED)
+        self_test = cls(image, reference, TOLERANCES[info.precision])
+        self_test.check(detector)
+        return self_test
 
-    def check(self, detector: Looks) -> None:
-        """Raises ``CanaryError`` where the answer is not the right one, or whatever the detector raises."""
-        seen = look(detector, self.image)
-        for i, (box, score) in enumerate(zip(self.right.boxes, self.right.scores, strict=True)):
-            class_id = self.right.class_ids[i]
-            same = [j for j, other in enumerate(seen.class_ids) if other == class_id]
-            rivals = [seen.boxes[j] for j in same], [seen.scores[j] for j in same]
-            self._find(box, score, *rivals, what=f"the object of class {class_id}")
+    def check(self, detector: DetectorLike) -> None:
+        """Raise ``SelfTestError`` where the answer is not the right one, and what the detector raises."""
+        answer, reference = run_detector(detector, self.image), self.reference
+        for class_id, box, score in zip(reference.class_ids, reference.boxes, reference.scores, strict=True):
+            same = [j for j, other in enumerate(answer.class_ids) if other == class_id]
+            boxes, scores = [answer.boxes[j] for j in same], [answer.scores[j] for j in same]
+            self._match(box, score, boxes, scores, name=f"the object of class {class_id}")
         flips = []
-        for box, score in zip(self.right.proposals, self.right.objectness, strict=True):
+        for box, score in zip(reference.proposals, reference.objectness, strict=True):
             try:
-                self._find(box, score, seen.proposals, seen.objectness, what="the proposal")
-            except CanaryError as error:
-                if not self._gave_way(box, score, seen):
+                self._match(box, score, answer.proposals, answer.objectness, name="the proposal")
+            except SelfTestError as error:
+                if not self._replaced_by_neighbour(box, score, answer):
                     raise
                 flips.append(error)
         if len(flips) > self.tolerance.flips:
             raise flips[0]
 
-    def _gave_way(self, box: list[float], score: float, seen: Sight) -> bool:
-        """Whether NMS would drop this proposal for one that was seen."""
+    def _replaced_by_neighbour(self, box: list[float], score: float, answer: ReferenceAnswer) -> bool:
+        """Say whether NMS would drop this proposal for one of the answer."""
         return any(
-            objectness >= score - self.tolerance.score and _iou(np.array(box), np.array(other)) >= NEIGHBOUR
-            for other, objectness in zip(seen.proposals, seen.objectness, strict=True)
+            objectness >= score - self.tolerance.score and _iou(np.array(box), np.array(other)) >= NEIGHBOUR_IOU
+            for other, objectness in zip(answer.proposals, answer.objectness, strict=True)
         )
 
-    def _find(
-        self, box: list[float], score: float, boxes: list[list[float]], scores: list[float], *, what: str
+    def _match(
+        self, box: list[float], score: float, boxes: list[list[float]], scores: list[float], *, name: str
     ) -> None:
+        """Raise ``SelfTestError`` where none of ``boxes`` is ``box`` within the tolerance."""
         overlaps = [_iou(np.array(box), np.array(other)) for other in boxes]
-        near = [
+        close = [
             abs(score - scores[j]) <= self.tolerance.score
             for j, overlap in enumerate(overlaps)
             if overlap >= self.tolerance.iou
         ]
-        if not any(near):
-            raise CanaryError(
-                f"{what} at {np.round(box, 1).tolist()} with score {score:.3f} is not found again "
+        if not any(close):
+            raise SelfTestError(
+                f"{name} at {np.round(box, 1).tolist()} with score {score:.3f} is not found again "
                 f"(best IoU {max(overlaps, default=0.0):.3f})"
             )
 
 
-def picture() -> Picture:
-    """The canary: a cat, uint8 [213, 320, 3] RGB (scikit-image's `chelsea`, Stefan van der Walt, CC0; made smaller)."""
+def load_image() -> ImageArray:
+    """Return a cat, uint8 [213, 320, 3] RGB (scikit-image's `chelsea`, Stefan van der Walt, CC0; made smaller)."""
     return decode(_FOLDER.joinpath("self_test.jpg").read_bytes(), max_pixels=100_000)
 
 
-def look(detector: Looks, image: Picture) -> Sight:
-    """What ``detector`` sees in ``image``. Raises ``CanaryError`` where a number is not finite."""
-    limit = min(Canary.LOOK_AMONG, detector.info.max_proposals)
+def run_detector(detector: DetectorLike, image: ImageArray) -> ReferenceAnswer:
+    """Return the detector's answer for ``image``. Raises ``SelfTestError`` where a number is not finite."""
+    limit = min(_MAX_PROPOSALS, detector.info.max_proposals)
     try:
-        [found] = detector.detect([image], [DetectOptions(proposals=limit)])
+        [detections] = detector.detect([image], [DetectOptions(proposals=limit)])
     except NotFiniteError as error:
-        raise CanaryError(str(error)) from None
-    proposed = found.proposals
+        raise SelfTestError(str(error)) from None
     empty: NDArray[np.float32] = np.zeros((0, 4), np.float32)
-    boxes, scores = found.boxes.numpy(), found.scores.numpy()
-    proposals = empty if proposed is None else proposed.boxes.numpy()
-    objectness = empty[:, 0] if proposed is None else proposed.objectness.numpy()
+    boxes, scores = detections.boxes.numpy(), detections.scores.numpy()
+    proposals = empty if detections.proposals is None else detections.proposals.boxes.numpy()
+    objectness = empty[:, 0] if detections.proposals is None else detections.proposals.objectness.numpy()
     if not all(np.isfinite(numbers).all() for numbers in (boxes, scores, proposals, objectness)):
-        raise CanaryError("the detector's numbers are not finite")
-    return Sight(found.class_ids.tolist(), scores.tolist(), boxes.tolist(), objectness.tolist(), proposals.tolist())
+        raise SelfTestError("the detector's numbers are not finite")
+    class_ids = detections.class_ids.tolist()
+    return ReferenceAnswer(class_ids, scores.tolist(), boxes.tolist(), objectness.tolist(), proposals.tolist())
 
 
-def stored_sight(sha256: str | None) -> Sight | None:
-    """The right answer of the checkpoint with that hash, or None."""
+def stored_answer(sha256: str | None) -> ReferenceAnswer | None:
+    """Return the right answer of the checkpoint with that hash, or None where none is stored."""
     answers = json.loads(_FOLDER.joinpath(_STORED).read_text())
-    return Sight(**answers[sha256]) if sha256 in answers else None
-
-
-def _best(sight: Sight, count: int) -> Sight:
-    return Sight(
-        sight.class_ids[:count],
-        sight.scores[:count],
-        sight.boxes[:count],
-        sight.objectness[:count],
-        sight.proposals[:count],
-    )
+    return ReferenceAnswer(**answers[sha256]) if sha256 in answers else None
 
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Of two boxes, xyxy."""
+    """Return the IoU of two boxes, xyxy."""
     size = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = float(np.prod(np.maximum(size, 0)))
-    both = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared
-    return shared / both if both > 0 else 1.0
+    intersection = float(np.prod(np.maximum(size, 0)))
+    union = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - intersection
+    return intersection / union if union > 0 else 1.0
 
 
 def main(weights: str) -> None:
@@ -194,7 +182,7 @@ def main(weights: str) -> None:
         sys.exit(f"Nothing says the SHA-256 of {weights}: give its entry in weights/manifest.toml one.")
     path = Path(__file__).with_name(_STORED)
     answers = json.loads(path.read_text()) if path.exists() else {}
-    answers[detector.info.sha256] = asdict(_best(look(detector, picture()), Canary.KEEP))
+    answers[detector.info.sha256] = asdict(run_detector(detector, load_image()).first(_MAX_STORED))
     path.write_text(json.dumps(answers, indent=1) + "\n")
 
 

@@ -1,11 +1,11 @@
-"""How many threads for what, so that they do not fight over the cores.
+"""How many threads do what, so that they do not compete for the cores.
 
-Three parties compute: torch's team, which the detector's thread leads; the threads that decode pictures; and the event
-loop. torch divides each layer evenly and waits for its slowest member, so that a core which is taken from it for a
-moment holds up all of it: hence no more threads in its team than there are cores. A JPEG of 640 x 480 takes a
-millisecond to decode where a picture takes tens on a CPU's team, so that a quarter as many threads keep up with it; but
-never fewer than two, for one large picture must not hold up all small ones. A GPU leaves the cores to the decoding, but
-for one, the event loop's. `python -m benchmarks.serve --threads-table` measures it.
+Three parties compute: torch's thread pool, which the detector's thread leads; the threads that decode images; and the
+event loop. torch divides each layer evenly and waits for its slowest thread, so that a core which is taken from it for
+a moment delays all of it: hence no more threads in its pool than there are cores. A JPEG of 640 x 480 takes a
+millisecond to decode where its inference takes tens on a CPU, so that a quarter as many threads keep up; but never
+fewer than two, because one large image must not delay all small ones. With a GPU the cores are free for decoding, but
+for one, the event loop's. `python -m benchmarks.serving.threads` measures it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def cores(cgroup: Path = _CGROUP) -> int:
-    """Cores that this process may use: those it is bound to, and no more than its container's quota; at least 1."""
+def available_cores(cgroup: Path = _CGROUP) -> int:
+    """Return the cores that this process may use: those it is bound to, at most its container's quota, at least 1."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
     return bound if quota is None else max(1, min(bound, quota))
 
 
-def decoding(available: int, device: str) -> int:
-    """Threads that decode, where the detector runs on ``device`` beside them on ``available`` cores."""
-    return max(2, available - 1 if device.startswith("cuda") else available // 4)
+def decode_thread_count(cores: int, device: str) -> int:
+    """Return how many threads decode, where the detector runs on ``device`` and the process has ``cores``."""
+    return max(2, cores - 1 if device.startswith("cuda") else cores // 4)
 
 
 def _quota(cgroup: Path) -> int | None:
-    """Whole cores of CPU time that the container is given (``docker run --cpus``), or None where it is not limited.
+    """Return the whole cores of CPU time that the container has (``docker run --cpus``), or None where it has no limit.
 
-    Rounded down: a team of more threads than that is stopped in the middle of its work, all members at once.
+    Rounded down: a pool of more threads than that is stopped in the middle of its work, all threads at once.
     """
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2: microseconds, or the word max

@@ -1,1 +1,1 @@
-"""Images as responses: detections and proposals drawn, objectness as a heat map."""
+"""Images for people: detections and proposals drawn as boxes, objectness as a heat map."""

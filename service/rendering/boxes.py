@@ -1,4 +1,4 @@
-"""Boxes drawn on the picture they were found in. Blocking work for a thread."""
+"""Draw detections and proposals on their image, and encode it. Blocking: call it in a thread."""
 
 from __future__ import annotations
 
@@ -10,95 +10,78 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from model.structures import Detections, Proposals
-from service.inference.decoding import Picture
+from model.structures import Detections, ImageArray, Proposals
 
 Colour = tuple[int, int, int]
 
 MEDIA_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}
+"""The media types that ``encode`` writes, with Pillow's names of their formats."""
 
 
-def wanted_picture(accept: str) -> str | None:
-    """The picture type that an ``Accept`` header prefers over JSON, or None; JSON is what anything else gets."""
-    best, best_quality = None, 0.0
-    for entry in accept.split(","):
-        kind, *parameters = (part.strip().lower() for part in entry.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name.strip() == "q":
-                try:
-                    quality = float(value)
-                except ValueError:
-                    quality = 0.0
-        if kind == "image/*":
-            kind = "image/jpeg"
-        if quality > best_quality and kind in (*MEDIA_TYPES, "application/json", "*/*"):
-            best, best_quality = kind, quality
-    return best if best in MEDIA_TYPES else None
+def draw_boxes(
+    image: ImageArray, boxes: NDArray[np.float32], captions: Sequence[str], categories: Sequence[int]
+) -> Image.Image:
+    """Return a copy of ``image`` (uint8 [H, W, 3] RGB) with ``boxes`` ([N, 4] xyxy in its pixels), the first on top.
 
-
-def draw(picture: Picture, boxes: NDArray[np.float32], captions: Sequence[str], kinds: Sequence[int]) -> Image.Image:
-    """A copy of ``picture`` with ``boxes`` ([N, 4] xyxy, its pixels) on it, the last one lowest.
-
-    captions: a line of text each, or "" for none. kinds: a number each (class, level) that chooses the colour.
+    captions: a line of text for each box, or "" for none. categories: the class or level of each box, which chooses
+    its colour.
     """
-    canvas = Image.fromarray(picture)
-    pen = ImageDraw.Draw(canvas)
-    line, font = _pen_sizes(canvas.size)
+    drawing = Image.fromarray(image)
+    pen = ImageDraw.Draw(drawing)
+    line_width, font = _pen_sizes(drawing.size)
     # The best box is drawn last, so that nothing covers it.
-    for box, caption, kind in reversed(list(zip(boxes.tolist(), captions, kinds, strict=True))):
+    for box, caption, category in reversed(list(zip(boxes.tolist(), captions, categories, strict=True))):
         x1, y1, x2, y2 = box
-        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour(kind), width=line)
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour(category), width=line_width)
         if caption:
-            _label(pen, canvas.size, (x1, y1), caption, colour(kind), font, line)
-    return canvas
+            _draw_caption(pen, drawing.size, (x1, y1), caption, colour(category), font, line_width)
+    return drawing
 
 
-def draw_detections(picture: Picture, found: Detections) -> Image.Image:
-    """A copy of ``picture`` with ``found`` on it, coloured by class, each box with its label and score."""
-    scores = found.scores.tolist()
-    captions = [f"{label} {score:.2f}" for label, score in zip(found.labels, scores, strict=True)]
-    return draw(picture, found.boxes.numpy(), captions, found.class_ids.tolist())
+def draw_detections(image: ImageArray, detections: Detections) -> Image.Image:
+    """Return a copy of ``image`` with ``detections``, coloured by class, each box with its label and score."""
+    scores = detections.scores.tolist()
+    captions = [f"{label} {score:.2f}" for label, score in zip(detections.labels, scores, strict=True)]
+    return draw_boxes(image, detections.boxes.numpy(), captions, detections.class_ids.tolist())
 
 
-def draw_proposals(picture: Picture, proposals: Proposals) -> Image.Image:
-    """A copy of ``picture`` with ``proposals`` on it, coloured by level; the best ten say their level and objectness.
+def draw_proposals(image: ImageArray, proposals: Proposals) -> Image.Image:
+    """Return a copy of ``image`` with ``proposals``, coloured by level; the best ten have level and objectness.
 
-    A hundred captions would hide the picture.
+    More captions would hide the image.
     """
     levels = proposals.levels.tolist()
-    said = [f"L{level} {likely:.2f}" for level, likely in zip(levels, proposals.objectness.tolist(), strict=True)]
-    captions = said[:10] + [""] * len(said[10:])
-    return draw(picture, proposals.boxes.numpy(), captions, levels)
+    captions = [f"L{level} {score:.2f}" for level, score in zip(levels, proposals.objectness.tolist(), strict=True)]
+    captions[10:] = [""] * len(captions[10:])
+    return draw_boxes(image, proposals.boxes.numpy(), captions, levels)
 
 
-def label(image: Image.Image, corner: tuple[float, float], caption: str, kind: int) -> None:
-    """Write ``caption`` on ``image`` at ``corner`` (x, y), on a plate of the colour of ``kind``."""
-    line, font = _pen_sizes(image.size)
-    _label(ImageDraw.Draw(image), image.size, corner, caption, colour(kind), font, line)
+def draw_caption(image: Image.Image, corner: tuple[float, float], caption: str, category: int) -> None:
+    """Write ``caption`` on ``image`` at ``corner`` (x, y), on a background in the colour of ``category``."""
+    line_width, font = _pen_sizes(image.size)
+    _draw_caption(ImageDraw.Draw(image), image.size, corner, caption, colour(category), font, line_width)
 
 
 def encode(image: Image.Image, media_type: str) -> bytes:
-    """``image`` as a file of ``media_type``, a key of ``MEDIA_TYPES``."""
+    """Return ``image`` encoded as ``media_type``, a key of ``MEDIA_TYPES``."""
     file = BytesIO()
     image.save(file, MEDIA_TYPES[media_type], **({"quality": 90} if media_type == "image/jpeg" else {}))
     return file.getvalue()
 
 
-def colour(kind: int) -> Colour:
-    """A bright colour for a class or level; golden-angle steps keep neighbours apart however many there are."""
-    red, green, blue = colorsys.hsv_to_rgb((kind * 0.381966) % 1.0, 0.85, 0.95)
+def colour(category: int) -> Colour:
+    """Return a bright colour for a class or level; golden-angle steps of hue keep neighbouring numbers distinct."""
+    red, green, blue = colorsys.hsv_to_rgb((category * 0.381966) % 1.0, 0.85, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def _pen_sizes(size: tuple[int, int]) -> tuple[int, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
-    """Width of lines and the font that suit a picture of this size."""
+    """Return the line width and the font that suit an image of ``size`` (width, height)."""
     side = min(size)
     return max(1, round(side / 200)), ImageFont.load_default(size=max(10, round(side / 28)))
 
 
-def _label(
+def _draw_caption(
     pen: ImageDraw.ImageDraw,
     size: tuple[int, int],
     corner: tuple[float, float],
@@ -107,7 +90,10 @@ def _label(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     margin: int,
 ) -> None:
-    """A caption on a plate above the corner, or below it where there is no room; always inside the picture."""
+    """Write a caption on a filled background above ``corner``, or below it for lack of space.
+
+    All of it is in the image where ``corner`` is.
+    """
     left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
     x = max(0.0, min(corner[0], size[0] - width))

@@ -1,1 +1,1 @@
-"""What runs the app: uvicorn, or Ray Serve past one machine."""
+"""The servers that run the app: uvicorn on one machine, Ray Serve on several."""

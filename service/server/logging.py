@@ -1,4 +1,4 @@
-"""How log lines look: one JSON object each, or text for people. Never picture data, never a key."""
+"""Log formatters: one JSON object a line, or text for people. No image data and no API key is ever logged."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import orjson
 
-_USUAL = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
+_STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
 
 
-class JsonLines(logging.Formatter):
-    """``{"time", "level", "logger", "message", ...extra}``"""
+class JsonFormatter(logging.Formatter):
+    """Format a record as ``{"time", "level", "logger", "message", ...extra}``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record on one line."""
+        """Return the record on one line."""
         entry: dict[str, Any] = {
             "time": _timestamp(record),
             "level": record.levelname.lower(),
@@ -29,25 +29,27 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(entry, default=str).decode()
 
 
-class TextLines(logging.Formatter):
-    """``2026-01-31T12:00:00.123Z info frcnn.access request status=200 ms=12.3``"""
+class TextFormatter(logging.Formatter):
+    """Format a record as ``2026-01-31T12:00:00.123Z info frcnn.access request status=200 ms=12.3``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record, its exception on the lines below."""
+        """Return the record on one line, and its exception on the lines below."""
         extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
         line = f"{_timestamp(record)} {record.levelname.lower()} {record.name} {record.getMessage()}{extra}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure_logging(form: str, level: str) -> None:
-    """Send every logger of the process to stderr, in ``form``, json or text; for the command line only."""
+def configure_logging(log_format: str, level: str) -> None:
+    """Send all loggers of the process to stderr, in ``log_format``, json or text. Only a program calls this."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in record.__dict__.items() if name not in _USUAL and name[0] != "_"}
+    return {
+        name: value for name, value in record.__dict__.items() if name not in _STANDARD_ATTRIBUTES and name[0] != "_"
+    }
 
 
 def _timestamp(record: logging.LogRecord) -> str:

@@ -1,13 +1,13 @@
-"""The same app on Ray Serve: one replica a GPU, as many as the load asks for, one address before them all.
+"""The app on Ray Serve: one replica a GPU, as many as the load requires, behind one address.
 
     frcnn serve --ray --max-replicas 8
-    serve run service.server.ray_app:app max_replicas=8 weights=lite-voc20     # on a cluster that is there already
+    serve run service.server.ray_app:app max_replicas=8 weights=lite-voc20     # on an existing cluster
 
-A replica is the whole service but for its socket: its own queue, batches, canary and limits, and so its own 429s. Ray's
-proxy takes the requests; ``service.server.ray_proxy`` stands around it where the environment says so before Ray starts on a
-node, which ``frcnn serve --ray`` sees to for the cluster that it starts.
+A replica is the whole service without its socket: it has its own queue, batches, self-test and limits, and so answers
+429 by itself. Ray's proxy receives the requests, with ``service.server.ray_proxy`` as middleware. That has to be in the
+environment before Ray starts on a node; ``frcnn serve --ray`` sets it for the cluster that it starts.
 """
-# No `from __future__ import annotations`: Ray looks for the class that the builder's argument is annotated with.
+# No `from __future__ import annotations`: Ray reads the class from the annotation of the builder's argument.
 
 import contextlib
 import logging
@@ -40,12 +40,12 @@ NAME = "frcnn"
 
 
 class Scale(BaseModel):
-    """How many replicas, and on what. Whatever else is given is a setting of the service: ``weights``, ``max_batch``.
+    """The number of replicas and their resources. Any other field is a setting of the service: ``weights`` and so on.
 
-    min_replicas, max_replicas: the same number switches autoscaling off. target_ongoing_requests: what autoscaling
-    aims at for a replica; None for two full batches, one on the device and one waiting. num_gpus, num_cpus: of one
-    replica; num_gpus None for 1 where the cluster has GPUs now and the device is not the CPU, else 0. metrics_port:
-    each replica serves its own metrics on the first free port from there on, None for nowhere.
+    min_replicas, max_replicas: the same number switches autoscaling off. target_ongoing_requests: the number for each
+    replica that autoscaling aims at; None for two full batches, one on the device and one waiting. num_gpus, num_cpus:
+    of one replica; num_gpus None means 1 where the cluster has GPUs now and the device is not the CPU, else 0.
+    metrics_port: each replica serves its own metrics on the first free port from this one on; None for no metrics.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -59,12 +59,12 @@ class Scale(BaseModel):
 
 
 def app(scale: Scale) -> serve.Application:
-    """What ``serve run`` and a Serve config's ``import_path`` ask for. Raises ``SettingsError``."""
+    """Build the application for ``serve run`` and for a Serve config's ``import_path``. Raises ``SettingsError``."""
     return build(load_settings(**(scale.model_extra or {})), scale)
 
 
 def build(settings: Settings, scale: Scale) -> serve.Application:
-    """The application: ``scale`` many replicas with these ``settings``. Raises ``SettingsError``."""
+    """Return the application: replicas as ``scale`` says, each with these ``settings``. Raises ``SettingsError``."""
     if settings.device.startswith("cuda:"):
         raise SettingsError("With Ray each replica sees one GPU alone: FRCNN_DEVICE must be auto, cuda or cpu.")
     if scale.max_replicas < scale.min_replicas:
@@ -82,23 +82,23 @@ def build(settings: Settings, scale: Scale) -> serve.Application:
     deployed = serve.deployment(
         name="detector",
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
-        # Over its queue's bound a replica says 429 itself, with a wait that it has measured. It can say so only to
-        # requests that reach it: so it takes as many again. What is more than that, Ray refuses.
+        # Above its queue's limit a replica answers 429 itself, with a Retry-After from measured times. It can do so
+        # only for requests that reach it, so Ray passes on twice as many, and refuses what is beyond that.
         max_ongoing_requests=2 * settings.max_queue + 16,
         max_queued_requests=settings.max_queue,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=settings.drain_seconds + 5,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
-        max_constructor_retry_count=3,  # a detector that cannot be loaded seldom can the twentieth time
-        logging_config=LoggingConfig(enable_access_log=False),  # ours says more
+        max_constructor_retry_count=3,  # what fails three times hardly loads at Ray's default 20th try
+        logging_config=LoggingConfig(enable_access_log=False),  # the app logs each request
         **replicas,
     )
     return deployed(serve.ingress()(Replica)).bind(settings, scale.metrics_port)
 
 
 class Replica:
-    """One app in one of Ray's processes. It takes requests once its lifespan has begun: after the canary."""
+    """One app in one of Ray's processes. It receives requests once its lifespan has started: after the self-test."""
 
     def __init__(self, settings: Settings, metrics_port: int | None) -> None:
         self._settings = settings
@@ -110,28 +110,31 @@ class Replica:
         configure_malloc()
         if settings.cache_dir is not None:
             os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
-        made = create_app(settings)
-        self._pipeline: Pipeline = made.state.pipeline
+        asgi_app = create_app(settings)
+        self._pipeline: Pipeline = asgi_app.state.pipeline
         if self._metrics_port is not None:
             serve_metrics(self._pipeline.metrics, self._metrics_port)
-        return made
+        return asgi_app
 
     def check_health(self) -> None:
-        """Ray asks every few seconds, and puts another replica in the place of one that raises three times."""
+        """Raise ``RuntimeError`` where the detector has failed; Ray replaces a replica after three such failures."""
         if (reason := self._pipeline.dead) is not None:
             raise RuntimeError(reason)
 
 
-def serve_metrics(metrics: Metrics, first: int) -> int | None:
-    """Serve them in a thread on the first free port from ``first`` on, which is returned; None where there is none."""
+def serve_metrics(metrics: Metrics, first_port: int) -> int | None:
+    """Serve ``metrics`` in a thread, on the first free port of the 64 from ``first_port`` on.
+
+    Return the port; None where none is free.
+    """
     from prometheus_client import start_http_server
 
-    for port in range(first, first + 64):  # other replicas of this node, and one that is being replaced
+    for port in range(first_port, first_port + 64):  # other replicas of this node use ports too
         with contextlib.suppress(OSError):
             start_http_server(port, registry=metrics.registry)
             log.info("metrics are served", extra={"port": port})
             return port
-    log.error("no port is free for metrics", extra={"first": first})
+    log.error("no port is free for metrics", extra={"first": first_port})
     return None
 
 
@@ -146,9 +149,9 @@ def _has_gpus(settings: Settings) -> bool:
 
 
 def run(settings: Settings, scale: Scale) -> None:
-    """Serve until SIGTERM or Ctrl-C, and then drain. On the cluster in RAY_ADDRESS, or on one of its own.
+    """Serve until SIGTERM or Ctrl-C, and then drain; on the cluster in RAY_ADDRESS, or on a new one.
 
-    Raises ``SettingsError``, ``ConnectionError`` where there is no such cluster, ``RuntimeError`` where nothing serves.
+    Raises ``SettingsError``, ``ConnectionError`` where there is no such cluster, and ``RuntimeError`` where Ray fails.
     """
     if settings.port == 0:
         raise SettingsError("With Ray FRCNN_PORT cannot be 0: every node listens on the same port.")
@@ -156,7 +159,7 @@ def run(settings: Settings, scale: Scale) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.update(ray_proxy.environment(settings))
     address = os.environ.get("RAY_ADDRESS")
-    if not address:  # who knows the token may run code here; Ray would keep it in a file for everybody to read
+    if not address:  # whoever has it can run code here; Ray would write it to a readable file
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(**({"address": address} if address else {"include_dashboard": False}), log_to_driver=True)
     try:
@@ -168,8 +171,8 @@ def run(settings: Settings, scale: Scale) -> None:
             ssl_keyfile=str(settings.tls_key_file or settings.tls_cert_file) if settings.tls_cert_file else None,
         )
         serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
-        for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, lambda *_: _end(stop))
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, lambda *_: _handle_signal(stop))
         serve.run(application, name=NAME, route_prefix="/")
         log.info("serving", extra={"host": settings.host, "port": settings.port})
         stop.wait()
@@ -179,7 +182,7 @@ def run(settings: Settings, scale: Scale) -> None:
     except RayError as error:
         raise RuntimeError(f"Ray could not serve: {error}") from error
     finally:
-        if address:  # others may serve there too
+        if address:  # other applications may run there
             serve.delete(NAME, _blocking=False)
         else:
             serve.shutdown()  # type: ignore[no-untyped-call]
@@ -187,15 +190,15 @@ def run(settings: Settings, scale: Scale) -> None:
 
 
 def _drain(seconds: float) -> None:
-    """Take the application back; the proxies stay until every replica has answered what it had accepted."""
+    """Delete the application; the proxies stay until every replica has answered the requests that it had accepted."""
     serve.delete(NAME, _blocking=False)
-    end = time.monotonic() + seconds + 10  # Ray ends replicas that take longer
-    while NAME in serve.status().applications and time.monotonic() < end:
+    deadline = time.monotonic() + seconds + 10  # Ray ends replicas that take longer
+    while NAME in serve.status().applications and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
-def _end(stop: threading.Event) -> None:
-    """A signal has come; the second one does not wait for the first's work."""
+def _handle_signal(stop: threading.Event) -> None:
+    """Start draining at the first signal; interrupt the drain at the second."""
     if stop.is_set():
         raise KeyboardInterrupt
     stop.set()

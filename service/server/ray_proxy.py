@@ -1,8 +1,8 @@
-"""What stands around Ray Serve's proxy: a deadline and a bound on bodies going in, our problem documents coming out.
+"""Middleware for Ray Serve's HTTP proxy: deadlines and limits on request bodies, and problem documents for errors.
 
-Without it a request whose replica dies gets a 500 without a word of trying again, and other refusals are plain text.
+Without it, a request whose replica dies gets a 500 that does not say to retry, and Ray's other errors are plain text.
 Ray's proxies call ``proxy_middlewares`` where ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names it in the environment
-that Ray was started in. Nothing here may import torch: a proxy that takes its time to start is taken for dead.
+that Ray was started in. Nothing here may import torch: Ray takes a proxy that starts slowly for dead.
 """
 
 from __future__ import annotations
@@ -15,94 +15,95 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.request_id import request_id_for
 from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable, problem_response
-from service.inference.budget import Budget
+from service.inference.limits import Budget
 from service.settings import PREFIX, Settings, load_settings
 
-_PROXY_BYTES = 2 * 2**30  # bodies that one proxy holds at once, for all replicas together
-_MARGIN = 2.0  # seconds by which Ray waits longer than a replica, so that the replica's own answer is the one heard
+_PROXY_BYTES = 2 * 2**30  # of all request bodies in one proxy at once, for all replicas together
+_MARGIN_SECONDS = 2.0  # by which Ray waits longer than a replica, so that the client gets the replica's own response
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables with which Ray's proxies stand behind ``Front``, and it knows what it must of ``settings``."""
-    known = {f"{PREFIX}{name.upper()}": str(getattr(settings, name)) for name in ("max_body_bytes", "timeout_ms")}
+    """Return the variables that make Ray's proxies use this middleware, and pass it the ``settings`` it needs."""
+    passed_on = {f"{PREFIX}{name.upper()}": str(getattr(settings, name)) for name in ("max_body_bytes", "timeout_ms")}
     return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:proxy_middlewares",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # on a busy machine a proxy that takes its time is not dead
-        **known,
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # a busy machine starts a proxy slowly
+        **passed_on,
     }
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """What Ray's proxies put before everything; its settings come from their environment."""
-    return [Middleware(Front, settings=load_settings(), most_bytes=_PROXY_BYTES)]
+    """Return the middleware that Ray's proxies put around themselves, with the settings of their environment."""
+    return [Middleware(RayProxyMiddleware, settings=load_settings(), max_bytes=_PROXY_BYTES)]
 
 
-class Front:
-    """Wraps the proxy. most_bytes: of all bodies that are here at once."""
+class RayProxyMiddleware:
+    """ASGI middleware around Ray's proxy. max_bytes: of all request bodies in it at once."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, most_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, max_bytes: int) -> None:
         self._app = app
         self._settings = settings
-        self._bodies = Budget(most_bytes, lambda: 1)
+        self._bodies = Budget(max_bytes, lambda: 1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI's entrance."""
+        """Pass the request to Ray, and its response back, with Ray's own errors replaced by problem documents."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(scope=scope)
         headers["X-Request-ID"] = request_id = request_id_for(headers)
-        headers["X-Request-Timeout-Seconds"] = str(self._patience(headers))
-        del headers["X-Request-Disconnect-Disabled"]  # Ray's own, and not a stranger's to set
-        begun = False
-        refusal: ServiceError | None = None
-        most = 2 * self._settings.max_body_bytes  # of this body: beyond it a replica does not read on either
-        size = 0
+        headers["X-Request-Timeout-Seconds"] = str(self._timeout(headers))
+        del headers["X-Request-Disconnect-Disabled"]  # Ray's own header, which no client may set
+        response_started = False
+        error: ServiceError | None = None
+        max_body_bytes = 2 * self._settings.max_body_bytes  # a replica reads no further than its own limit
+        body_bytes = 0
 
-        async def receive_bounded() -> Message:
-            nonlocal size, refusal
-            if size > most:
-                await asyncio.Event().wait()  # cancelled when the answer is out
+        async def receive_limited() -> Message:
+            nonlocal body_bytes, error
+            if body_bytes > max_body_bytes:
+                await asyncio.Event().wait()  # cancelled once the response is sent
             message = await receive()
             body = message.get("body", b"")
-            size += len(body)
+            body_bytes += len(body)
             try:
                 take(len(body))
-            except QueueFull as full:
-                refusal = full
+            except QueueFull as queue_full:
+                error = queue_full
                 return {"type": "http.disconnect"}  # so that Ray takes the request back from the replica
             return message
 
-        async def send_ours(message: Message) -> None:
-            nonlocal begun, refusal
+        async def send_app_response(message: Message) -> None:
+            nonlocal response_started, error
             if message["type"] == "http.response.start":
-                said = MutableHeaders(scope=message)
-                if message["status"] >= 400 and "X-Content-Type-Options" not in said:  # the app sets it on all
-                    refusal = _translated(message["status"], said)
+                response_headers = MutableHeaders(scope=message)
+                # The app sets this header on all its responses, so an error without it is Ray's own.
+                if message["status"] >= 400 and "X-Content-Type-Options" not in response_headers:
+                    error = _service_error(message["status"], response_headers)
                 else:
-                    begun = True
-                said["X-Request-ID"] = request_id  # once: the app has set it, and then Ray
-            if begun:
+                    response_started = True
+                response_headers["X-Request-ID"] = request_id  # once: the app has set it, and then Ray
+            if response_started:
                 await send(message)
 
-        with self._bodies.tab() as take:
-            await self._app(scope, receive_bounded, send_ours)
-        if not begun:
-            gone = Unavailable("What was to answer this request has ended; send it again.", retry_after=1)
-            answer = problem_response(refusal or gone, request_id)
-            answer.headers.update({"X-Request-ID": request_id, "Cache-Control": "no-store"})
-            await answer(scope, receive, send)
+        with self._bodies.reserve() as take:
+            await self._app(scope, receive_limited, send_app_response)
+        if not response_started:
+            replica_ended = Unavailable("What was to answer this request has ended; send it again.", retry_after=1)
+            response = problem_response(error or replica_ended, request_id)
+            response.headers.update({"X-Request-ID": request_id, "Cache-Control": "no-store"})
+            await response(scope, receive, send)
 
-    def _patience(self, headers: Headers) -> float:
-        """Seconds that Ray waits for an answer."""
-        asked = headers.get("x-request-timeout-ms", "")
-        return (int(asked) if asked.isdecimal() else self._settings.timeout_ms) / 1000 + _MARGIN
+    def _timeout(self, headers: Headers) -> float:
+        """Return the seconds that Ray is to wait for a replica's response."""
+        text = headers.get("x-request-timeout-ms", "")
+        return (int(text) if text.isdecimal() else self._settings.timeout_ms) / 1000 + _MARGIN_SECONDS
 
 
-def _translated(status: int, headers: Headers) -> ServiceError:
-    """Ray's own refusal as one of ours."""
-    wait = headers.get("retry-after", "")
-    seconds = int(wait) if wait.isdecimal() else 1
+def _service_error(status: int, headers: Headers) -> ServiceError:
+    """Return the error of this service that corresponds to an error response of Ray's own."""
+    text = headers.get("retry-after", "")
+    seconds = int(text) if text.isdecimal() else 1
     if status == 408:
         return DeadlinePassed("The deadline passed before a replica had an answer; allow more time, or add replicas.")
     if status == 429:

@@ -48,7 +48,7 @@ def test_every_preset_detects_as_on_the_cpu_and_nearly_so_in_half_precision(name
         assert answer.trace is not None
         assert right.trace is not None
         torch.testing.assert_close(answer.trace.objectness, right.trace.objectness, atol=5e-3, rtol=0)
-        kept, known = answer.trace.candidates[answer.trace.kept], right.trace.candidates[right.trace.kept]
+        kept, known = answer.trace.candidates[answer.trace.final_rows], right.trace.candidates[right.trace.final_rows]
         # Scores of random weights are nearly tied: boxes may swap ranks, and one may suppress another.
         assert _without_partner(kept.boxes, known.boxes) <= 1
         assert _without_partner(answer.boxes, right.boxes) <= 2  # one of each class
@@ -93,7 +93,7 @@ def test_images_of_any_shape_are_resized_as_on_the_cpu(
         on_gpu.detect([image])
 
 
-def test_one_batch_may_mix_regions_classes_thresholds_and_proposals(
+def test_one_call_may_mix_regions_classes_thresholds_and_proposals(
     on_gpu: Detector, on_cpu: Detector, cat: np.ndarray
 ) -> None:
     options = [
@@ -116,10 +116,10 @@ def test_one_batch_may_mix_regions_classes_thresholds_and_proposals(
     trace, other = answers[4].trace, expected[4].trace
     assert trace is not None
     assert other is not None
-    for level, known_level in zip(trace.funnel(), other.funnel(), strict=True):
+    for level, known_level in zip(trace.stage_counts(), other.stage_counts(), strict=True):
         assert level.after_size == known_level.after_size
         assert abs(level.after_nms - known_level.after_nms) <= 3  # the resize rounds a value here and there otherwise
-    assert trace.found.tolist() == other.found.tolist()
+    assert trace.detected_pairs.tolist() == other.detected_pairs.tolist()
     torch.testing.assert_close(trace.objectness, other.objectness, atol=0.01, rtol=0)
 
 

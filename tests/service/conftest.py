@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -19,16 +20,16 @@ from model.detector import Detector
 from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError
 from service.app import create_app
 from service.inference.decoding import prepare_pillow
-from service.server.http_protocol import BoundedHead
+from service.server.http_protocol import LimitedHttpProtocol
 from service.settings import Settings, load_settings
 
 CLASSES = ("__background__", "cat", "dog", "person")
 
 
 class FaultyDetector:
-    """A small detector whose device can be slow, fail on a marked picture, run out of memory or break for good.
+    """A small detector whose device can be slow, fail on a marked image, run out of memory or break for good.
 
-    A picture is marked by its top left pixel: ``POISON`` fails alone. Set the attributes from the test.
+    An image is marked by its top left pixel: ``POISON`` fails alone. Set the attributes from the test.
     """
 
     POISON = (255, 0, 255)
@@ -37,9 +38,9 @@ class FaultyDetector:
         self.gate = threading.Event()  # cleared: every call waits until it is set
         self.gate.set()
         self.delay = 0.0
-        self.memory_for = 1000  # pictures
+        self.memory_for = 1000  # images
         self.broken = False
-        self.poison_says = "this picture is poison"
+        self.poison_says = "this image is poison"
         self.poison_overflows = False  # its values are not finite, and the others' answers are right
         self.batches: list[list[tuple[int, int]]] = []
         self.options: list[list[DetectOptions]] = []
@@ -92,7 +93,7 @@ class FaultyDetector:
 
     @staticmethod
     def _answer(size: tuple[int, int], batch_size: int) -> Detections:
-        """One box, as large as the picture: so an answer tells whose it is."""
+        """One box, as large as the image: so an answer tells whose it is."""
         height, width = size
         return Detections(
             boxes=torch.tensor([[0.0, 0.0, float(width), float(height)]]),
@@ -129,7 +130,7 @@ def serving(
     app = create_app(load_settings(**({"port": 0} | settings)), detector_factory=factory, devices=devices)
     # Not our Server: a test that kills the worker would end the tests with it.
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_config=None, http=BoundedHead, ws="none", timeout_graceful_shutdown=5)
+        uvicorn.Config(app, port=0, log_config=None, http=LimitedHttpProtocol, ws="none", timeout_graceful_shutdown=5)
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -190,7 +191,7 @@ def serve_faulty(faulty: FaultyDetector) -> Callable[..., contextlib.AbstractCon
 
 @pytest.fixture(scope="session")
 def encoded() -> Callable[..., bytes]:
-    """Make a picture file: ``encoded((width, height), colour, format="PNG", mode="RGB", **save_options)``."""
+    """Make an image file: ``encoded((width, height), colour, format="PNG", mode="RGB", **save_options)``."""
 
     def make(
         size: tuple[int, int] = (48, 32),
@@ -204,6 +205,33 @@ def encoded() -> Callable[..., bytes]:
         return file.getvalue()
 
     return make
+
+
+@pytest.fixture
+def small(encoded: Callable[..., bytes]) -> bytes:
+    """An image on the faulty detector's smaller canvas."""
+    return encoded((40, 30))
+
+
+@pytest.fixture
+def large(encoded: Callable[..., bytes]) -> bytes:
+    """An image on its larger one."""
+    return encoded((120, 30))
+
+
+@pytest.fixture
+def clients() -> Iterator[ThreadPoolExecutor]:
+    """Threads, each a client that sends one request at a time."""
+    with ThreadPoolExecutor(40) as pool:
+        yield pool
+
+
+@pytest.fixture
+def next_request_is_served(service: Live, encoded: Callable[..., bytes]) -> Iterator[None]:
+    """After the test, the service still answers."""
+    yield
+    response = service.detect(encoded((50, 40)))
+    assert response.status_code == 200, "the service has not recovered"
 
 
 @pytest.fixture(scope="session")

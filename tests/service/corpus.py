@@ -1,4 +1,4 @@
-"""Hostile files, made here: cut at boundaries, bits flipped, sizes that lie, bombs, metadata, polyglots."""
+"""Hostile files, generated here: cut at boundaries, bits flipped, sizes that lie, bombs, metadata, polyglots."""
 
 import io
 import random
@@ -13,7 +13,7 @@ LIES = (0, 1, 2**15, 2**16 - 1)
 
 
 def sound(format: str) -> bytes:
-    """A small picture of noise in ``format``, of several scans, chunks or blocks where the format has them."""
+    """A small image of noise in ``format``, of several scans, chunks or blocks where the format has them."""
     file, noise = io.BytesIO(), Image.effect_noise((70, 50), 90).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -30,17 +30,17 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def boundaries(data: bytes, format: str) -> list[int]:
     """Offsets at which a part of the file begins."""
     if format == "JPEG":
-        found = [i for i in range(len(data) - 1) if data[i] == 0xFF and data[i + 1] not in (0, 0xFF)]
+        offsets = [i for i in range(len(data) - 1) if data[i] == 0xFF and data[i + 1] not in (0, 0xFF)]
     elif format == "PNG":
-        found, at = [0], 8
+        offsets, at = [0], 8
         while at < len(data):
-            found += [at, at + 4, at + 8]
+            offsets += [at, at + 4, at + 8]
             at += 12 + int.from_bytes(data[at : at + 4], "big")
     elif format == "WEBP":
-        found = [0, 4, 8, 12, 16, 20, 30]
+        offsets = [0, 4, 8, 12, 16, 20, 30]
     elif format == "TIFF":
         first = int.from_bytes(data[4:8], "little")
-        found = [
+        offsets = [
             0,
             4,
             8,
@@ -48,8 +48,8 @@ def boundaries(data: bytes, format: str) -> list[int]:
             *range(first + 2, first + 2 + 12 * int.from_bytes(data[first : first + 2], "little"), 12),
         ]
     else:
-        found = [0, 2, 6, 10, 13, 14, 18, 22, 26, 30, 34, 54]
-    return [at for at in found if at <= len(data)]
+        offsets = [0, 2, 6, 10, 13, 14, 18, 22, 26, 30, 34, 54]
+    return [at for at in offsets if at <= len(data)]
 
 
 def truncated(format: str) -> Iterator[tuple[str, bytes]]:
@@ -129,7 +129,7 @@ def metadata() -> Iterator[tuple[str, bytes]]:
 
 
 def polyglots() -> Iterator[tuple[str, bytes]]:
-    """Pictures that are something else too."""
+    """Images that are something else too."""
     for format in FORMATS:
         yield f"{format} and a zip", sound(format) + b"PK\x03\x04" + bytes(100)
         yield f"{format} and a page", sound(format) + b"<script>alert(1)</script>"

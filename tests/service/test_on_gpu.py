@@ -24,13 +24,13 @@ BOX = 0.2  # pixels that a side may differ from the CPU's, in fp32
 def serving_on_gpu(monkeypatch: pytest.MonkeyPatch, **settings: object) -> Iterator[tuple[Live, PretendedGPU]]:
     """Serve the bundled weights as ``frcnn serve --device cuda`` does; the worker's thread may use the GPU."""
     with pretended_gpu() as gpu:
-        live_on_cpu: Callable[[Worker], None] = Worker._live
+        live_on_cpu: Callable[[Worker], None] = Worker._run_thread
 
         def live(worker: Worker) -> None:
             with gpu.thread():
                 live_on_cpu(worker)
 
-        monkeypatch.setattr(Worker, "_live", live)
+        monkeypatch.setattr(Worker, "_run_thread", live)
         with serving(load_detector, devices=each_device, device="cuda", **settings) as service:
             yield service, gpu
 
@@ -86,9 +86,9 @@ def test_detect_answers_as_on_a_cpu(gpu_service: Live, on_cpu: Detector, chelsea
 def test_proposals_and_explanations_answer(gpu_service: Live, cat_jpeg: bytes) -> None:
     proposals = post(gpu_service, "/proposals", cat_jpeg, limit=3)
     assert proposals["count"] == 300
-    assert proposals["fates"] == ["kept"] * 3
+    assert proposals["outcomes"] == ["kept"] * 3
     assert proposals["objectness"][0] > 0.99
-    assert [level["anchors"] for level in proposals["funnel"]] == [14400, 3600, 900]
+    assert [level["anchors"] for level in proposals["stage_counts"]] == [14400, 3600, 900]
     files = {"image": ("cat.jpg", cat_jpeg, "image/jpeg")}
     data = {"boxes": json.dumps([[9, 4, 403, 300]]), "labels": json.dumps(["cat"])}
     response = gpu_service.client.post("/explain", files=files, data=data)

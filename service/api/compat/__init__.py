@@ -1,27 +1,27 @@
-"""Other services' HTTP interfaces over the same queue: each a thin translation, off unless its setting is on."""
+"""The HTTP interfaces of other services: each a thin translation to ``ImageHandler``, off unless its setting is on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import Request
 
-from service.inference.pipeline import Pipeline, Visit
-
-Members = Callable[[str], dict[str, Any]]
+from service.api.context import request_context
 
 
-async def receive_raw(pipeline: Pipeline, request: Request) -> Visit:
-    """As ``pipeline.receive``, but the body comes as it is, as the visit's one picture, for the dialect to open."""
-    headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
-    return await pipeline.receive(Request({**request.scope, "headers": headers}, request.receive), None)
+def add_problem_members(members: Callable[[str], dict[str, Any]]) -> Callable[[Request], None]:
+    """Return a dependency: the problems of a router's routes get the members that its clients look for.
+
+    members: makes them of the error's message.
+    """
+
+    def dependency(request: Request) -> None:
+        request_context(request).problem_members = members
+
+    return dependency
 
 
-def speaking(members: Members) -> Callable[[Request], None]:
-    """A dependency: problems of the router's routes also have the members that the dialect's clients look for."""
-
-    def speak(request: Request) -> None:
-        request.scope["dialect"] = members
-
-    return speak
+def integer_box(box: Sequence[float], names: Sequence[str]) -> dict[str, int]:
+    """Return ``box``, xyxy in pixels, in whole pixels by ``names``."""
+    return {name: round(value) for name, value in zip(names, box, strict=True)}

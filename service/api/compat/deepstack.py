@@ -1,6 +1,6 @@
 """DeepStack's ``POST /v1/vision/detection``, which Frigate and others call.
 
-Frigate reads at most twenty predictions and stops at the first below 0.4, so they are sorted and cut.
+Frigate reads at most twenty predictions and stops at the first below 0.4, so they are sorted and limited.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
-from service.api.compat import speaking
-from service.api.dependencies import Served
+from service.api.compat import add_problem_members, integer_box
+from service.api.dependencies import Handler
 from service.api.openapi import BINARY, any_body, problems
-from service.api.routes.detect import finish, single
-from service.api.schemas import Options, merge
+from service.api.options import DetectionOptions, merge
 
 MIN_CONFIDENCE = 0.4  # DeepStack's default
-MAX_PREDICTIONS = 20  # Frigate's array has no room for more
+MAX_PREDICTIONS = 20  # as many as Frigate's array holds
 
 router = APIRouter(
-    tags=["dialects"], dependencies=[Depends(speaking(lambda detail: {"success": False, "error": detail}))]
+    tags=["compat"], dependencies=[Depends(add_problem_members(lambda detail: {"success": False, "error": detail}))]
 )
 
 
@@ -33,21 +32,20 @@ router = APIRouter(
         required=("image",),
     ),
 )
-async def detection(request: Request, pipeline: Served) -> dict[str, Any]:
+async def detection(request: Request, handler: Handler) -> dict[str, Any]:
     """A form with the file field `image` and perhaps `min_confidence`; corners are whole pixels."""
-    visit = await pipeline.receive(request, None)
-    given = dict(visit.upload.options)
-    given.pop("api_key", None)  # DeepStack's own; ours go in a header
-    threshold = given.pop("min_confidence", MIN_CONFIDENCE)
-    options = merge(Options(max_detections=MAX_PREDICTIONS), given | {"score_threshold": threshold})
-    wanted = options.resolve(pipeline.info, pipeline.settings)
-    picture = single(visit)
-    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
-    found = seen.detections
+    image_request = await handler.read_request(request, None)
+    fields = dict(image_request.options)
+    fields.pop("api_key", None)  # DeepStack's own; ours go in a header
+    threshold = fields.pop("min_confidence", MIN_CONFIDENCE)
+    options = merge(DetectionOptions(max_detections=MAX_PREDICTIONS), fields | {"score_threshold": threshold})
+    result = await handler.infer(image_request, options.resolve(handler.info, handler.settings))
+    detections = result.detections
     predictions = [
-        {"label": label, "confidence": score}
-        | dict(zip(("x_min", "y_min", "x_max", "y_max"), (round(value) for value in box), strict=True))
-        for label, score, box in zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
+        {"label": label, "confidence": score} | integer_box(box, ("x_min", "y_min", "x_max", "y_max"))
+        for label, score, box in zip(
+            detections.labels, detections.scores.tolist(), detections.boxes.tolist(), strict=True
+        )
     ]
-    timings = finish(pipeline, seen)
+    timings = handler.record_timings(result)
     return {"success": True, "predictions": predictions, "inferenceMs": round(timings["total"])}

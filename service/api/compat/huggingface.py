@@ -1,21 +1,21 @@
-"""Hugging Face's object detection: the picture as the body, or in base64 as `inputs` beside `parameters`."""
+"""Hugging Face's object detection: the image as the body, or in base64 as `inputs` beside `parameters`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request
 
-from service.api.compat import receive_raw, speaking
-from service.api.dependencies import Served
+from service.api.body import parse_body
+from service.api.compat import add_problem_members, integer_box
+from service.api.dependencies import Handler
 from service.api.openapi import BASE64, BINARY, any_body, problems
-from service.api.request import open_envelope
-from service.api.routes.detect import finish
-from service.api.schemas import Options, merge
+from service.api.options import DetectionOptions, merge
 from service.errors import BadRequest
 
-router = APIRouter(tags=["dialects"], dependencies=[Depends(speaking(lambda detail: {"error": detail}))])
+router = APIRouter(tags=["compat"], dependencies=[Depends(add_problem_members(lambda detail: {"error": detail}))])
 
 
 @router.post(
@@ -28,30 +28,27 @@ router = APIRouter(tags=["dialects"], dependencies=[Depends(speaking(lambda deta
         required=("inputs",),
     ),
 )
-async def object_detection(request: Request, pipeline: Served) -> list[dict[str, Any]]:
+async def object_detection(request: Request, handler: Handler) -> list[dict[str, Any]]:
     """`parameters` may hold `threshold`, by default 0.5 as in its pipelines."""
-    visit = await receive_raw(pipeline, request)
-    [picture] = visit.upload.pictures
+    image_request = await handler.read_request(request, None, raw=True)
     parameters: dict[str, Any] = {}
     if request.headers.get("content-type", "").startswith("application/json"):
-        picture, parameters = await pipeline.in_thread(_open, picture)
-    options = merge(Options(), {"score_threshold": parameters.get("threshold", 0.5)})
-    wanted = options.resolve(pipeline.info, pipeline.settings)
-    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted))
-    found = seen.detections
-    answer = [
-        {
-            "label": label,
-            "score": score,
-            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), (round(value) for value in box), strict=True)),
-        }
-        for label, score, box in zip(found.labels, found.scores.tolist(), found.boxes.tolist(), strict=True)
+        image, parameters = await handler.pipeline.run_in_thread(_parse_json, image_request.images[0])
+        image_request = replace(image_request, images=(image,))
+    options = merge(DetectionOptions(), {"score_threshold": parameters.get("threshold", 0.5)})
+    result = await handler.infer(image_request, options.resolve(handler.info, handler.settings))
+    detections = result.detections
+    objects = [
+        {"label": label, "score": score, "box": integer_box(box, ("xmin", "ymin", "xmax", "ymax"))}
+        for label, score, box in zip(
+            detections.labels, detections.scores.tolist(), detections.boxes.tolist(), strict=True
+        )
     ]
-    finish(pipeline, seen)
-    return answer
+    handler.record_timings(result)
+    return objects
 
 
-def _open(body: bytes) -> tuple[bytes, dict[str, Any]]:
+def _parse_json(body: bytes) -> tuple[bytes, dict[str, Any]]:
     try:
         document = orjson.loads(body)
         parameters = document.get("parameters") or {}
@@ -60,5 +57,5 @@ def _open(body: bytes) -> tuple[bytes, dict[str, Any]]:
         raise BadRequest('The JSON body must be {"inputs": "<base64>", "parameters": {"threshold": 0.5}}.') from None
     if not isinstance(parameters, dict):
         raise BadRequest("`parameters` must be an object.")
-    upload = open_envelope(orjson.dumps({"image": inputs}), "application/json")
-    return upload.pictures[0], parameters
+    (image,), _ = parse_body(orjson.dumps({"image": inputs}), "application/json")
+    return image, parameters

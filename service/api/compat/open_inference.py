@@ -1,30 +1,31 @@
 """The Open Inference Protocol v2 (KServe, Triton): metadata, health and ``infer``, with its binary extension.
 
-One input, ``image``: BYTES [N], encoded pictures, or UINT8 [H, W, 3] or [1, H, W, 3], an RGB picture. Four outputs, all
-pictures' detections one after the other: boxes FP32 [D, 4] xyxy in pixels, scores FP32 [D], class_ids INT64 [D], labels
-BYTES [D]; and counts INT64 [N], how many of them are each picture's. ``parameters`` of the request are the options of
-``POST /detect``.
+One input, ``image``: BYTES [N], encoded images, or UINT8 [H, W, 3] or [1, H, W, 3], an RGB image. Four outputs, the
+detections of all images one after the other: boxes FP32 [D, 4] xyxy in pixels, scores FP32 [D], class_ids INT64 [D],
+labels BYTES [D]; and counts INT64 [N], how many of them each image has. ``parameters`` of the request are the options
+of ``POST /detect``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
-from service.api.compat import receive_raw, speaking
-from service.api.compat.tensors import HEADER_LENGTH, InferRequest, read_request, write_answer
-from service.api.dependencies import Keyed, Served
+from service.api.compat import add_problem_members
+from service.api.compat.tensors import HEADER_LENGTH, parse_infer_request, write_infer_response
+from service.api.dependencies import Handler, RequireKey
 from service.api.openapi import BINARY, any_body, problems
-from service.api.responses import Seen
-from service.api.routes.detect import MAX_PICTURES, finish
-from service.api.schemas import Options, merge
-from service.errors import ServiceError
+from service.api.options import MAX_IMAGES, DetectionOptions, merge
+from service.errors import NoSuchModel
+from service.inference.pipeline import ImageResult
 
-router = APIRouter(prefix="/v2", tags=["dialects"], dependencies=[Depends(speaking(lambda detail: {"error": detail}))])
+router = APIRouter(
+    prefix="/v2", tags=["compat"], dependencies=[Depends(add_problem_members(lambda detail: {"error": detail}))]
+)
 
 INPUTS = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 OUTPUTS = [
@@ -36,21 +37,15 @@ OUTPUTS = [
 ]
 
 
-class NoSuchModel(ServiceError):
-    """The address names another model than is served."""
-
-    status, code = 404, "no_such_model"
-
-
-def _known(name: str, pipeline: Served) -> None:
-    if name != pipeline.info.name:
-        raise NoSuchModel(f"There is no model {name[:60]!r}; there is {pipeline.info.name!r}.")
+def _check_model(name: str, handler: Handler) -> None:
+    if name != handler.info.name:
+        raise NoSuchModel(f"There is no model {name[:60]!r}; there is {handler.info.name!r}.")
 
 
-Known = Depends(_known)
+CheckModel = Depends(_check_model)
 
 
-@router.get("", summary="OIP: the server", dependencies=[Keyed], responses=problems(401))
+@router.get("", summary="OIP: the server", dependencies=[RequireKey], responses=problems(401))
 async def server() -> dict[str, Any]:
     """Name, version and extensions."""
     version = importlib.metadata.version("frcnn-service")
@@ -65,31 +60,31 @@ async def live() -> dict[str, bool]:
 
 @router.get("/health/ready", summary="OIP: is the server ready?", responses=problems(503))
 @router.get(
-    "/models/{name}/ready", summary="OIP: is the model ready?", dependencies=[Known], responses=problems(404, 503)
+    "/models/{name}/ready", summary="OIP: is the model ready?", dependencies=[CheckModel], responses=problems(404, 503)
 )
-@router.get("/models/{name}/versions/1/ready", include_in_schema=False, dependencies=[Known])
-async def ready(pipeline: Served) -> dict[str, bool]:
+@router.get("/models/{name}/versions/1/ready", include_in_schema=False, dependencies=[CheckModel])
+async def ready(handler: Handler) -> dict[str, bool]:
     """As ``/readyz``."""
-    with pipeline.batcher.visit():
+    with handler.pipeline.batcher.track_request():
         return {"ready": True}
 
 
 @router.get(
     "/models/{name}",
     summary="OIP: the model's inputs and outputs",
-    dependencies=[Keyed, Known],
+    dependencies=[RequireKey, CheckModel],
     responses=problems(401, 404),
 )
-@router.get("/models/{name}/versions/1", include_in_schema=False, dependencies=[Keyed, Known])
-async def metadata(pipeline: Served) -> dict[str, Any]:
+@router.get("/models/{name}/versions/1", include_in_schema=False, dependencies=[RequireKey, CheckModel])
+async def metadata(handler: Handler) -> dict[str, Any]:
     """Tensors by name, type and shape."""
-    return {"name": pipeline.info.name, "versions": ["1"], "platform": "pytorch", "inputs": INPUTS, "outputs": OUTPUTS}
+    return {"name": handler.info.name, "versions": ["1"], "platform": "pytorch", "inputs": INPUTS, "outputs": OUTPUTS}
 
 
 @router.post(
     "/models/{name}/infer",
     summary="OIP: infer",
-    dependencies=[Known],
+    dependencies=[CheckModel],
     responses={
         200: {
             "description": "Tensors: as JSON, or with the binary extension where that was asked for",
@@ -111,40 +106,34 @@ async def metadata(pipeline: Served) -> dict[str, Any]:
         required=("inputs",),
     ),
 )
-@router.post("/models/{name}/versions/1/infer", include_in_schema=False, dependencies=[Known])
-async def infer(request: Request, pipeline: Served) -> Response:
+@router.post("/models/{name}/versions/1/infer", include_in_schema=False, dependencies=[CheckModel])
+async def infer(request: Request, handler: Handler) -> Response:
     """Tensors in and out, as JSON or binary."""
-    visit = await receive_raw(pipeline, request)
-    header = request.headers.get(HEADER_LENGTH)
-    asked: InferRequest = await pipeline.in_thread(
-        read_request, visit.upload.pictures[0], header, MAX_PICTURES, pipeline.settings.max_pixels
+    image_request = await handler.read_request(request, None, raw=True)
+    infer_request = await handler.pipeline.run_in_thread(
+        parse_infer_request,
+        image_request.images[0],
+        request.headers.get(HEADER_LENGTH),
+        MAX_IMAGES,
+        handler.settings.max_pixels,
     )
-    wanted = merge(Options(), asked.options).resolve(pipeline.info, pipeline.settings)
-    gate = asyncio.Semaphore(min(pipeline.settings.max_batch, pipeline.settings.max_queue))
+    image_request = replace(image_request, images=infer_request.images)
+    options = merge(DetectionOptions(), infer_request.options).resolve(handler.info, handler.settings)
 
-    async def one(picture: bytes) -> Seen:
-        async with gate:
-            return await pipeline.look(visit, picture, wanted)
+    async def infer_one(image: bytes) -> ImageResult:
+        return await handler.infer_image(image_request, image, options)
 
-    async def every() -> list[Seen]:
-        # Here a request is one answer: the first picture that fails fails it, and the rest is dropped.
-        tasks = [asyncio.ensure_future(one(picture)) for picture in asked.pictures]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    seen = await pipeline.attend(visit, every)
-    found = [each.detections for each in seen]
+    # The protocol has one response for all images: the first that fails fails the request.
+    results = await handler.for_each_image(image_request, infer_one)
+    detections = [result.detections for result in results]
     tensors: dict[str, np.ndarray[Any, Any]] = {
-        "boxes": np.concatenate([f.boxes.numpy() for f in found]).astype(np.float32),
-        "scores": np.concatenate([f.scores.numpy() for f in found]).astype(np.float32),
-        "class_ids": np.concatenate([f.class_ids.numpy() for f in found]).astype(np.int64),
-        "labels": np.array([label.encode() for f in found for label in f.labels], dtype=object),
-        "counts": np.array([len(f) for f in found], dtype=np.int64),
+        "boxes": np.concatenate([each.boxes.numpy() for each in detections]).astype(np.float32),
+        "scores": np.concatenate([each.scores.numpy() for each in detections]).astype(np.float32),
+        "class_ids": np.concatenate([each.class_ids.numpy() for each in detections]).astype(np.int64),
+        "labels": np.array([label.encode() for each in detections for label in each.labels], dtype=object),
+        "counts": np.array([len(each) for each in detections], dtype=np.int64),
     }
-    body, headers = write_answer(asked, pipeline.info.name, tensors)
-    for each in seen:
-        finish(pipeline, each)
+    body, headers = write_infer_response(infer_request, handler.info.name, tensors)
+    for result in results:
+        handler.record_timings(result)
     return Response(body, headers=headers)

@@ -1,4 +1,4 @@
-"""Requests and answers of the Open Inference Protocol v2, as JSON and with its binary tensor extension."""
+"""Requests and responses of the Open Inference Protocol v2, as JSON and with its binary tensor extension."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ _TRANSPORT = frozenset({"binary_data_output", "binary_data", "sequence_id", "seq
 
 @dataclass(frozen=True)
 class InferRequest:
-    """pictures: whole files. options: of ``POST /detect``. outputs: binary or not by name, in the order asked for."""
+    """A parsed request.
+
+    images: encoded files. options: of ``POST /detect``. outputs: binary or not by name, in the requested order; None
+    for all. binary: for outputs that do not say.
+    """
 
     request_id: str
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
     options: Mapping[str, Any]
     outputs: Mapping[str, bool] | None
-    binary: bool  # for outputs that say nothing
+    binary: bool
 
 
-def read_request(body: bytes, header_length: str | None, most: int, max_pixels: int) -> InferRequest:
-    """Raises ``BadRequest``, ``BadOption``, ``TooLarge``. header_length: of the JSON before the binary tensors."""
+def parse_infer_request(body: bytes, header_length: str | None, max_images: int, max_pixels: int) -> InferRequest:
+    """Parse the body of an ``infer`` request.
+
+    header_length: bytes of the JSON before the binary tensors; None where there are none. Raises ``BadRequest``,
+    ``BadOption``, ``TooLarge``.
+    """
     if header_length is None:
         end = len(body)
     elif header_length.isdecimal() and int(header_length) <= len(body):
@@ -48,9 +56,9 @@ def read_request(body: bytes, header_length: str | None, most: int, max_pixels: 
         parameters = dict(document.get("parameters") or {})
         binary = bool(parameters.get("binary_data_output", False))
         outputs = document.get("outputs")
-        chosen = None
+        requested = None
         if outputs is not None:
-            chosen = {o["name"]: bool((o.get("parameters") or {}).get("binary_data", binary)) for o in outputs}
+            requested = {o["name"]: bool((o.get("parameters") or {}).get("binary_data", binary)) for o in outputs}
         size = (tensor.get("parameters") or {}).get("binary_data_size")
         data = tensor.get("data") if size is None else body[end : end + int(size)]
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -60,29 +68,31 @@ def read_request(body: bytes, header_length: str | None, most: int, max_pixels: 
     if name != "image":
         raise BadRequest(f"There is no input {str(name)[:60]!r}; there is `image`.")
     if datatype == "BYTES":
-        pictures = _files(data, most)
+        images = _split_files(data, max_images)
     elif datatype == "UINT8":
-        pictures = (_file(data, shape, max_pixels),)
+        images = (_encode_pixels(data, shape, max_pixels),)
     else:
         raise BadOption(
             "The input `image` must be BYTES (files) or UINT8 (RGB pixels).",
             fields=[{"name": "image", "problem": "datatype"}],
         )
     options = {key: value for key, value in parameters.items() if key not in _TRANSPORT}
-    return InferRequest(str(document.get("id", "")), pictures, options, chosen, binary)
+    return InferRequest(str(document.get("id", "")), images, options, requested, binary)
 
 
-def write_answer(asked: InferRequest, model: str, tensors: Mapping[str, NDArray[Any]]) -> tuple[bytes, dict[str, str]]:
-    """The body and its headers. Raises ``BadRequest`` for an output that there is not."""
+def write_infer_response(
+    request: InferRequest, model: str, tensors: Mapping[str, NDArray[Any]]
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body and its headers. Raises ``BadRequest`` for an output that there is not."""
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
-    for name, binary in (asked.outputs or dict.fromkeys(tensors, asked.binary)).items():
+    for name, binary in (request.outputs or dict.fromkeys(tensors, request.binary)).items():
         if name not in tensors:
             raise BadRequest(f"There is no output {name[:60]!r}; there are {', '.join(tensors)}.")
         array = tensors[name]
         output: dict[str, Any] = {"name": name, "datatype": _DATATYPES[str(array.dtype)], "shape": list(array.shape)}
         if binary:
-            tail.append(_packed(array))
+            tail.append(_pack(array))
             output["parameters"] = {"binary_data_size": len(tail[-1])}
         elif array.dtype == object:
             output["data"] = [item.decode() for item in array]
@@ -90,26 +100,26 @@ def write_answer(asked: InferRequest, model: str, tensors: Mapping[str, NDArray[
             output["data"] = array.ravel()
         outputs.append(output)
     document: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": outputs}
-    if asked.request_id:
-        document["id"] = asked.request_id
+    if request.request_id:
+        document["id"] = request.request_id
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not tail:
         return head, {"Content-Type": "application/json"}
     return b"".join([head, *tail]), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
 
 
-def _packed(array: NDArray[Any]) -> bytes:
-    """Little-endian numbers; of BYTES each item with its length in four bytes before it."""
+def _pack(array: NDArray[Any]) -> bytes:
+    """Return little-endian numbers; of BYTES each item after its length in four bytes."""
     if array.dtype == object:
         return b"".join(struct.pack("<I", len(item)) + item for item in array)
     return array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
-def _files(data: Any, most: int) -> tuple[bytes, ...]:
+def _split_files(data: Any, max_images: int) -> tuple[bytes, ...]:
     files: list[bytes] = []
     if isinstance(data, bytes):
         at = 0
-        while at < len(data) and len(files) <= most:
+        while at < len(data) and len(files) <= max_images:
             if at + 4 > len(data):
                 raise BadRequest("The binary tensor `image` ends in the middle of an item.")
             (length,) = struct.unpack_from("<I", data, at)
@@ -121,26 +131,27 @@ def _files(data: Any, most: int) -> tuple[bytes, ...]:
         try:
             files = [base64.b64decode(item, validate=True) for item in data]
         except (TypeError, binascii.Error, ValueError):
-            raise BadRequest("In JSON the data of a BYTES `image` is a list of pictures in base64.") from None
-    if not 1 <= len(files) <= most:
-        raise BadOption(f"Send from 1 to {most} pictures.", fields=[{"name": "image", "problem": f"1 to {most}"}])
+            raise BadRequest("In JSON the data of a BYTES `image` is a list of images in base64.") from None
+    if not 1 <= len(files) <= max_images:
+        problem = f"1 to {max_images}"
+        raise BadOption(f"Send from {problem} images.", fields=[{"name": "image", "problem": problem}])
     return tuple(files)
 
 
-def _file(data: Any, shape: list[int], max_pixels: int) -> bytes:
-    """RGB pixels as a file that nothing is lost in, so that they take the way of every picture."""
+def _encode_pixels(data: Any, shape: list[int], max_pixels: int) -> bytes:
+    """Return RGB pixels as a lossless file, so that they are handled like every image."""
     if len(shape) == 4 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         raise BadRequest("A UINT8 `image` has the shape [H, W, 3] or [1, H, W, 3], RGB.")
     height, width = shape[:2]
     if height * width > max_pixels:
-        raise TooLarge(f"The picture has {height * width} pixels; at most {max_pixels} are taken.")
+        raise TooLarge(f"The image has {height * width} pixels; at most {max_pixels} are accepted.")
     try:
         flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.asarray(data, np.uint8)
         pixels = flat.reshape(height, width, 3)
     except (ValueError, TypeError, OverflowError):
-        raise BadRequest("The data of `image` does not have the shape that it says, or is not UINT8.") from None
+        raise BadRequest("The data of `image` does not have its declared shape, or is not UINT8.") from None
     file = BytesIO()
     Image.fromarray(pixels).save(file, "BMP")
     return file.getvalue()

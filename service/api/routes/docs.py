@@ -1,4 +1,4 @@
-"""``/docs``: the OpenAPI document as one page, made here, with nothing fetched from another host and no script."""
+"""``/docs``: the OpenAPI document as one page, without scripts and with nothing from another host."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ th, td { text-align: left; vertical-align: top; padding: .3em .8em .3em 0; borde
 
 @router.get("/docs/style.css")
 async def style() -> Response:
-    """The page's style, in a file of its own: the security policy allows no inline style."""
+    """Return the page's style, in a file of its own: the security policy allows no inline style."""
     return Response(_STYLE, media_type="text/css")
 
 
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    """Every route with its options and answers."""
+    """Return every route with its options and responses."""
     return HTMLResponse(page(request.app.openapi(), str(request.base_url).rstrip("/")))
 
 
 def page(document: dict[str, Any], base: str) -> str:
-    """OpenAPI ``document`` as HTML; ``base`` is the address for the examples."""
+    """Return the OpenAPI ``document`` as HTML; ``base`` is the URL for the examples."""
     info = document["info"]
     operations = "".join(
         _operation(verb, path, operation, base)
@@ -56,7 +56,7 @@ def _operation(verb: str, path: str, operation: dict[str, Any], base: str) -> st
         (p["name"], f"{p['in']}, {_kind(p['schema'])}", p.get("description") or p["schema"].get("description", ""))
         for p in operation.get("parameters", [])
     ]
-    answers = [
+    responses = [
         (status, ", ".join(answer.get("content", {})), answer["description"])
         for status, answer in operation["responses"].items()
     ]
@@ -66,7 +66,7 @@ def _operation(verb: str, path: str, operation: dict[str, Any], base: str) -> st
         f'<section><h2><span class="verb">{verb.upper()}</span> <code>{escape(path)}</code></h2>'
         f"<p><strong>{escape(operation.get('summary', ''))}</strong></p>"
         f"<p>{_prose(operation.get('description', ''))}</p>"
-        f"<pre>{escape(examples)}</pre>{_table('Options', parameters)}{_table('Answers', answers)}</section>"
+        f"<pre>{escape(examples)}</pre>{_table('Options', parameters)}{_table('Responses', responses)}</section>"
     )
 
 
@@ -74,11 +74,11 @@ def _examples(verb: str, url: str, bodies: dict[str, Any]) -> Iterator[str]:
     if verb == "get":
         yield f"curl {url}"
     if "image/*" in bodies:
-        yield f"curl --data-binary @picture.jpg -H 'Content-Type: image/jpeg' '{url}'"
+        yield f"curl --data-binary @image.jpg -H 'Content-Type: image/jpeg' '{url}'"
     if "multipart/form-data" in bodies:
-        yield f"curl -F image=@picture.jpg {url}"
+        yield f"curl -F image=@image.jpg {url}"
     if "application/json" in bodies:
-        document = '{\\"image\\": \\"$(base64 -w0 picture.jpg)\\"}'
+        document = '{\\"image\\": \\"$(base64 -w0 image.jpg)\\"}'
         yield f"echo \"{document}\" | curl -d @- -H 'Content-Type: application/json' {url}"
 
 
@@ -107,6 +107,6 @@ def _kind(schema: dict[str, Any]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped text with `code` between backticks."""
+    """Escape ``text``, and set in code what is between backticks."""
     pieces = escape(text).split("`")
     return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))

@@ -1,4 +1,4 @@
-"""``POST /explain``: why was it missed?"""
+"""``POST /explain``: why an object was missed."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.dependencies import Served, TimeoutMs
-from service.api.explanations import ExplainAnswer, ExplainOptions, ExplainQuery, explain_answer
-from service.api.openapi import picture_body, problems
-from service.api.responses import Seen, server_timing, with_timings, write
-from service.api.routes.detect import finish, single
-from service.api.schemas import merge_into
+from service.api.context import request_context
+from service.api.dependencies import Handler, TimeoutMs
+from service.api.explanations import ExplainAnswer, ExplainOptions, ExplainQuery, explain_response
+from service.api.openapi import image_body, problems
+from service.api.options import merge_into
+from service.api.responses import to_json
+from service.inference.pipeline import ImageResult
 
 router = APIRouter(tags=["region proposals"])
 
 
-def _body() -> dict[str, Any]:
-    """The picture and its boxes: a raw picture has no room for them."""
-    extra = picture_body(ExplainOptions)
+def _openapi_body() -> dict[str, Any]:
+    """Return the body with image and boxes: beside a raw image there is no place for boxes."""
+    extra = image_body(ExplainOptions)
     forms = extra["requestBody"]["content"]
     del forms["image/*"]
     for form in forms.values():
@@ -31,42 +32,35 @@ def _body() -> dict[str, Any]:
     "/explain",
     summary="Ask why an object was missed",
     response_model=ExplainAnswer,
-    responses={200: {"description": "How far each expected box came"}, **problems()},
-    openapi_extra=_body(),
+    responses={200: {"description": "How far each expected box got"}, **problems()},
+    openapi_extra=_openapi_body(),
 )
 async def explain(
-    request: Request, pipeline: Served, query: Annotated[ExplainQuery, Query()], timeout_ms: TimeoutMs = None
+    request: Request, handler: Handler, query: Annotated[ExplainQuery, Query()], timeout_ms: TimeoutMs = None
 ) -> Response:
-    """Send the picture with the `boxes` that should have been found, and their `labels` if it matters.
+    """Send the image with the `boxes` that should have been detected, and their `labels` if they matter.
 
-    Each is followed from the anchors to the answer: `stage` is the word for what became of it, `sentence` says it for
-    a person. As a form: the file `image`, and `boxes` as JSON text; or all of it as JSON. The detector looks once,
+    Each is followed from the anchors to the response: `stage` says in a word what became of it, `sentence` says it for
+    a person. As a form: the file `image`, and `boxes` as JSON text; or all of it as JSON. The detector runs once,
     however many boxes there are, with the same options as `/detect`.
     """
-    visit = await pipeline.receive(request, timeout_ms)
-    options = merge_into(ExplainOptions, query, visit.upload.options)
-    names = options.names(pipeline.info)
-    wanted = replace(options.thresholds(pipeline.settings), trace=True)
-    picture = single(visit)
-    seen = await pipeline.attend(visit, lambda: pipeline.look(visit, picture, wanted, check=options.pixels))
-    name = pipeline.info.name
-    written = await pipeline.in_thread(_explained, seen, options, names, request.scope["request_id"], name)
-    timings = finish(pipeline, seen)
-    request.scope["notes"].update(batch_size=seen.detections.batch_size, timings_ms=timings)
-    return Response(
-        with_timings(written, timings),
-        media_type="application/json",
-        headers={"Server-Timing": server_timing(timings)},
-    )
+    image_request = await handler.read_request(request, timeout_ms)
+    options = merge_into(ExplainOptions, query, image_request.options)
+    class_names = options.class_names(handler.info)
+    detect_options = replace(options.thresholds(handler.settings), trace=True)
+    result = await handler.infer(image_request, detect_options, check_size=options.pixel_boxes)
+    request_id, model = request_context(request).request_id, handler.info.name
+    body = await handler.pipeline.run_in_thread(_explain, result, options, class_names, request_id, model)
+    return handler.respond(request, result, body)
 
 
-def _explained(seen: Seen, options: ExplainOptions, names: list[str | None], request_id: str, model: str) -> bytes:
-    import torch
+def _explain(
+    result: ImageResult, options: ExplainOptions, class_names: list[str | None], request_id: str, model: str
+) -> bytes:
+    from model.detector import explain as explain_boxes  # heavy; the worker has loaded it before
 
-    from model.detector import explain as explain_boxes  # heavy; the worker has loaded it long since
-
-    trace = seen.detections.trace
+    trace = result.detections.trace
     assert trace is not None
-    boxes = torch.from_numpy(options.pixels(seen.width, seen.height))
-    explanations = explain_boxes(trace, boxes, names, iou=options.iou)
-    return write(explain_answer(seen, explanations, options, request_id, model))
+    boxes = trace.anchors.new_tensor(options.pixel_boxes(result.width, result.height))
+    explanations = explain_boxes(trace, boxes, class_names, iou=options.iou)
+    return to_json(explain_response(result, explanations, options, request_id, model))

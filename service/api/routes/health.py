@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api.dependencies import Served
+from service.api.dependencies import Handler
 from service.api.openapi import problems
 from service.api.schemas import Ready
 from service.errors import QueueFull
@@ -15,21 +15,21 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez", summary="Is the process alive?")
 async def livez() -> Ready:
-    """Answers as long as the event loop turns; says nothing about the detector."""
+    """200 as long as the event loop runs; says nothing about the detector."""
     return Ready(status="alive")
 
 
 @router.get("/readyz", summary="Can it answer?", responses=problems(503))
-async def readyz(pipeline: Served) -> Ready:
-    """200 after a real inference has passed, until the service drains or its worker dies. A full queue is ready."""
+async def readyz(handler: Handler) -> Ready:
+    """200 once the self-test has passed, until the service drains or a worker dies; with a full queue too."""
     try:
-        pipeline.batcher.check_open()
+        handler.pipeline.batcher.check_open()
     except QueueFull:
         return Ready(status="busy")
     return Ready(status="ready")
 
 
 @router.get("/metrics", summary="For Prometheus", response_class=Response)
-async def metrics(pipeline: Served) -> Response:
+async def metrics(handler: Handler) -> Response:
     """Prometheus's text format."""
-    return Response(pipeline.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(handler.pipeline.metrics.render(), media_type=CONTENT_TYPE_LATEST)

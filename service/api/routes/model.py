@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.api.dependencies import Keyed, Served
+from service.api.dependencies import Handler, RequireKey
 from service.api.openapi import problems
 from service.api.schemas import ModelAnswer
 
 router = APIRouter(tags=["model"])
 
 
-@router.get("/model", summary="What is being served", dependencies=[Keyed], responses=problems(401))
-async def model(pipeline: Served) -> ModelAnswer:
+@router.get("/model", summary="What is being served", dependencies=[RequireKey], responses=problems(401))
+async def model(handler: Handler) -> ModelAnswer:
     """The checkpoint, its classes and metrics, where and how it runs, and the service's limits."""
-    info, settings = pipeline.info, pipeline.settings
+    info, settings = handler.info, handler.settings
 
-    def default(setting: float | None, own: float) -> float:
-        return own if setting is None else setting
+    def default(setting: float | None, checkpoint: float) -> float:
+        return checkpoint if setting is None else setting
 
     return ModelAnswer(
         name=info.name,

@@ -11,7 +11,7 @@ from fastapi.staticfiles import StaticFiles
 
 FOLDER = Path(__file__).resolve().parents[2] / "web"
 
-# Beyond what every answer carries: the page may use the camera, and nothing else that a browser guards.
+# Beyond what every response carries: the page may use the camera, and nothing else that needs a permission.
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -26,18 +26,18 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def page() -> FileResponse:
-    """The page. What it shows, it asks of the same routes as every other client."""
+    """Return the page. It gets what it shows from the same routes as every other client."""
     return FileResponse(FOLDER / "index.html", headers=_HEADERS)
 
 
 class Files(StaticFiles):
-    """The page's files, which a browser asks for again: an update of the service reaches it at once."""
+    """The page's files, which a browser revalidates: an update of the service reaches it at once."""
 
     def __init__(self) -> None:
         super().__init__(directory=FOLDER)
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
-        """A file, or 304 where the browser has it."""
+        """Return a file, or 304 where the browser has it."""
         response = super().file_response(*arguments, **options)
         response.headers["Cache-Control"] = "no-cache"
         return response

@@ -1,7 +1,8 @@
-// The service's answers, and its problems as errors that a person can read.
+// Requests to the service. Its problem documents become errors with a readable message.
 
-let key = "";
+let apiKey = "";
 
+/** A response that is no success, or none (status 0). */
 export class Problem extends Error {
   constructor(status, document, retryAfter) {
     super(document.detail ?? `The service answered ${status}.`);
@@ -11,8 +12,8 @@ export class Problem extends Error {
   }
 }
 
-export function useKey(value) {
-  key = value;
+export function setApiKey(value) {
+  apiKey = value;
 }
 
 export async function model() {
@@ -20,21 +21,21 @@ export async function model() {
 }
 
 /**
- * Ask about a picture. options: the query. With `form` (other fields) the request is multipart, else the raw picture.
- * accept: the type of answer; JSON is parsed, a picture comes back as a blob.
+ * Send an image. options: the query. With `form` (other fields) the request is multipart, else the raw image.
+ * accept: the media type of the response; JSON is parsed, an image is returned as a blob.
  */
-export async function ask(path, picture, options, { form, accept = "application/json", signal } = {}) {
+export async function post(path, image, options, { form, accept = "application/json", signal } = {}) {
   const headers = { Accept: accept };
-  let body = picture;
+  let body = image;
   if (form) {
     body = new FormData();
-    body.append("image", picture, "picture");
+    body.append("image", image, "image");
     for (const [name, value] of Object.entries(form)) body.append(name, value);
   } else {
-    headers["Content-Type"] = picture.type || "application/octet-stream";
+    headers["Content-Type"] = image.type || "application/octet-stream";
   }
-  const answer = await send(address(path, options), { method: "POST", body, headers, signal });
-  return accept === "application/json" ? answer.json() : answer.blob();
+  const response = await send(address(path, options), { method: "POST", body, headers, signal });
+  return accept === "application/json" ? response.json() : response.blob();
 }
 
 export function address(path, options) {
@@ -42,32 +43,32 @@ export function address(path, options) {
   return query.size ? `${path}?${query}` : path;
 }
 
-/** The same request for a terminal. */
-export function curl(path, picture, name, options, { form, accept } = {}) {
+/** Return the same request as a curl command. */
+export function curl(path, image, name, options, { form, accept } = {}) {
   const quote = (text) => `'${String(text).replaceAll("'", "'\\''")}'`;
-  const words = ["curl -s"];
+  const parts = ["curl -s"];
   if (form) {
-    words.push(`-F image=@${quote(name)}`);
-    for (const [field, value] of Object.entries(form)) words.push(`-F ${quote(`${field}=${value}`)}`);
+    parts.push(`-F image=@${quote(name)}`);
+    for (const [field, value] of Object.entries(form)) parts.push(`-F ${quote(`${field}=${value}`)}`);
   } else {
-    words.push(`--data-binary @${quote(name)}`, `-H ${quote(`Content-Type: ${picture.type || "image/jpeg"}`)}`);
+    parts.push(`--data-binary @${quote(name)}`, `-H ${quote(`Content-Type: ${image.type || "image/jpeg"}`)}`);
   }
-  if (accept) words.push(`-H ${quote(`Accept: ${accept}`)}`);
-  if (key) words.push(`-H "Authorization: Bearer $FRCNN_KEY"`);
-  words.push(quote(new URL(address(path, options), document.baseURI)));
-  return words.join(" ");
+  if (accept) parts.push(`-H ${quote(`Accept: ${accept}`)}`);
+  if (apiKey) parts.push(`-H "Authorization: Bearer $FRCNN_KEY"`);
+  parts.push(quote(new URL(address(path, options), document.baseURI)));
+  return parts.join(" ");
 }
 
 async function send(url, request) {
-  const headers = { ...request.headers, ...(key && { Authorization: `Bearer ${key}` }) };
-  let answer;
+  const headers = { ...request.headers, ...(apiKey && { Authorization: `Bearer ${apiKey}` }) };
+  let response;
   try {
-    answer = await fetch(url, { ...request, headers });
+    response = await fetch(url, { ...request, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, { detail: "The service cannot be reached. Is it running?" });
   }
-  if (answer.ok) return answer;
-  const document = await answer.json().catch(() => ({}));
-  throw new Problem(answer.status, document, answer.headers.get("Retry-After"));
+  if (response.ok) return response;
+  const document = await response.json().catch(() => ({}));
+  throw new Problem(response.status, document, response.headers.get("Retry-After"));
 }

@@ -1,8 +1,8 @@
-// The page: one state, four views of it. A view has marks, render, describe, request and answer.
+// The page: one state, four views of it. A view has marks, render, describe, request and response.
 
 import * as api from "./api.js";
 import { openCamera } from "./camera.js";
-import { $, h, save, swatch } from "./dom.js";
+import { $, element, save, swatch } from "./dom.js";
 import { Stage } from "./stage.js";
 import * as detections from "./views/detections.js";
 import * as missed from "./views/missed.js";
@@ -10,18 +10,19 @@ import * as objectness from "./views/objectness.js";
 import * as proposals from "./views/proposals.js";
 
 const views = { detections, proposals, objectness, missed };
-const FLOOR = 0.02; // the first request asks for everything above this score, before NMS: the sliders do the rest here
-const MOST = 1000; // detections in an answer
+// The first request is for all detections above this score, before NMS: the sliders filter them in the page.
+const MIN_SCORE = 0.02;
+const MAX_DETECTIONS = 1000; // in a response
 const STAGES = ["decode", "queue", "transform", "backbone", "rpn", "roi_head", "postprocess", "serialize"];
 const STAGE_COLOURS = ["#8a94a6", "#c0c7d2", "#6aa6a1", "#3b6fd8", "#e0a02e", "#55a868", "#b07cc6", "#d0716a"];
 
 const state = {
-  info: null, picture: null, name: "", bitmap: null, view: "detections",
-  found: null, floor: FLOOR, nmsAt: 1, score: 0.5, nms: 0.5, selected: null,
-  levels: new Set(), count: 30, funnel: null, maps: null, heatLevel: 0, alpha: 0.65,
-  expected: null, story: null, told: null, timings: null,
+  info: null, image: null, name: "", bitmap: null, view: "detections",
+  detections: null, fetchedScore: MIN_SCORE, fetchedNms: 1, score: 0.5, nms: 0.5, selected: null,
+  levels: new Set(), count: 30, stageCounts: null, maps: null, heatLevel: 0, alpha: 0.65,
+  expected: null, explanation: null, explainResponse: null, timings: null,
 };
-let asking = new AbortController();
+let currentRequest = new AbortController();
 
 const stage = new Stage($("canvas"), {
   onPick(point) {
@@ -37,38 +38,38 @@ function render() {
   $("nms").value = state.nms;
   $("score-value").value = state.score.toFixed(2);
   $("nms-value").value = state.nms.toFixed(2);
-  for (const id of ["curl", "json", "save"]) $(id).disabled = !state.found;
+  for (const id of ["curl", "json", "save"]) $(id).disabled = !state.detections;
   if (state.info) view.render(state, { onSelect: select });
   renderTimings();
   if (!state.bitmap) return;
   stage.drawing = state.view === "missed";
   const { width, height } = state.bitmap;
-  const heat = state.view === "objectness" ? objectness.overlay(state) : null;
-  stage.show({ bitmap: state.bitmap, width, height, marks: view.marks(state), heat });
+  const heatMap = state.view === "objectness" ? objectness.heatMap(state) : null;
+  stage.show({ bitmap: state.bitmap, width, height, marks: view.marks(state), heatMap });
   $("canvas").setAttribute("aria-label", `${state.name}, ${width} by ${height} pixels: ${view.describe(state)}`);
 }
 
 function renderTimings() {
   const { timings } = state;
   if (!timings) return;
-  const spent = STAGES.filter((name) => timings[name] > 0);
+  const shown = STAGES.filter((name) => timings[name] > 0);
   const tint = (name) => STAGE_COLOURS[STAGES.indexOf(name)];
   $("bar").replaceChildren(
-    ...spent.map((name) => {
-      const part = h("i", { title: `${name} ${timings[name].toFixed(1)} ms` });
+    ...shown.map((name) => {
+      const part = element("i", { title: `${name} ${timings[name].toFixed(1)} ms` });
       part.style.flexGrow = timings[name];
       part.style.background = tint(name);
       return part;
     }),
   );
-  const legend = spent.map((name) => h("span", {}, swatch(tint(name)), `${name} ${timings[name].toFixed(1)}`));
-  $("timings").replaceChildren(h("span", {}, `${timings.total.toFixed(1)} ms`), ...legend);
+  const legend = shown.map((name) => element("span", {}, swatch(tint(name)), `${name} ${timings[name].toFixed(1)}`));
+  $("timings").replaceChildren(element("span", {}, `${timings.total.toFixed(1)} ms`), ...legend);
 }
 
-/** Run a request for the picture that is open; a newer one, or another picture, makes its answer void. */
-async function during(work) {
-  asking.abort();
-  const { signal } = (asking = new AbortController());
+/** Run a request for the open image. A later request, or another image, cancels it. */
+async function runRequest(work) {
+  currentRequest.abort();
+  const { signal } = (currentRequest = new AbortController());
   $("frame").classList.add("busy");
   $("problem").hidden = true;
   try {
@@ -77,91 +78,95 @@ async function during(work) {
     render();
     $("status").textContent = views[state.view].describe(state);
   } catch (error) {
-    if (!signal.aborted) await complain(error);
+    if (!signal.aborted) await showError(error);
   } finally {
     if (!signal.aborted) $("frame").classList.remove("busy");
   }
 }
 
-async function complain(error) {
-  if (error.status === 401 && (await askKey())) return state.picture ? open(state.picture, state.name) : start();
+async function showError(error) {
+  if (error.status === 401 && (await askForKey())) return state.image ? open(state.image, state.name) : start();
   const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   $("problem").textContent = (error instanceof api.Problem ? error.message : `This failed: ${error.message}`) + wait;
   $("problem").hidden = false;
 }
 
-/** The key, from its dialog; false where none was given. */
-async function askKey() {
+/** Ask for the API key in a dialog; return false where none was entered. */
+async function askForKey() {
   const dialog = $("key-dialog");
   dialog.showModal();
-  await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
-  api.useKey(dialog.returnValue === "use" ? $("key").value : "");
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  api.setApiKey(dialog.returnValue === "use" ? $("key").value : "");
   return dialog.returnValue === "use" && $("key").value !== "";
 }
 
-async function open(picture, name) {
-  await during(async (signal) => {
-    state.info ??= await model();
-    // The service is asked first: what it cannot read, it says in a sentence.
-    const found = await detect(picture, { score: FLOOR, nms: 1 }, signal);
-    const bitmap = await bitmapOf(picture, signal);
+async function open(image, name) {
+  await runRequest(async (signal) => {
+    state.info ??= await loadModel();
+    // The service first: where it cannot read the image, it says why.
+    const detections = await detect(image, { score: MIN_SCORE, nms: 1 }, signal);
+    const bitmap = await bitmapOf(image, signal);
     if (signal.aborted) return;
     state.bitmap?.close();
     Object.assign(state, {
-      picture, name, bitmap, selected: null, funnel: null, maps: null, expected: null, story: null, told: null,
+      image, name, bitmap, selected: null, stageCounts: null, maps: null, expected: null, explanation: null,
+      explainResponse: null,
     });
-    take(found, FLOOR, 1);
-    if (state.view === "proposals" || state.view === "objectness") await look(signal);
+    storeDetections(detections, MIN_SCORE, 1);
+    if (state.view === "proposals" || state.view === "objectness") await loadMaps(signal);
   });
 }
 
-/** The picture to draw on. What a browser cannot show (TIFF), the service turns into PNG. */
-async function bitmapOf(picture, signal) {
+/** Return the image as a bitmap. The service converts to PNG what the browser cannot decode, as TIFF. */
+async function bitmapOf(image, signal) {
   const upright = { imageOrientation: "from-image" };
   try {
-    return await createImageBitmap(picture, upright);
+    return await createImageBitmap(image, upright);
   } catch {
-    const bare = await api.ask("detect", picture, { score_threshold: 1 }, { accept: "image/png", signal });
-    return createImageBitmap(bare);
+    const png = await api.post("detect", image, { score_threshold: 1 }, { accept: "image/png", signal });
+    return createImageBitmap(png);
   }
 }
 
-function detect(picture, { score, nms }, signal) {
+function detect(image, { score, nms }, signal) {
   const options = {
-    score_threshold: score, nms_threshold: nms, max_detections: MOST, proposals: state.info.limits.max_proposals,
+    score_threshold: score, nms_threshold: nms, max_detections: MAX_DETECTIONS, proposals: state.info.limits.max_proposals,
   };
-  return api.ask("detect", picture, options, { signal });
+  return api.post("detect", image, options, { signal });
 }
 
-function take(found, floor, nmsAt) {
-  const cut = found.scores.length === MOST ? found.scores.at(-1) : floor;
-  Object.assign(state, { found, floor: cut, nmsAt, timings: found.timings_ms });
+function storeDetections(detections, score, fetchedNms) {
+  const { scores, timings_ms } = detections;
+  const fetchedScore = scores.length === MAX_DETECTIONS ? scores.at(-1) : score;
+  Object.assign(state, { detections, fetchedScore, fetchedNms, timings: timings_ms });
 }
 
-/** A slider moved: filter what is here, or ask again where the answer had been cut short. */
+/** Handle a slider's move: filter the detections, or request them again where the response did not have all. */
 function refilter() {
   render();
-  const here = state.found && state.score >= state.floor && (state.nmsAt === 1 || state.nmsAt === state.nms);
-  if (!state.found || here) return;
+  if (!state.detections) return;
+  const nmsFits = state.fetchedNms === 1 || state.fetchedNms === state.nms;
+  if (state.score >= state.fetchedScore && nmsFits) return;
   const { score, nms } = state;
-  during(async (signal) => take(await detect(state.picture, { score, nms }, signal), score, nms));
+  runRequest(async (signal) => storeDetections(await detect(state.image, { score, nms }, signal), score, nms));
 }
 
-/** The funnel and the heat maps, once a picture. */
-async function look(signal) {
-  if (!state.picture || state.maps) return;
-  const seen = await api.ask("proposals", state.picture, { limit: 1, view: "objectness" }, { signal });
-  Object.assign(state, { funnel: seen.funnel, maps: seen.maps, heatLevel: objectness.hottest(seen.maps) });
+/** Load the counts of the RPN's steps and the heat maps, once for an image. */
+async function loadMaps(signal) {
+  if (!state.image || state.maps) return;
+  const { maps, stage_counts } = await api.post("proposals", state.image, { limit: 1, view: "objectness" }, { signal });
+  Object.assign(state, { stageCounts: stage_counts, maps, heatLevel: objectness.highestLevel(maps) });
 }
 
 function explain(box) {
-  if (!state.picture || !box) return;
-  Object.assign(state, { expected: box, story: null, told: null });
+  if (!state.image || !box) return;
+  Object.assign(state, { expected: box, explanation: null, explainResponse: null });
   render();
-  during(async (signal) => {
+  runRequest(async (signal) => {
     const { path, options, form } = missed.request(state);
-    const document = await api.ask(path, state.picture, options, { form, signal });
-    Object.assign(state, { told: document, story: document.explanations[0], timings: document.timings_ms });
+    const explainResponse = await api.post(path, state.image, options, { form, signal });
+    const { explanations, timings_ms } = explainResponse;
+    Object.assign(state, { explainResponse, explanation: explanations[0], timings: timings_ms });
   });
 }
 
@@ -170,7 +175,7 @@ function select(index) {
   render();
 }
 
-async function model() {
+async function loadModel() {
   const info = await api.model();
   state.levels = new Set(info.anchors.keys());
   state.heatLevel = Math.floor(info.anchors.length / 2);
@@ -188,15 +193,15 @@ async function model() {
   return info;
 }
 
-// ------------------------------------------------------------------------------------------------ where pictures come from
+// ------------------------------------------------------------------------------------------------------ image sources
 
 async function example(name) {
-  const answer = await fetch(`web/examples/${name}`);
-  await open(await answer.blob(), name);
+  const response = await fetch(`web/examples/${name}`);
+  await open(await response.blob(), name);
 }
 
 const start = () => example("chelsea.jpg");
-const choose = (file) => file && open(file, file.name || "picture");
+const choose = (file) => file && open(file, file.name || "image");
 
 for (const input of [$("file"), $("capture")]) {
   input.addEventListener("change", () => {
@@ -208,8 +213,8 @@ for (const button of document.querySelectorAll("[data-example]")) {
   button.addEventListener("click", () => example(button.dataset.example));
 }
 $("camera").addEventListener("click", async () => {
-  const shot = await openCamera(() => $("capture").click());
-  if (shot) open(shot, "camera picture.jpg");
+  const photo = await openCamera(() => $("capture").click());
+  if (photo) open(photo, "photo.jpg");
 });
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((item) => item.type.startsWith("image/"));
@@ -234,13 +239,13 @@ for (const radio of document.getElementsByName("view")) {
   radio.addEventListener("change", () => {
     state.view = radio.value;
     render();
-    if (state.picture && !state.maps && (state.view === "proposals" || state.view === "objectness")) during(look);
+    if (state.image && !state.maps && (state.view === "proposals" || state.view === "objectness")) runRequest(loadMaps);
   });
 }
-for (const [id, then] of [["score", refilter], ["nms", refilter], ["count", render], ["alpha", render]]) {
+for (const [id, update] of [["score", refilter], ["nms", refilter], ["count", render], ["alpha", render]]) {
   $(id).addEventListener("input", () => {
     state[id] = Number($(id).value);
-    then();
+    update();
   });
 }
 $("label").addEventListener("change", () => explain(state.expected));
@@ -250,7 +255,7 @@ $("expected").addEventListener("submit", (event) => {
 });
 $("curl").addEventListener("click", async () => {
   const { path, options, form, accept } = views[state.view].request(state);
-  const command = api.curl(path, state.picture, state.name, options, { form, accept });
+  const command = api.curl(path, state.image, state.name, options, { form, accept });
   try {
     await navigator.clipboard.writeText(command);
     $("status").textContent = "Copied";
@@ -261,10 +266,10 @@ $("curl").addEventListener("click", async () => {
   }
 });
 $("json").addEventListener("click", () => {
-  const document = views[state.view].answer(state);
-  save(new Blob([JSON.stringify(document, null, 1)], { type: "application/json" }), `${state.view}.json`);
+  const body = views[state.view].response(state);
+  save(new Blob([JSON.stringify(body, null, 1)], { type: "application/json" }), `${state.view}.json`);
 });
-$("save").addEventListener("click", async () => save(await stage.picture("image/png"), `${state.view}.png`));
+$("save").addEventListener("click", async () => save(await stage.toBlob("image/png"), `${state.view}.png`));
 
 render();
 start();

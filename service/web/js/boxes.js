@@ -1,4 +1,4 @@
-// Boxes are [x1, y1, x2, y2] in the picture's pixels. Pure functions; nothing here knows of the page.
+// Functions of boxes: [x1, y1, x2, y2] in the image's pixels. They do not touch the page.
 
 export function iou(a, b) {
   const width = Math.min(a[2], b[2]) - Math.max(a[0], b[0]);
@@ -16,7 +16,7 @@ export function contains([x1, y1, x2, y2], [x, y]) {
   return x >= x1 && x <= x2 && y >= y1 && y <= y2;
 }
 
-/** The box between two corners, inside a picture of that size. */
+/** Return the box between two corners, clipped to an image of that size. */
 export function between([xa, ya], [xb, yb], { width, height }) {
   const inX = (x) => Math.min(Math.max(x, 0), width);
   const inY = (y) => Math.min(Math.max(y, 0), height);
@@ -24,15 +24,15 @@ export function between([xa, ya], [xb, yb], { width, height }) {
 }
 
 /**
- * What the service itself would answer: the detections (by falling score) above `score` that greedy NMS leaves within
- * each class, at most `limit`. `found` is an answer of /detect; returns indices into its lists.
+ * Filter detections as the service does: those above `score` that greedy NMS keeps within each class, at most `limit`.
+ * detections: a response of /detect, by falling score. Returns indices into its lists.
  */
-export function visible(found, score, threshold, limit) {
-  const kept = [];
-  for (let i = 0; i < found.boxes.length; i++) {
-    if (found.scores[i] <= score) break;
-    const rival = (j) => found.class_ids[j] === found.class_ids[i] && iou(found.boxes[j], found.boxes[i]) > threshold;
-    if (!kept.some(rival)) kept.push(i);
+export function filterDetections({ boxes, scores, class_ids }, score, threshold, limit) {
+  const keep = [];
+  for (let i = 0; i < boxes.length; i++) {
+    if (scores[i] <= score) break;
+    const suppresses = (j) => class_ids[j] === class_ids[i] && iou(boxes[j], boxes[i]) > threshold;
+    if (!keep.some(suppresses)) keep.push(i);
   }
-  return kept.slice(0, limit);
+  return keep.slice(0, limit);
 }

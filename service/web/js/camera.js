@@ -1,8 +1,8 @@
-// A picture from the camera: in a dialog where the browser lets a page see it, else through the phone's own camera.
+// Take a photo: in a dialog where the browser allows the page to use the camera, else with the phone's camera app.
 
 import { $ } from "./dom.js";
 
-/** A JPEG blob, or null. fallback: called where this page may not open a camera. */
+/** Return a JPEG blob, or null where none was taken. fallback: called where the page may not use a camera. */
 export async function openCamera(fallback) {
   let stream;
   try {
@@ -15,14 +15,14 @@ export async function openCamera(fallback) {
   video.srcObject = stream;
   dialog.returnValue = "";
   dialog.showModal();
-  await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
-  let shot = null;
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  let photo = null;
   if (dialog.returnValue === "shoot" && video.videoWidth) {
     const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
     canvas.getContext("2d").drawImage(video, 0, 0);
-    shot = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
+    photo = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
   }
   for (const track of stream.getTracks()) track.stop();
   video.srcObject = null;
-  return shot;
+  return photo;
 }

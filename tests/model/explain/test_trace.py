@@ -121,26 +121,26 @@ def test_ranks_and_objectness_are_those_of_every_anchor(trace: Trace) -> None:
         torch.testing.assert_close(on_level.objectness, part.sort(descending=True).values[: len(on_level)])
 
 
-def test_the_funnel_narrows_and_ends_in_the_proposals(detections: Detections, trace: Trace) -> None:
-    funnel = trace.funnel()
-    assert [row.level for row in funnel] == [0, 1, 2]
-    for row, cells in zip(funnel, trace.maps, strict=True):
+def test_the_stage_counts_fall_and_end_in_the_proposals(detections: Detections, trace: Trace) -> None:
+    counts = trace.stage_counts()
+    assert [row.level for row in counts] == [0, 1, 2]
+    for row, cells in zip(counts, trace.maps, strict=True):
         assert row.anchors == cells[0] * cells[1] * 6
         assert row.above_threshold == row.anchors  # LITE's threshold is 0
         assert row.after_top_k == min(row.anchors, LITE.rpn.pre_nms)
         assert row.after_top_k >= row.after_size >= row.after_nms >= row.kept
     assert detections.proposals is not None
-    assert [row.kept for row in funnel] == torch.bincount(detections.proposals.levels, minlength=3).tolist()
-    assert sum(row.after_size for row in funnel) == int(trace.valid.sum())
+    assert [row.kept for row in counts] == torch.bincount(detections.proposals.levels, minlength=3).tolist()
+    assert sum(row.after_size for row in counts) == int(trace.valid.sum())
 
 
-def test_the_funnel_counts_what_the_threshold_cuts(detector: Detector) -> None:
+def test_the_stage_counts_show_what_the_threshold_cuts(detector: Detector) -> None:
     middle = 0.5
     with _config(detector, rpn=replace(LITE.rpn, score_threshold=middle, pre_nms=40)):
         trace = detector.detect([_image(150, 190)], TRACED)[0].trace
     assert trace is not None
     parts = trace.objectness.split(trace.anchor_counts)
-    for row, part in zip(trace.funnel(), parts, strict=True):
+    for row, part in zip(trace.stage_counts(), parts, strict=True):
         assert row.above_threshold == int((part >= middle).sum()) < row.anchors
         assert row.after_top_k == min(40, row.above_threshold)
 
@@ -206,7 +206,7 @@ def test_an_image_without_proposals_has_a_trace_too(detector: Detector) -> None:
         (answer,) = detector.detect([_image(50, 50)], TRACED)
     assert answer.trace is not None
     assert len(answer.trace.scores) == 0
-    assert all(row.after_size == row.kept == 0 for row in answer.trace.funnel())
+    assert all(row.after_size == row.kept == 0 for row in answer.trace.stage_counts())
 
 
 def _config(detector: Detector, **changes: object):  # type: ignore[no-untyped-def]

@@ -1,10 +1,10 @@
-// Draw a box: how far did it come, and where was it lost?
+// The view of missed objects: draw a box, and see at which stage the detector lost it.
 
 import { ROLES } from "../colours.js";
-import { $, h, swatch } from "../dom.js";
-import { corners } from "./detections.js";
+import { $, element, swatch } from "../dom.js";
+import { cornersText } from "./detections.js";
 
-const WORDS = {
+const OUTCOMES = {
   no_anchor: "No anchor leads there",
   low_objectness: "Below the RPN's threshold",
   top_k: "Cut at the RPN's top-k",
@@ -19,7 +19,7 @@ const WORDS = {
   detection_limit: "Too far down the answer",
   found: "Found",
 };
-// The stages as a ladder: what an expected box must pass.
+// What an expected box must pass, in order, each with the stages at which it can fail.
 const STEPS = [
   ["an anchor leads there", ["no_anchor"]],
   ["likely enough for the RPN", ["low_objectness", "top_k", "too_small"]],
@@ -29,11 +29,11 @@ const STEPS = [
   ["survives NMS and limit", ["class_nms", "detection_limit"]],
 ];
 
-export function marks({ expected, story }) {
+export function marks({ expected, explanation }) {
   if (!expected) return [];
   const drawn = { box: expected, colour: ROLES.expected, dash: [6, 4], label: "expected" };
-  if (!story) return [drawn];
-  const { anchor, proposal, detection } = story;
+  if (!explanation) return [drawn];
+  const { anchor, proposal, detection } = explanation;
   const rival = detection?.suppressed_by ?? proposal.suppressed_by;
   return [
     drawn,
@@ -44,39 +44,40 @@ export function marks({ expected, story }) {
   ];
 }
 
-/** The classes to choose from; once a model. */
+/** Fill the list of classes, once for a model. */
 export function renderLabels({ info }) {
   const names = info.classes.slice(1).filter((name) => name !== "N/A");
-  $("label").replaceChildren($("label").firstElementChild, ...names.map((name) => h("option", { value: name }, name)));
+  $("label").replaceChildren($("label").firstElementChild, ...names.map((name) => element("option", { value: name }, name)));
 }
 
-export function render({ expected, story }) {
+export function render({ expected, explanation }) {
   const fields = $("expected").elements;
   ["x1", "y1", "x2", "y2"].forEach((name, i) => (fields[name].value = expected ? expected[i].toFixed(1) : ""));
-  $("explanation").replaceChildren(...(story ? told(story) : []));
+  $("explanation").replaceChildren(...(explanation ? details(explanation) : []));
 }
 
-function told({ stage, sentence, anchor, proposal, detection }) {
-  const lost = STEPS.findIndex(([, stages]) => stages.includes(stage));
+/** Return the outcome, the sentence, the steps and the boxes of one explanation. */
+function details({ stage, sentence, anchor, proposal, detection }) {
+  const failed = STEPS.findIndex(([, stages]) => stages.includes(stage));
   const steps = STEPS.map(([title], i) =>
-    h("li", { className: lost < 0 || i < lost ? "" : i === lost ? "lost" : "ahead" }, title),
+    element("li", { className: failed < 0 || i < failed ? "" : i === failed ? "failed" : "not-reached" }, title),
   );
   const rival = detection?.suppressed_by ?? proposal.suppressed_by;
-  const facts = [
+  const entries = [
     [ROLES.anchor, "best anchor", `IoU ${anchor.iou.toFixed(2)}; level ${anchor.level}, size ${anchor.size}, ratio ${anchor.ratio}; rank ${anchor.rank + 1} of ${anchor.level_anchors}`],
     [ROLES.proposal, "RPN's box", `IoU ${proposal.iou.toFixed(2)}, objectness ${proposal.anchor.objectness.toFixed(3)}${proposal.index === null ? "" : `, number ${proposal.index + 1}`}`],
     ...(detection ? [[ROLES.detection, "detector", `${detection.label} ${detection.score.toFixed(3)}, IoU ${detection.iou.toFixed(2)}; likeliest ${detection.top_label.replaceAll("_", "")} ${detection.top_score.toFixed(3)}`]] : []),
-    ...(rival ? [[ROLES.rival, "lost to", `score ${rival.score.toFixed(3)}, box ${corners(rival.box)}`]] : []),
+    ...(rival ? [[ROLES.rival, "lost to", `score ${rival.score.toFixed(3)}, box ${cornersText(rival.box)}`]] : []),
   ];
-  const list = h("dl");
-  for (const [tint, term, text] of facts) list.append(h("dt", {}, swatch(tint), term), h("dd", {}, text));
-  const word = h("p", { className: "word" }, WORDS[stage] ?? stage);
-  word.dataset.stage = stage;
-  return [word, h("p", {}, sentence), h("ol", { className: "ladder" }, ...steps), list];
+  const list = element("dl");
+  for (const [tint, term, text] of entries) list.append(element("dt", {}, swatch(tint), term), element("dd", {}, text));
+  const outcome = element("p", { className: "outcome" }, OUTCOMES[stage] ?? stage);
+  outcome.dataset.stage = stage;
+  return [outcome, element("p", {}, sentence), element("ol", { className: "steps" }, ...steps), list];
 }
 
-export function describe({ story }) {
-  return story ? story.sentence : "draw a box";
+export function describe({ explanation }) {
+  return explanation ? explanation.sentence : "draw a box";
 }
 
 export function request(state) {
@@ -86,4 +87,4 @@ export function request(state) {
   return { path: "explain", options: { score_threshold: state.score, nms_threshold: state.nms }, form };
 }
 
-export const answer = ({ told: document }) => document;
+export const response = ({ explainResponse }) => explainResponse;

@@ -1,16 +1,18 @@
-// What the region proposal network handed to the detector, by level, and how many anchors each cut left.
+// The view of the region proposals, by level, and of the number of anchors that each step of the RPN leaves.
 
 import { colour } from "../colours.js";
-import { $, h, swatch } from "../dom.js";
+import { $, element, swatch } from "../dom.js";
 
-function shown({ found, levels, count }) {
-  if (!found) return [];
-  return found.proposals.levels.map((_, i) => i).filter((i) => levels.has(found.proposals.levels[i])).slice(0, count);
+/** Return the indices of the proposals that the controls select. */
+function shownIndices({ detections, levels, count }) {
+  if (!detections) return [];
+  const { proposals } = detections;
+  return proposals.levels.map((_, i) => i).filter((i) => levels.has(proposals.levels[i])).slice(0, count);
 }
 
 export function marks(state) {
-  const { proposals } = state.found ?? {};
-  return shown(state).map((i) => ({
+  const { proposals } = state.detections ?? {};
+  return shownIndices(state).map((i) => ({
     box: proposals.boxes[i],
     colour: colour(proposals.levels[i]),
     alpha: 0.35 + 0.65 * proposals.objectness[i],
@@ -18,24 +20,24 @@ export function marks(state) {
   }));
 }
 
-/** Checkboxes of the levels; once a model. onChange(level, checked). */
+/** Make the checkboxes of the levels, once for a model. onChange(level, checked) is called for a change. */
 export function renderLevels(state, onChange) {
   const boxes = state.info.anchors.map((level, i) => {
-    const box = h("input", { type: "checkbox", checked: true });
+    const box = element("input", { type: "checkbox", checked: true });
     box.onchange = () => onChange(i, box.checked);
-    return h("label", {}, box, swatch(colour(i)), `${i}: stride ${level.stride}`);
+    return element("label", {}, box, swatch(colour(i)), `${i}: stride ${level.stride}`);
   });
   $("levels").replaceChildren($("levels").querySelector("legend"), ...boxes);
 }
 
 export function render(state) {
-  $("count").max = Math.max(1, state.found?.proposals.boxes.length ?? 1);
+  $("count").max = Math.max(1, state.detections?.proposals.boxes.length ?? 1);
   $("count").value = state.count;
-  $("count-value").value = String(shown(state).length);
-  $("funnel").replaceChildren(...(state.funnel ? [table(state.funnel)] : []));
+  $("count-value").value = String(shownIndices(state).length);
+  $("stage-counts").replaceChildren(...(state.stageCounts ? [table(state.stageCounts)] : []));
 }
 
-const CUTS = [
+const STEPS = [
   ["anchors", "anchors"],
   ["above_threshold", "likely enough"],
   ["after_top_k", "after top-k"],
@@ -44,21 +46,25 @@ const CUTS = [
   ["kept", "kept"],
 ];
 
-function table(funnel) {
-  const head = funnel.map((level) => h("th", { scope: "col" }, swatch(colour(level.level)), String(level.level)));
-  const rows = CUTS.map(([key, title]) =>
-    h("tr", {}, h("th", { scope: "row" }, title), ...funnel.map((level) => h("td", {}, level[key].toLocaleString("en")))),
+function table(stageCounts) {
+  const head = stageCounts.map((level) => element("th", { scope: "col" }, swatch(colour(level.level)), String(level.level)));
+  const rows = STEPS.map(([key, title]) =>
+    element(
+      "tr", {},
+      element("th", { scope: "row" }, title),
+      ...stageCounts.map((level) => element("td", {}, level[key].toLocaleString("en"))),
+    ),
   );
-  return h(
+  return element(
     "table", {},
-    h("caption", {}, "What each cut leaves, by level"),
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "level"), ...head)),
-    h("tbody", {}, ...rows),
+    element("caption", {}, "Anchors left after each step, by level"),
+    element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "level"), ...head)),
+    element("tbody", {}, ...rows),
   );
 }
 
 export function describe(state) {
-  return `${shown(state).length} region proposals`;
+  return `${shownIndices(state).length} region proposals`;
 }
 
 export function request(state) {
@@ -66,9 +72,9 @@ export function request(state) {
   return { path: "proposals", options: { limit: state.count, ...only } };
 }
 
-export function answer(state) {
-  const here = shown(state);
-  const lists = Object.entries(state.found.proposals).map(([key, list]) => [key, here.map((i) => list[i])]);
-  const { request_id, model, image } = state.found;
-  return { request_id, model, image, funnel: state.funnel, ...Object.fromEntries(lists) };
+export function response(state) {
+  const indices = shownIndices(state);
+  const lists = Object.entries(state.detections.proposals).map(([key, list]) => [key, indices.map((i) => list[i])]);
+  const { request_id, model, image } = state.detections;
+  return { request_id, model, image, stage_counts: state.stageCounts, ...Object.fromEntries(lists) };
 }

@@ -1,0 +1,1 @@
+"""What several benchmarks share. Nothing here needs more than torch, torchvision, NumPy and Pillow."""

@@ -1,0 +1,1 @@
+"""What detectors find and miss, and how they were trained."""

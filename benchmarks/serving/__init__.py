@@ -1,0 +1,1 @@
+"""The service through HTTP: throughput, overload, memory, start-up, decoding, Ray."""

@@ -1,0 +1,143 @@
+"""What bounds the work in progress: images and pixels that wait, images in a batch, bytes of bodies, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+from service.errors import DeadlinePassed, QueueFull
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """max_batch, max_queue: images. max_batch_pixels: padded. max_queue_pixels: padded or decoded, the larger."""
+
+    max_batch: int
+    max_batch_pixels: int
+    max_queue: int
+    max_queue_pixels: int
+
+
+class BatchSizeLimit:
+    """The most images in a batch: ``maximum``, less for a while after the device ran out of memory."""
+
+    PROBE_AFTER = 32  # batches of the limited size that must succeed before a larger one is tried
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._successes = 0
+        self.size = maximum
+
+    def ran_out_of_memory(self, images: int) -> None:
+        """Halve the limit: a batch of ``images`` did not fit."""
+        self.size = max(1, min(self.size, images // 2))
+        self._successes = 0
+
+    def succeeded(self, images: int) -> None:
+        """Note a batch of ``images`` that fitted; after ``PROBE_AFTER`` full ones, allow twice as many."""
+        if self.size == self._maximum or images < self.size:
+            return
+        self._successes += 1
+        if self._successes >= self.PROBE_AFTER:
+            self.size = min(self._maximum, self.size * 2)
+            self._successes = 0
+
+
+class Throughput:
+    """Seconds per image of a busy device: the median of the last batches, so that one slow batch does not count.
+
+    A slow period is forgotten after three batches at the usual speed, and any period after a few seconds in which all
+    devices are idle.
+    """
+
+    BATCHES = 5
+    FORGET_AFTER = 5.0  # idle seconds
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds_per_image: deque[float] = deque(maxlen=self.BATCHES)
+        self._running = 0
+        self._idle_since: float | None = None
+
+    def batch_started(self) -> None:
+        """Note that a batch goes to a device."""
+        if self._expired():
+            self._seconds_per_image.clear()
+        self._running += 1
+        self._idle_since = None
+
+    def batch_finished(self, images: int, seconds: float) -> None:
+        """Note that a batch is back."""
+        self._seconds_per_image.append(seconds / images)
+        self._running -= 1
+        if not self._running:
+            self._idle_since = self._clock()
+
+    def seconds(self, images: int) -> float:
+        """Estimate the seconds that one device needs for ``images``; 0 where nothing is known."""
+        if not self._seconds_per_image or self._expired():
+            return 0.0
+        return images * statistics.median(self._seconds_per_image)
+
+    def retry_after(self, images: int) -> int:
+        """Return the same for a ``Retry-After`` header: whole seconds, 1 to 60."""
+        return min(60, max(1, math.ceil(self.seconds(images))))
+
+    def _expired(self) -> bool:
+        return self._idle_since is not None and self._clock() - self._idle_since > self.FORGET_AFTER
+
+
+class Budget:
+    """Count the bytes of all request bodies in memory, against one limit.
+
+    An image gets its slot in the queue only once its body is here, so without this limit the bodies that are still
+    arriving would be bounded by nothing but the number of connections.
+    """
+
+    def __init__(self, limit: int, retry_after: Callable[[], int]) -> None:
+        self._limit = limit
+        self._retry_after = retry_after
+        self.reserved = 0
+
+    @contextlib.contextmanager
+    def reserve(self) -> Iterator[Callable[[int], None]]:
+        """Yield ``take(count)``, which reserves so many more bytes; all of them are released at the end.
+
+        ``take`` raises ``QueueFull`` over the limit, except for a body that is the only one.
+        """
+        own = 0
+
+        def take(count: int) -> None:
+            nonlocal own
+            if self.reserved + count > self._limit and self.reserved > own:
+                raise QueueFull(
+                    "The bodies of other requests fill the memory set aside for them; "
+                    "try again after the time in Retry-After.",
+                    retry_after=self._retry_after(),
+                )
+            own += count
+            self.reserved += count
+
+        try:
+            yield take
+        finally:
+            self.reserved -= own
+
+
+@contextlib.asynccontextmanager
+async def enforce_deadline(deadline: float, activity: str) -> AsyncIterator[None]:
+    """Raise ``DeadlinePassed`` where the block is not done by ``deadline`` (``time.monotonic`` seconds).
+
+    activity: what was going on and what to do, for the message ("while the body was arriving; send it faster").
+    """
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            yield
+    except TimeoutError:
+        raise DeadlinePassed(f"The deadline passed {activity}, or allow more with X-Request-Timeout-Ms.") from None

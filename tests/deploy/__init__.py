@@ -1,0 +1,1 @@
+"""Tests of the files that people deploy with: image, Compose, Kubernetes, Prometheus, packages."""

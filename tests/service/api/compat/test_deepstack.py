@@ -1,0 +1,59 @@
+"""DeepStack's interface, as Frigate uses it."""
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.service.conftest import FaultyDetector, Live, serving
+
+
+def frigate(response: httpx.Response, size: tuple[int, int]) -> np.ndarray:
+    """What Frigate's DeepStack detector makes of an answer: a row of label, confidence and y, x, y, x a prediction."""
+    rows = np.zeros((20, 6), np.float32)
+    for i, prediction in enumerate(response.json().get("predictions") or []):
+        if prediction["confidence"] < 0.4:
+            break
+        y1, x1, y2, x2 = (prediction[k] for k in ("y_min", "x_min", "y_max", "x_max"))
+        rows[i] = [1, prediction["confidence"], y1 / size[1], x1 / size[0], y2 / size[1], x2 / size[0]]
+    return rows
+
+
+def test_deepstack_answers_as_frigate_reads_it(speaking: Live, encoded) -> None:
+    form = {"api_key": "unused"}
+    response = speaking.client.post(
+        "/v1/vision/detection", data=form, files={"image": encoded((48, 32), format="JPEG")}
+    )
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body["success"] is True
+    assert isinstance(body["inferenceMs"], int)
+    [prediction] = body["predictions"]
+    assert prediction == {
+        "label": "cat",
+        "confidence": pytest.approx(0.9),
+        "x_min": 0,
+        "y_min": 0,
+        "x_max": 48,
+        "y_max": 32,
+    }
+    np.testing.assert_allclose(frigate(response, (48, 32))[0], [1, 0.9, 0, 0, 1, 1], rtol=1e-6)
+
+
+def test_deepstack_min_confidence_is_the_threshold_and_there_are_never_more_than_frigate_has_room_for(encoded) -> None:
+    detector = FaultyDetector()
+    with serving(lambda _: detector, deepstack=True) as live:
+        image = encoded()
+        live.client.post("/v1/vision/detection", files={"image": image}).raise_for_status()
+        live.client.post("/v1/vision/detection", data={"min_confidence": "0.7"}, files={"image": image})
+    first, second = (options[0] for options in detector.options[-2:])
+    assert (first.score_threshold, first.max_detections) == (0.4, 20)
+    assert second.score_threshold == 0.7
+
+
+def test_deepstack_failures_keep_our_status_and_say_it_in_its_words(speaking: Live, encoded) -> None:
+    response = speaking.client.post("/v1/vision/detection", files={"image": b"\x89PNG\r\n\x1a\nno"})
+    assert response.status_code in (400, 415)
+    body = response.json()
+    assert body["success"] is False
+    assert body["error"] == body["detail"]
+    assert not frigate(response, (1, 1)).any()

@@ -1,0 +1,27 @@
+"""Hugging Face's interface."""
+
+import base64
+
+import pytest
+
+from tests.service.conftest import Live
+
+
+@pytest.mark.parametrize("form", ["raw", "json"])
+def test_hugging_face_gets_its_list(speaking: Live, encoded, form: str) -> None:
+    image = encoded((48, 32))
+    path = "/huggingface/object-detection"
+    if form == "raw":
+        response = speaking.client.post(path, content=image, headers={"Content-Type": "image/png"})
+    else:
+        body = {"inputs": base64.b64encode(image).decode(), "parameters": {"threshold": 0.3}}
+        response = speaking.client.post(path, json=body)
+    assert response.json() == [
+        {"label": "cat", "score": pytest.approx(0.9), "box": {"xmin": 0, "ymin": 0, "xmax": 48, "ymax": 32}}
+    ]
+
+
+def test_hugging_face_without_inputs_is_told_so(speaking: Live) -> None:
+    response = speaking.client.post("/huggingface/object-detection", json={"image": "x"})
+    assert response.status_code == 400
+    assert "inputs" in response.json()["error"]

@@ -1,0 +1,46 @@
+"""What happens around every request: headers, id, log, unexpected failures."""
+
+import json
+import logging
+
+from service.server.logging import JsonFormatter, TextFormatter
+
+
+def test_every_answer_has_security_headers_and_an_id(service, cat_jpeg):
+    for answer in (
+        service.detect(cat_jpeg),
+        service.detect(b""),
+        service.client.get("/nowhere"),
+        service.client.get("/docs"),
+    ):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-request-id"]
+
+
+def test_an_unexpected_failure_is_a_problem_that_tells_nothing(serve_faulty, faulty, encoded, monkeypatch):
+    with serve_faulty() as live:
+        monkeypatch.setattr(faulty, "canvas_for", lambda *_: 1 / 0)
+        answer = live.detect(encoded())
+        assert answer.status_code == 500
+        assert answer.json()["code"] == "internal_error"
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+        assert "division" not in answer.text
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_log_has_a_line_a_request_and_never_image_data(serve_faulty, encoded, caplog):
+    with caplog.at_level(logging.INFO, "frcnn"), serve_faulty() as live:
+        live.detect(encoded(), headers={"X-Request-ID": "one", "X-API-Key": "secret-key"})
+        live.client.get("/livez")
+    lines = [record for record in caplog.records if record.name == "frcnn.access"]
+    assert len(lines) == 1
+    entry = json.loads(JsonFormatter().format(lines[0]))
+    assert (entry["request_id"], entry["route"], entry["status"]) == ("one", "/detect", 200)
+    assert entry["timings_ms"]["total"] > 0
+    text = TextFormatter().format(lines[0])
+    assert "status=200" in text
+    assert "\n" not in text
+    assert "secret-key" not in text + json.dumps(entry)
+    assert len(text) < 700

@@ -1,0 +1,22 @@
+"""An image file, and a detector that needs no checkpoint."""
+
+from pathlib import Path
+
+import pytest
+
+from model.detector import Detector
+from service import app as service_app
+from tests.service.conftest import CLASSES
+
+
+@pytest.fixture
+def cat_file(tmp_path: Path, cat_jpeg: bytes) -> Path:
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(cat_jpeg)
+    return path
+
+
+@pytest.fixture
+def random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands load random weights."""
+    monkeypatch.setattr(service_app, "load_detector", lambda _: Detector.random("LITE", seed=0, classes=CLASSES))

@@ -1,0 +1,22 @@
+"""Which errors mean that memory ran out."""
+
+import pytest
+
+from service.inference.memory import is_out_of_memory
+from tests.service.memory_errors import CPU_OUT_OF_MEMORY, OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (OUT_OF_MEMORY, True),
+        (CPU_OUT_OF_MEMORY, True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("device-side assert triggered"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, memory):
+    assert is_out_of_memory(error) is memory

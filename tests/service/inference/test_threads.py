@@ -1,0 +1,40 @@
+"""How many threads do what."""
+
+import os
+
+import pytest
+
+from service.inference.threads import available_cores, decode_thread_count
+
+
+@pytest.fixture
+def bound_to_eight(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("1600000 100000", 8)],
+)
+def test_a_containers_quota_counts_and_not_the_hosts_cores(bound_to_eight, tmp_path, quota, expected):
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert available_cores(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("300000", 3)])
+def test_the_older_form_of_a_quota_is_read_too(bound_to_eight, tmp_path, quota, expected):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota + "\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert available_cores(tmp_path) == expected
+
+
+def test_without_a_quota_the_process_has_the_cores_it_is_bound_to(bound_to_eight, tmp_path):
+    assert available_cores(tmp_path) == 8
+    (tmp_path / "cpu.max").write_text("nonsense")
+    assert available_cores(tmp_path) == 8
+
+
+def test_decoding_keeps_up_and_lets_the_network_compute():
+    assert [decode_thread_count(count, "cpu") for count in (1, 2, 8, 16, 64)] == [2, 2, 2, 4, 16]
+    assert [decode_thread_count(count, "cuda:0") for count in (1, 2, 8, 16)] == [2, 2, 7, 15]

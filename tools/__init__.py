@@ -1,0 +1,1 @@
+"""Commands for maintainers: write the lock, write the tables of docs/, test the container image."""

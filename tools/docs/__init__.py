@@ -1,0 +1,1 @@
+"""Write the generated tables of docs/: ``python -m tools.docs``."""
