@@ -162,10 +162,10 @@ def test_what_prometheus_has_scraped_is_what_the_clients_saw(prometheus: Callabl
 def scraped(api: httpx.Client, expression: str, label: str) -> dict[str, float]:
     """Return the samples' values by a label; nothing while Prometheus starts."""
     try:
-        answer = api.get("/query", params={"query": expression}).raise_for_status().json()
+        response = api.get("/query", params={"query": expression}).raise_for_status().json()
     except httpx.HTTPError:
         return {}
-    return {sample["metric"][label]: float(sample["value"][1]) for sample in answer["data"]["result"]}
+    return {sample["metric"][label]: float(sample["value"][1]) for sample in response["data"]["result"]}
 
 
 @needs_prometheus
@@ -204,7 +204,7 @@ def test_a_real_prometheus_finds_something_for_every_expression(
 def has_value(api: httpx.Client, expression: str) -> bool:
     """Return whether Prometheus has a number, not NaN, for it; False also while Prometheus starts."""
     try:
-        answer = api.get("/query", params={"query": expression}).raise_for_status().json()
+        response = api.get("/query", params={"query": expression}).raise_for_status().json()
     except httpx.HTTPError:
         return False
-    return any(sample["value"][1] != "NaN" for sample in answer["data"]["result"])
+    return any(sample["value"][1] != "NaN" for sample in response["data"]["result"])

@@ -118,7 +118,7 @@ def test_at_sigterm_what_was_accepted_is_answered_new_requests_are_503_and_the_e
         assert int(late.headers["retry-after"]) >= 1
         assert httpx.get(f"{url}/readyz").status_code == 503
         assert httpx.get(f"{url}/livez").status_code == 200
-        assert [answer.result().status_code for answer in responses] == [200] * 4
+        assert [response.result().status_code for response in responses] == [200] * 4
     code, log = wait_for_exit(process)
     assert code == 0, log
     assert "drained" in log
@@ -193,10 +193,10 @@ def test_a_call_that_hangs_ends_the_process_with_3_after_all_who_wait_have_been_
         responses = [clients.submit(ask, url, encoded((40 + i * 80, 30))) for i in range(3)]
         wait_until_accepted(url, 3)
         assert httpx.get(f"{url}/readyz").status_code == 200  # not yet: it might be slow
-        answers = [answer.result() for answer in responses]
-    assert [answer.status_code for answer in answers] == [503] * 3
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
-    assert all(answer.json()["code"] == "unavailable" for answer in answers)
+        answers = [response.result() for response in responses]
+    assert [response.status_code for response in answers] == [503] * 3
+    assert all(int(response.headers["retry-after"]) >= 1 for response in answers)
+    assert all(response.json()["code"] == "unavailable" for response in answers)
     code, log = wait_for_exit(process)
     assert code == 3, log
     assert "has not come back for 1.5 s" in log

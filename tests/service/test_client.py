@@ -163,7 +163,7 @@ async def test_many_keeps_to_its_number_at_once_and_goes_on_after_failures(tmp_p
         path.write_bytes(path.name.encode())
     running = peak = 0
 
-    async def answer(request: httpx.Request) -> httpx.Response:
+    async def response(request: httpx.Request) -> httpx.Response:
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
@@ -171,7 +171,7 @@ async def test_many_keeps_to_its_number_at_once_and_goes_on_after_failures(tmp_p
         running -= 1
         return problem(400) if request.content == b"3.png" else httpx.Response(200, json=ANSWER)
 
-    async with AsyncClient("http://service", transport=httpx.MockTransport(answer)) as client:
+    async with AsyncClient("http://service", transport=httpx.MockTransport(response)) as client:
         outcomes = {path: outcome async for path, outcome in client.detect_many(paths, at_once=3)}
     assert set(outcomes) == set(paths)
     assert isinstance(outcomes[paths[3]], DetectError)

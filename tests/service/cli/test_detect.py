@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from model.detector import Detector, NotFiniteError
 from model.structures import Detections
-from service import app as service_app
 from service.cli.main import app
 from tests.service.conftest import CLASSES, FaultyDetector
 from tests.service.memory_errors import OUT_OF_MEMORY
@@ -63,13 +62,13 @@ def test_detect_without_memory_says_what_to_do(monkeypatch, tmp_path, cat_jpeg):
     def no_memory(*_: object) -> None:
         raise OUT_OF_MEMORY
 
-    monkeypatch.setattr(service_app, "load_detector", no_memory)
+    monkeypatch.setattr("service.inference.detector.load_detector", no_memory)
     done = run(app, ["detect", str(cat_file)])
     assert done.exit_code == 1
     assert "The GPU ran out of memory while the weights were loaded" in done.stderr
     detector = Detector.random("LITE", classes=CLASSES)
     monkeypatch.setattr(detector, "detect", no_memory)
-    monkeypatch.setattr(service_app, "load_detector", lambda _: detector)
+    monkeypatch.setattr("service.inference.detector.load_detector", lambda _: detector)
     done = run(app, ["detect", str(cat_file)])
     assert done.exit_code == 1
     assert "cat.jpg: The GPU ran out of memory on this image" in done.stderr
@@ -78,15 +77,15 @@ def test_detect_without_memory_says_what_to_do(monkeypatch, tmp_path, cat_jpeg):
 def test_detect_goes_on_after_an_image_whose_values_are_not_finite(monkeypatch, tmp_path, cat_jpeg):
     for name in ("bad.jpg", "good.jpg"):
         (tmp_path / name).write_bytes(cat_jpeg)
-    detector, answers = Detector.random("LITE", classes=CLASSES), iter(["bad", "good"])
+    detector, responses = Detector.random("LITE", classes=CLASSES), iter(["bad", "good"])
 
     def overflow(images: object, options: object) -> list[Detections]:
-        if next(answers) == "bad":
+        if next(responses) == "bad":
             raise NotFiniteError([None], "fp16")
-        return [FaultyDetector._answer((300, 451), 1)]
+        return [FaultyDetector._detections((300, 451), 1)]
 
     monkeypatch.setattr(detector, "detect", overflow)
-    monkeypatch.setattr(service_app, "load_detector", lambda _: detector)
+    monkeypatch.setattr("service.inference.detector.load_detector", lambda _: detector)
     done = run(app, ["detect", "--json", str(tmp_path / "bad.jpg"), str(tmp_path / "good.jpg")])
     assert done.exit_code == 1
     assert "bad.jpg: The network's values in fp16 are not finite" in done.stderr

@@ -221,12 +221,12 @@ def test_redirects_are_followed(server: Server, target: Path) -> None:
 
 
 def test_a_redirect_that_drops_encryption_is_refused(target: Path) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def response(request: httpx.Request) -> httpx.Response:
         if request.url.scheme == "https":
             return httpx.Response(302, headers={"Location": "http://example.org/weights.pth"})
         return httpx.Response(200, content=DATA)
 
-    transport = httpx.MockTransport(answer)
+    transport = httpx.MockTransport(response)
     with (
         httpx.Client(transport=transport, follow_redirects=True) as client,
         pytest.raises(FetchError, match="not encrypted"),

@@ -69,12 +69,12 @@ def test_a_head_without_bounds_is_cut_off(port):
 def test_a_request_that_cannot_be_read_is_a_problem_of_400(port, request_bytes, why):
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request_bytes)
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        problem = json.loads(answer.read())
-        assert (answer.status, problem["status"], problem["code"]) == (400, 400, "bad_request")
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        assert answer.headers["X-Request-ID"] == problem["request_id"]
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        problem = json.loads(response.read())
+        assert (response.status, problem["status"], problem["code"]) == (400, 400, "bad_request")
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert response.headers["X-Request-ID"] == problem["request_id"]
         assert why in problem["detail"]
         assert connection.recv(100) == b"", "the connection ends"
 
@@ -86,10 +86,10 @@ def test_nonsense_behind_a_request_does_not_take_its_answer(port, faulty, small)
         connection.sendall(head + small)
         time.sleep(0.2)
         connection.sendall(b"nonsense\r\n\r\n")
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        assert answer.status == 200
-        assert len(json.loads(answer.read())["boxes"]) == 1
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 200
+        assert len(json.loads(response.read())["boxes"]) == 1
         assert connection.recv(100) == b"", "the connection ends"
 
 

@@ -90,8 +90,8 @@ def test_a_start_that_fails_for_no_known_reason_shows_where(serve_until_exit):
 def test_a_failed_self_test_says_what_to_try(serve_until_exit):
     class Wrong(Failing):
         @staticmethod
-        def _answer(size, batch_size):
-            detections = FaultyDetector._answer(size, batch_size)
+        def _detections(size, batch_size):
+            detections = FaultyDetector._detections(size, batch_size)
             detections.scores[0] = float("nan")
             return detections
 

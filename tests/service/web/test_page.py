@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.fixture(scope="module")
 def bundled() -> Iterator[Live]:
     """The service on the bundled weights: a cat must be found in the cat."""
-    from service.app import load_detector
+    from service.inference.detector import load_detector
 
     with serving(load_detector) as live:
         yield live
@@ -83,17 +83,17 @@ def coloured(screenshot: np.ndarray, box: list[float], size: dict[str, int], rgb
 
 @browser_only
 def test_boxes_lie_where_the_json_says_and_the_slider_takes_them_away(page, bundled: Live) -> None:  # type: ignore[no-untyped-def]
-    answer = bundled.client.post("/detect", content=(EXAMPLES / "chelsea.jpg").read_bytes()).json()
-    assert answer["labels"][0] == "cat"
-    cat = answer["boxes"][0]
-    assert coloured(pixels(page), cat, answer["image"], colour(answer["class_ids"][0])) > 0.9
-    assert coloured(pixels(page), [side * 0.6 + 20 for side in cat], answer["image"], colour(8)) < 0.2
+    response = bundled.client.post("/detect", content=(EXAMPLES / "chelsea.jpg").read_bytes()).json()
+    assert response["labels"][0] == "cat"
+    cat = response["boxes"][0]
+    assert coloured(pixels(page), cat, response["image"], colour(response["class_ids"][0])) > 0.9
+    assert coloured(pixels(page), [side * 0.6 + 20 for side in cat], response["image"], colour(8)) < 0.2
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     slider = page.locator("#score")
     slider.evaluate("s => { s.max = 1; s.value = 1; s.dispatchEvent(new Event('input')) }")
     assert page.locator("#detections button").count() == 0
-    assert coloured(pixels(page), cat, answer["image"], colour(answer["class_ids"][0])) < 0.1
+    assert coloured(pixels(page), cat, response["image"], colour(response["class_ids"][0])) < 0.1
     assert requests == []  # the data was there
 
 
@@ -108,8 +108,8 @@ def test_what_the_page_filters_is_what_the_service_would_answer(page, bundled: L
             )
         options = {"score_threshold": score, "nms_threshold": nms}
         content = (EXAMPLES / "camera.jpg").read_bytes()
-        answer = bundled.client.post("/detect", params=options, content=content).json()
-        assert page.locator("#detections .number").all_inner_texts() == [f"{s:.3f}" for s in answer["scores"]]
+        response = bundled.client.post("/detect", params=options, content=content).json()
+        assert page.locator("#detections .number").all_inner_texts() == [f"{s:.3f}" for s in response["scores"]]
 
 
 @browser_only
@@ -117,7 +117,7 @@ def test_a_detection_shows_its_proposal_and_its_anchor(page) -> None:  # type: i
     page.locator("#canvas").click()
     assert page.locator("#detections button[aria-pressed='true']").count() == 1
     row = page.detections["proposal_indices"][0]
-    text = page.locator("#lineage").inner_text()
+    text = page.locator("#origin").inner_text()
     assert f"number {row + 1}, objectness {page.detections['proposals']['objectness'][row]:.3f}" in text
     page.locator("#detections button").first.press("Enter")  # by keyboard, too
     assert page.locator("#detections button[aria-pressed='true']").count() == 0
@@ -185,9 +185,9 @@ def test_the_page_and_its_files_carry_their_headers(service: Live) -> None:
     assert "unsafe" not in policy
     assert page.headers["x-content-type-options"] == "nosniff"
     for path, kind in (("style.css", "text/css"), ("js/app.js", "javascript"), ("examples/chelsea.jpg", "image/jpeg")):
-        answer = service.client.get(f"/web/{path}")
-        assert kind in answer.headers["content-type"]
-        assert answer.headers["cache-control"] == "no-cache"
+        response = service.client.get(f"/web/{path}")
+        assert kind in response.headers["content-type"]
+        assert response.headers["cache-control"] == "no-cache"
     assert service.client.get("/web/../app.py").status_code == 404
     assert service.client.get("/web/nothing.js").status_code == 404
 
