@@ -23,14 +23,14 @@ def setting_options(names: Iterable[str], *, first: bool = False) -> Callable[[C
 
     def add_options(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        own = [
+        command_parameters = [
             parameter
             for parameter in signature.parameters.values()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         options = [_parameter(name) for name in names]
         # typer reads the options of a command from its signature.
-        parameters = options + own if first else own + options
+        parameters = options + command_parameters if first else command_parameters + options
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 

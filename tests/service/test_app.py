@@ -4,13 +4,13 @@ import json
 import re
 
 
-def test_they_are_silent_unless_they_are_switched_on(serve_faulty, encoded) -> None:
+def test_compatible_interfaces_are_404_unless_switched_on(serve_faulty, encoded) -> None:
     with serve_faulty() as live:
         for path in ("/v1/vision/detection", "/huggingface/object-detection", "/v2/models/fake/infer"):
             assert live.client.post(path, content=encoded()).status_code == 404
 
 
-def test_openapi_tells_of_every_body_answer_and_problem(service):
+def test_openapi_describes_bodies_responses_and_problems(service):
     document = service.client.get("/openapi.json").json()
     assert set(document["paths"]) >= {
         "/detect",

@@ -139,7 +139,10 @@ def test_damaged_bytes_are_decoded_or_refused(format):
 
 
 def cross(width: int, height: int) -> Image.Image:
-    """Return a grey image with a black cross: a line an eighth of the sides thick, a third of the way down and two fifths across."""
+    """Return a grey image with a black cross.
+
+    Its lines begin at a third of the height and two fifths of the width, and are an eighth of the sides thick.
+    """
     pixels = np.full((height, width, 3), 200, np.uint8)
     pixels[height // 3 : height // 3 + height // 8] = 0
     pixels[:, width * 2 // 5 : width * 2 // 5 + width // 8] = 0

@@ -155,9 +155,8 @@ def test_the_model_and_the_metrics_name_every_device(monkeypatch):
 
 
 def test_free_memory_is_released_while_the_pipeline_is_open(monkeypatch):
-    in_this_test = contextvars.ContextVar(
-        "in_this_test", default=False
-    )  # the services of other tests may run in this process too
+    # The services of other tests may run in this process too.
+    in_this_test = contextvars.ContextVar("in_this_test", default=False)
     calls = []
     monkeypatch.setattr("service.inference.pipeline.RELEASE_SECONDS", 0.01)
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Hostile and unlucky images: each gets its status and a sentence, and the next request is served as ever."""
+"""Damaged, malicious and unusual images through the whole service: each has its status and message."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("next_request_is_served")
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims any size."""
+    """Return a PNG of a few bytes whose header has that size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -48,20 +48,20 @@ def test_an_empty_body_is_400(service):
     check_problem(service.detect(b""), 400, "empty", "send the image")
 
 
-def test_a_one_pixel_image_is_an_image(service, encoded):
+def test_an_image_of_one_pixel_is_accepted(service, encoded):
     response = service.detect(encoded((1, 1)))
     assert response.status_code == 200
     assert response.json()["image"] == {"width": 1, "height": 1}
 
 
 @pytest.mark.parametrize("size", [(1, 900), (900, 1), (1999, 2000)])
-def test_thin_and_large_images_within_the_limit_are_answered(service, encoded, size):
+def test_thin_and_large_images_within_the_limit_are_accepted(service, encoded, size):
     response = service.detect(encoded(size))
     assert response.status_code == 200, response.text
     assert response.json()["image"] == {"width": size[0], "height": size[1]}
 
 
-def test_twenty_thousand_pixels_square_in_a_few_kilobytes_is_413_before_it_is_decoded(service):
+def test_a_small_file_of_400_megapixels_is_413_before_it_is_decoded(service):
     bomb = io.BytesIO()
     Image.new("1", (20000, 20000)).save(bomb, "PNG")
     assert len(bomb.getvalue()) < 100_000
