@@ -21,7 +21,7 @@ from service.api.routes import detect, docs, explain, health, model, proposals, 
 from service.errors import ServiceError
 from service.exit_codes import is_plain
 from service.inference.decoding import prepare_pillow
-from service.inference.detector import DetectorLike, each_device, load_detector
+from service.inference.detector import DetectorLike, load_detector, resolve_devices
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
 from service.settings import Settings, load_settings
@@ -44,7 +44,7 @@ def create_app(
     """
     settings = settings or load_settings()
     if devices is None:
-        devices = each_device if detector_factory is None else lambda setting: (setting,)
+        devices = resolve_devices if detector_factory is None else lambda setting: (setting,)
     metrics = Metrics()
     pipeline = Pipeline(settings, detector_factory or load_detector, metrics, devices)
     prepare_pillow()

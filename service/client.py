@@ -108,7 +108,7 @@ class RetryPolicy:
             delay = _retry_after(outcome)
         else:
             error = DetectError(f"The service could not be reached ({str(outcome) or type(outcome).__name__}).")
-            if isinstance(outcome, httpx.UnsupportedProtocol):  # a wrong URL stays wrong
+            if isinstance(outcome, httpx.UnsupportedProtocol):  # a wrong URL, for which no retry succeeds
                 raise error
             delay = min(5.0, 0.1 * 2 ** (self.tries - 1))
         delay *= random.uniform(1.0, 1.25)  # jitter: so that clients that were refused together do not retry together
@@ -158,7 +158,7 @@ class Client(_BaseClient):
         tries: int = 8,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Connect to the service at ``url``.
+        """Send requests to the service at ``url``.
 
         timeout: seconds for one image, with all tries. transport: httpx's default where None.
         """

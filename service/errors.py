@@ -1,4 +1,4 @@
-"""The failures that a client is told of, each with its HTTP status.
+"""The failures that are reported to a client, each with its HTTP status.
 
     ServiceError
       BadImage 400          BadRequest 400        Unauthorized 401      SlowBody 408          TooLarge 413
@@ -74,7 +74,7 @@ class TooLarge(ServiceError):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Connection": "close"}  # what is left of the body is not wanted either
+        return {"Connection": "close"}  # so that the client does not send the rest of the body
 
 
 class NoSuchModel(ServiceError):

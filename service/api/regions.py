@@ -10,7 +10,7 @@ import orjson
 from pydantic import AfterValidator, WithJsonSchema
 
 Box = tuple[float, float, float, float]
-MAX_REGIONS = 2000  # as many as Fast R-CNN got from Selective Search
+MAX_REGIONS = 2000  # the number of proposals of Selective Search in Fast R-CNN
 
 
 def _parse(value: Any) -> tuple[Box, ...] | None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from service.api.options import BoxFormat
 from service.metrics import STAGES
 
-# Lists, not tuples: JSON Schema's tuples are younger than many of the tools that read OpenAPI documents.
+# Lists, not tuples: many tools that read OpenAPI documents do not support JSON Schema's tuples.
 Cell = Annotated[list[int], Field(min_length=2, max_length=2)]
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 

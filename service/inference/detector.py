@@ -1,7 +1,4 @@
-"""Load the detector that the settings name; the interface of it that the service uses.
-
-``torch`` and ``model.detector`` are imported when they are needed: wrong settings are reported without that wait.
-"""
+"""The detector that the settings name: how it is loaded, and the interface of it that the service uses."""
 
 from __future__ import annotations
 
@@ -26,12 +23,12 @@ class DetectorLike(Protocol):
     def detect(self, images: Sequence[ImageArray], options: Sequence[DetectOptions]) -> list[Detections]: ...
 
 
-def each_device(setting: str) -> tuple[str, ...]:
-    """Return the devices that serve, ``cpu`` or ``cuda:N``: all GPUs for ``cuda``, and for ``auto`` if there are any.
+def resolve_devices(setting: str) -> tuple[str, ...]:
+    """Return the devices that a setting means, ``cpu`` or ``cuda:N``: all GPUs for ``cuda``, and for ``auto`` if any.
 
     Raises ``DeviceError`` where one cannot be used.
     """
-    if setting == "cpu":  # torch need not be imported to know that
+    if setting == "cpu":  # without importing torch
         return (setting,)
     from model.detector import choose_devices
 

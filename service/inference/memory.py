@@ -27,7 +27,7 @@ class OutOfMemoryAtStart(StartError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether ``error`` is of a device, or a host, without enough memory.
 
-    On a GPU torch raises a class of its own; on a CPU only the message tells.
+    On a GPU torch raises a class of its own; on a CPU only the message says so.
     """
     message = str(error).lower()
     return (

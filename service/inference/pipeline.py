@@ -173,10 +173,12 @@ class Pipeline:
             canvas = self.worker.detector.canvas_for(decoded.height, decoded.width)
             task = Task(decoded.pixels, options, canvas, deadline)
             detections = await self.batcher.submit(task)
-        # Each stage begins where the one before it ends, so that together they are the whole.
+        # Each stage begins where the previous one ends, so that they add up to the total.
         seconds = {"decode": queued - received, "queue": task.started - queued, **detections.timings}
         between = task.finished - task.started - sum(detections.timings.values())
-        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(0.0, between)  # what no stage of the model has
+        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(
+            0.0, between
+        )  # the time between the model's stages
         return ImageResult(decoded, detections, seconds, received)
 
     async def run_in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

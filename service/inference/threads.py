@@ -34,7 +34,7 @@ def _quota(cgroup: Path) -> int | None:
     Rounded down: the kernel pauses all threads of a process that exceeds its quota.
     """
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2: microseconds, or the word max
+        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2: microseconds, or `max`
         return None if quota == "max" else int(quota) // int(period)
     except (OSError, ValueError):
         pass

@@ -12,7 +12,7 @@ from PIL import Image
 
 from model.detector import Detector
 from model.structures import DetectOptions
-from service.inference.detector import each_device, load_detector
+from service.inference.detector import load_detector, resolve_devices
 from service.inference.worker import Worker
 from tests.gpu.pretended import PretendedGPU, pretended_gpu
 from tests.service.conftest import Live, serving
@@ -31,7 +31,7 @@ def serving_on_gpu(monkeypatch: pytest.MonkeyPatch, **settings: object) -> Itera
                 live_on_cpu(worker)
 
         monkeypatch.setattr(Worker, "_run_thread", live)
-        with serving(load_detector, devices=each_device, device="cuda", **settings) as service:
+        with serving(load_detector, devices=resolve_devices, device="cuda", **settings) as service:
             yield service, gpu
 
 

@@ -98,16 +98,16 @@ def _costs(measured: dict[str, Any]) -> dict[str, float]:
     decode = single["decode_ms"][0]
     return {
         "decode": decode,
-        # What of a replica's time is neither decoding nor the network. On a busy machine stages take longer than their
-        # processor time, and the difference would be too small: then what a request without an image takes.
+        # The part of a replica's time that is neither decoding nor the network. On a busy machine stages take longer
+        # than their processor time, so that the difference is too small: then the time of a request without an image.
         "loop": max(hop["plain"], plain["processor_ms"]["replica"][0] - decode - plain["engine_ms"][0]),
         "ray_loop": max(0.0, hop["ray"] - hop["plain"]),
         "proxy": ray["processor_ms"]["proxy"][0],
         "raylet": ray["processor_ms"]["raylet"][0],
         "network": plain["engine_ms"][0],
         "controller": ray["processor_share"]["controller"][0],
-        "bytes_in": float(measured["picture_bytes"]),
-        "bytes_out": plain["answer_bytes"][0],
+        "bytes_in": float(measured["image_bytes"]),
+        "bytes_out": plain["response_bytes"][0],
     }
 
 
