@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.structures import DetectOptions, DetectorInfo
-from service.api.regions import Box, Regions, first_outside
+from model.structures import Box, DetectOptions, DetectorInfo
+from service.api.regions import Regions, first_outside
 from service.errors import BadOption
 from service.settings import Settings
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import orjson
 from pydantic import AfterValidator, WithJsonSchema
 
-Box = tuple[float, float, float, float]
+from model.structures import Box
+
 MAX_REGIONS = 2000  # the number of proposals of Selective Search in Fast R-CNN
 
 
