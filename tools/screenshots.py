@@ -2,6 +2,8 @@
 
     frcnn serve --device cpu --precision fp32 &
     python -m tools.screenshots http://127.0.0.1:8000
+
+The page shows timings, so that no two runs give the same files.
 """
 
 import shutil
