@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from model.explain.stages import STAGES, AnchorFacts, DetectionFacts, Explanation, ProposalFacts, Stage, Suppressor
 from model.structures import DetectorInfo
-from service.api.options import BoxFrame, Thresholds, class_id, option_error
-from service.api.responses import in_frame, response_head
+from service.api.options import BoxNotation, Thresholds, class_id, option_error
+from service.api.responses import convert_boxes, response_head
 from service.api.schemas import Cell, ResponseHead
 from service.errors import BadOption
 from service.inference.pipeline import ImageResult
@@ -67,6 +67,10 @@ class ExplainOptions(ExplainQuery):
                 "labels", f"there are {len(self.labels)} for {len(self.boxes)} boxes; give one each, or none"
             )
         return [None if label is None else info.classes[class_id(label, info, "labels")] for label in self.labels]
+
+    def check_boxes(self, width: int, height: int) -> None:
+        """Raise ``BadOption`` for a box that does not lie in an image of that size."""
+        self.pixel_boxes(width, height)
 
     def pixel_boxes(self, width: int, height: int) -> NDArray[np.float32]:
         """Return the boxes as corners in pixels, float32 [G, 4], clipped to that image size. Raises ``BadOption``."""
@@ -176,10 +180,10 @@ def explain_response(
 
 
 class _Writer:
-    """Write facts as JSON: boxes in the requested frame, numbers as float32, in as few digits as are exact."""
+    """Write facts as JSON: boxes in the requested notation, numbers as float32, in as few digits as are exact."""
 
-    def __init__(self, result: ImageResult, frame: BoxFrame) -> None:
-        self.result, self.frame = result, frame
+    def __init__(self, result: ImageResult, notation: BoxNotation) -> None:
+        self.result, self.notation = result, notation
 
     def write_explanation(self, explanation: Explanation) -> dict[str, Any]:
         return {
@@ -220,5 +224,5 @@ class _Writer:
         return numbers | {"box": self.write_box(facts.box)}
 
     def write_box(self, box: Sequence[float]) -> NDArray[np.float32]:
-        corners: NDArray[np.float32] = in_frame(np.array([box], dtype=np.float32), self.result, self.frame)[0]
+        corners: NDArray[np.float32] = convert_boxes(np.array([box], dtype=np.float32), self.result, self.notation)[0]
         return corners

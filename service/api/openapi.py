@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.api.options import MAX_IMAGES, BoxFrame
+from service.api.options import MAX_IMAGES, BoxNotation
 from service.api.problems import PROBLEM_JSON
 from service.api.schemas import Problem
 
@@ -37,7 +37,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def image_body(options: type[BoxFrame]) -> dict[str, Any]:
+def image_body(options: type[BoxNotation]) -> dict[str, Any]:
     """Return ``openapi_extra=`` for one image in any of the three forms, with ``options`` beside it."""
     fields = _fields(options)
     return _body(
@@ -49,7 +49,7 @@ def image_body(options: type[BoxFrame]) -> dict[str, Any]:
     )
 
 
-def batch_body(options: type[BoxFrame]) -> dict[str, Any]:
+def batch_body(options: type[BoxNotation]) -> dict[str, Any]:
     """Return ``openapi_extra=`` for a route that takes several images."""
     images = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": MAX_IMAGES}
     return _body({"multipart/form-data": {"schema": _object({"image": images} | _fields(options))}})
@@ -87,7 +87,7 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _fields(options: type[BoxFrame]) -> dict[str, Any]:
+def _fields(options: type[BoxNotation]) -> dict[str, Any]:
     properties: dict[str, Any] = options.model_json_schema()["properties"]
     return properties
 

@@ -14,14 +14,14 @@ from service.errors import BadOption
 from service.settings import Settings
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
-OptionsT = TypeVar("OptionsT", bound="BoxFrame")
+OptionsT = TypeVar("OptionsT", bound="BoxNotation")
 T = TypeVar("T")
 MAX_TIMEOUT_MS = 3_600_000
 MAX_IMAGES = 32  # in one request
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class BoxFrame(BaseModel):
+class BoxNotation(BaseModel):
     """How boxes are written. Unknown options are refused, so that a misspelt one is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,7 +30,7 @@ class BoxFrame(BaseModel):
     normalized: bool = Field(False, description="boxes as fractions of the image's width and height, not pixels")
 
 
-class Thresholds(BoxFrame):
+class Thresholds(BoxNotation):
     """Which detections are returned. What is None is the server's default, or the checkpoint's."""
 
     score_threshold: Fraction | None = Field(None, description="detections score above this")
@@ -75,7 +75,7 @@ class DetectionOptions(Thresholds):
         )
 
 
-class ProposalOptions(BoxFrame):
+class ProposalOptions(BoxNotation):
     """The options of ``POST /proposals``."""
 
     limit: int = Field(100, ge=1, le=10_000, description="at most so many, by falling objectness")
@@ -102,7 +102,7 @@ def merge(query: OptionsT, body: Mapping[str, Any]) -> OptionsT:
     return merge_into(type(query), query, body) if body else query
 
 
-def merge_into(kind: type[OptionsT], query: BoxFrame, body: Mapping[str, Any]) -> OptionsT:
+def merge_into(kind: type[OptionsT], query: BoxNotation, body: Mapping[str, Any]) -> OptionsT:
     """Return ``query`` with the body's options as a ``kind``, a class with more options. Raises ``BadOption``."""
     values = query.model_dump(exclude_unset=True) | dict(body)
     for name in ("classes", "labels"):  # one form field is one value, a repeated one is a list
@@ -136,7 +136,7 @@ def bad_options(details: Sequence[Any]) -> BadOption:
 def _ranges() -> dict[str, tuple[float, float]]:
     """Return the least and greatest value by option, as the models above declare them."""
     ranges: dict[str, tuple[float, float]] = {"X-Request-Timeout-Ms": (1, MAX_TIMEOUT_MS)}
-    for options in _descendants(BoxFrame):
+    for options in _descendants(BoxNotation):
         for name, schema in options.model_json_schema()["properties"].items():
             for kind in schema.get("anyOf", [schema]):
                 if "minimum" in kind and "maximum" in kind:
@@ -144,7 +144,7 @@ def _ranges() -> dict[str, tuple[float, float]]:
     return ranges
 
 
-def _descendants(kind: type[BoxFrame]) -> Iterator[type[BoxFrame]]:
+def _descendants(kind: type[BoxNotation]) -> Iterator[type[BoxNotation]]:
     for subclass in kind.__subclasses__():
         yield subclass
         yield from _descendants(subclass)

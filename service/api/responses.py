@@ -14,21 +14,21 @@ import orjson
 from numpy.typing import NDArray
 
 from model.structures import HeatMap, Proposals, Trace
-from service.api.options import BoxFrame, ProposalOptions
+from service.api.options import BoxNotation, ProposalOptions
 from service.inference.pipeline import ImageResult
 
 
-def detect_response(result: ImageResult, frame: BoxFrame, request_id: str, model: str) -> dict[str, Any]:
+def detect_response(result: ImageResult, notation: BoxNotation, request_id: str, model: str) -> dict[str, Any]:
     """Return the body of ``POST /detect`` but for its timings."""
     detections = result.detections
-    body = response_head(result, frame, request_id, model) | {
-        "boxes": in_frame(detections.boxes.numpy(), result, frame),
+    body = response_head(result, notation, request_id, model) | {
+        "boxes": convert_boxes(detections.boxes.numpy(), result, notation),
         "scores": detections.scores.numpy(),
         "labels": list(detections.labels),
         "class_ids": detections.class_ids.numpy(),
     }
     if detections.proposals is not None:
-        body["proposals"] = _proposals(detections.proposals, result, frame)
+        body["proposals"] = _proposals(detections.proposals, result, notation)
         body["proposal_indices"] = detections.proposal_indices.numpy()
     return body
 
@@ -102,38 +102,38 @@ def server_timing(timings: Mapping[str, float]) -> str:
     return ", ".join(f"{stage};dur={value}" for stage, value in timings.items())
 
 
-def response_head(result: ImageResult, frame: BoxFrame, request_id: str, model: str) -> dict[str, Any]:
+def response_head(result: ImageResult, notation: BoxNotation, request_id: str, model: str) -> dict[str, Any]:
     """Return the members that every response about an image begins with."""
     return {
         "request_id": request_id,
         "model": model,
         "image": {"width": result.width, "height": result.height},
-        "box_format": frame.box_format,
-        "normalized": frame.normalized,
+        "box_format": notation.box_format,
+        "normalized": notation.normalized,
         "batch_size": result.detections.batch_size,
     }
 
 
-def in_frame(boxes: NDArray[np.float32], result: ImageResult, frame: BoxFrame) -> NDArray[np.float32]:
-    """Convert boxes [N, 4], xyxy in pixels, to the format and units of ``frame``."""
-    if frame.normalized:
+def convert_boxes(boxes: NDArray[np.float32], result: ImageResult, notation: BoxNotation) -> NDArray[np.float32]:
+    """Convert boxes [N, 4], xyxy in pixels, to the format and units of ``notation``."""
+    if notation.normalized:
         boxes = np.divide(boxes, np.array([result.width, result.height] * 2, dtype=np.float32), dtype=np.float32)
-    if frame.box_format != "xyxy":
+    if notation.box_format != "xyxy":
         corner, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-        first = corner if frame.box_format == "xywh" else corner + extent / 2
+        first = corner if notation.box_format == "xywh" else corner + extent / 2
         boxes = np.concatenate([first, extent], axis=1)
     return np.ascontiguousarray(boxes)
 
 
-def _proposals(proposals: Proposals, result: ImageResult, frame: BoxFrame) -> dict[str, Any]:
+def _proposals(proposals: Proposals, result: ImageResult, notation: BoxNotation) -> dict[str, Any]:
     locations = proposals.locations
     assert locations is not None
     return {
-        "boxes": in_frame(proposals.boxes.numpy(), result, frame),
+        "boxes": convert_boxes(proposals.boxes.numpy(), result, notation),
         "objectness": proposals.objectness.numpy(),
         "levels": proposals.levels.numpy(),
         "ranks": proposals.ranks.numpy(),
-        "anchors": in_frame(proposals.anchors.numpy(), result, frame),
+        "anchors": convert_boxes(proposals.anchors.numpy(), result, notation),
         "deltas": np.ascontiguousarray(proposals.deltas.numpy()),
         "cells": np.stack([locations.rows.numpy(), locations.columns.numpy()], axis=1),
         "sizes": locations.sizes.numpy(),
@@ -141,8 +141,8 @@ def _proposals(proposals: Proposals, result: ImageResult, frame: BoxFrame) -> di
     }
 
 
-def _objectness_map(heat_map: HeatMap, result: ImageResult, frame: BoxFrame) -> dict[str, Any]:
-    width, height = (result.width, result.height) if frame.normalized else (1, 1)
+def _objectness_map(heat_map: HeatMap, result: ImageResult, notation: BoxNotation) -> dict[str, Any]:
+    width, height = (result.width, result.height) if notation.normalized else (1, 1)
     return {
         "level": heat_map.level,
         "values": np.ascontiguousarray(heat_map.values.numpy()),

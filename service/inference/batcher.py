@@ -21,7 +21,7 @@ from model.structures import Detections
 from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable
 from service.inference.limits import BatchSizeLimit, QueueLimits, Throughput
 from service.inference.queue import ImageQueue, Task
-from service.inference.worker import BatchReport, Worker, WorkerDead
+from service.inference.worker import BatchReport, Worker, WorkerFailed
 from service.metrics import Metrics
 
 log = logging.getLogger("frcnn.batching")
@@ -48,10 +48,10 @@ class Batcher:
         self._pixels = 0
         self._draining = False
         self._ended = False
-        self.on_death: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = lambda: None
 
     @property
-    def waiting(self) -> int:
+    def slots_in_use(self) -> int:
         """Return the number of images that hold a slot: being decoded, queued, or on a device."""
         return self._slots
 
@@ -121,7 +121,7 @@ class Batcher:
             self.queue.discard(task)
 
     async def run(self) -> None:
-        """Feed the workers until cancelled, or until one is dead: all tasks then fail, and ``on_death`` is called."""
+        """Feed the workers until cancelled, or until one fails: all tasks then fail, and ``on_failure`` is called."""
         await asyncio.gather(*(self._feed(worker) for worker in self._workers))
 
     async def drain(self) -> None:
@@ -171,7 +171,7 @@ class Batcher:
                 continue
             try:
                 await self._run_batch(worker, limit, batch)
-            except WorkerDead as death:
+            except WorkerFailed as death:
                 worker.give_up(str(death))  # its thread may still be about to end
                 self._fail(batch)
             except Exception:  # a bug of this service: end the process rather than leave requests without a result
@@ -211,14 +211,14 @@ class Batcher:
             limit.succeeded(size)
 
     def _end(self) -> None:
-        """Fail all waiting tasks, since a worker is dead. Only the first feeder that notices it does so."""
+        """Fail all waiting tasks, since a worker has failed. Only the first feeder that notices it does so."""
         if self._ended:
             return
         self._ended = True
         self._fail(self.queue.take_all())
         self._metrics.ready.set(0)
         self._wake.set()  # so that the feeders of idle devices end too
-        self.on_death()
+        self.on_failure()
 
     @staticmethod
     def _fail(tasks: list[Task]) -> None:

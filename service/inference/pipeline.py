@@ -1,6 +1,6 @@
-"""One image's way through the service: decode -> queue -> worker -> result. Knows nothing of HTTP.
+"""The steps of one image between its bytes and its result: decode -> queue -> worker. Knows nothing of HTTP.
 
-An image passes through five carriers between the request's body and the response's bytes:
+Between the request's body and the response's bytes an image is held in five objects in turn:
 
     ImageRequest   the parsed body: the bytes of its images and the options beside them (``service/api/request.py``)
     DecodedImage   RGB pixels, and the size of the image as shown (``decoding.py``)
@@ -104,12 +104,13 @@ class Pipeline:
         return self.workers[0]
 
     @property
-    def dead(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Return why one of the workers cannot run batches; None where all can."""
         if not self.workers:
             return "The detector is not loaded yet."
         return next(
-            (worker.dead or "The worker thread has ended." for worker in self.workers if not worker.alive), None
+            (worker.failure_reason or "The worker thread has ended." for worker in self.workers if not worker.alive),
+            None,
         )
 
     async def open(self) -> None:

@@ -49,7 +49,7 @@ class BatchReport:
     suspicious: bool = False
 
 
-class WorkerDead(Exception):
+class WorkerFailed(Exception):
     """The detector has failed for good; the process has to be replaced."""
 
 
@@ -69,7 +69,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run_thread, name="frcnn-worker", daemon=True)
         self._detector: DetectorLike | None = None
         self._self_test: SelfTest | None = None
-        self.dead: str | None = None
+        self.failure_reason: str | None = None
 
     @property
     def detector(self) -> DetectorLike:
@@ -80,7 +80,7 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Return whether batches can be run."""
-        return self._detector is not None and self.dead is None and self._thread.is_alive()
+        return self._detector is not None and self.failure_reason is None and self._thread.is_alive()
 
     async def start(self) -> None:
         """Load the detector, warm it up and run the self-test.
@@ -91,28 +91,28 @@ class Worker:
         await self._call(self._open)
 
     async def run(self, tasks: Sequence[Task]) -> BatchReport:
-        """Run ``tasks`` as one batch. Raises ``WorkerDead`` where the detector has failed for good."""
+        """Run ``tasks`` as one batch. Raises ``WorkerFailed`` where the detector has failed for good."""
         if not self.alive:
-            raise WorkerDead(self.dead or "The worker thread has ended.")
+            raise WorkerFailed(self.failure_reason or "The worker thread has ended.")
         report = asyncio.ensure_future(self._call(lambda: self._run_batch(tasks)))
         while not (await asyncio.wait({report}, timeout=min(1.0, self._watchdog_seconds)))[0]:
             self._watch()
-            if self.dead is not None:
+            if self.failure_reason is not None:
                 report.cancel()
-                raise WorkerDead(self.dead)
+                raise WorkerFailed(self.failure_reason)
         return report.result()
 
     def give_up(self, reason: str) -> None:
-        """Mark the worker as dead: it runs nothing any more. ``reason`` is for the log."""
-        if self.dead is None:
-            self.dead = reason
+        """Mark the worker as failed: it runs nothing any more. ``reason`` is for the log."""
+        if self.failure_reason is None:
+            self.failure_reason = reason
             device = self._detector.info.device if self._detector is not None else "unknown"
-            log.error("the worker is dead", extra={"reason": reason, "device": device})
+            log.error("the worker has failed", extra={"reason": reason, "device": device})
 
     async def stop(self, seconds: float) -> None:
         """Let the thread end after its current work, and wait for that, at most ``seconds``."""
         self._inbox.put(None)
-        if self.dead is None and self._thread.is_alive():
+        if self.failure_reason is None and self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, seconds)
 
     async def _call(self, work: Callable[[], _T]) -> _T:
@@ -269,4 +269,4 @@ def _transferable(error: BaseException) -> BaseException:
     """Wrap what a future refuses (``StopIteration``) and what would end asyncio's loop (``SystemExit``)."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    return WorkerDead(f"The worker thread has ended ({type(error).__name__}).")
+    return WorkerFailed(f"The worker thread has ended ({type(error).__name__}).")

@@ -118,7 +118,7 @@ class Replica:
 
     def check_health(self) -> None:
         """Raise ``RuntimeError`` where the detector has failed; Ray replaces a replica after three such failures."""
-        if (reason := self._pipeline.dead) is not None:
+        if (reason := self._pipeline.failure_reason) is not None:
             raise RuntimeError(reason)
 
 

@@ -68,7 +68,7 @@ class Server(uvicorn.Server):
         self._grace = settings.drain_seconds
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pipeline.batcher.on_death = self._on_detector_failure
+        self._pipeline.batcher.on_failure = self._on_detector_failure
 
     async def startup(self, *args: object, **kwargs: object) -> None:
         """Start as uvicorn does; a signal that arrives while the detector loads ends the process afterwards."""
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
 
     def _start_draining(self) -> None:
         if self._draining is None:
-            log.info("draining", extra={"waiting": self._pipeline.batcher.waiting, "grace_seconds": self._grace})
+            log.info("draining", extra={"waiting": self._pipeline.batcher.slots_in_use, "grace_seconds": self._grace})
             self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -139,7 +139,7 @@ class Server(uvicorn.Server):
 
     def _exit_at_once(self, reason: str) -> None:
         """End the process without waiting for its threads, which may hang on the device."""
-        log.error("exit at once", extra={"reason": reason, "dropped": self._pipeline.batcher.waiting})
+        log.error("exit at once", extra={"reason": reason, "dropped": self._pipeline.batcher.slots_in_use})
         logging.shutdown()
         os._exit(NOT_STARTED)
 

@@ -21,7 +21,7 @@ def wait_for(condition, seconds: float = 10) -> None:
 
 def waiting(live) -> int:
     """Return the number of images that hold a slot."""
-    return live.app.state.pipeline.batcher.waiting
+    return live.app.state.pipeline.batcher.slots_in_use
 
 
 def queued(live) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from service.api.compat import add_problem_members, integer_box
-from service.api.dependencies import Handler
+from service.api.dependencies import Handler, TimeoutMs
 from service.api.openapi import BINARY, any_body, problems
 from service.api.options import DetectionOptions, merge
 
@@ -32,9 +32,9 @@ router = APIRouter(
         required=("image",),
     ),
 )
-async def detection(request: Request, handler: Handler) -> dict[str, Any]:
+async def detection(request: Request, handler: Handler, timeout_ms: TimeoutMs = None) -> dict[str, Any]:
     """Send a form with the file field `image` and optionally `min_confidence`; corners are whole pixels."""
-    image_request = await handler.read_request(request, None)
+    image_request = await handler.read_request(request, timeout_ms)
     fields = dict(image_request.options)
     fields.pop("api_key", None)  # DeepStack's own; this service's keys are in a header
     threshold = fields.pop("min_confidence", MIN_CONFIDENCE)

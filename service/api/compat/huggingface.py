@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 
 from service.api.body import parse_body
 from service.api.compat import add_problem_members, integer_box
-from service.api.dependencies import Handler
+from service.api.dependencies import Handler, TimeoutMs
 from service.api.openapi import BASE64, BINARY, any_body, problems
 from service.api.options import DetectionOptions, merge
 from service.errors import BadRequest
@@ -28,9 +28,9 @@ router = APIRouter(tags=["compat"], dependencies=[Depends(add_problem_members(la
         required=("inputs",),
     ),
 )
-async def object_detection(request: Request, handler: Handler) -> list[dict[str, Any]]:
+async def object_detection(request: Request, handler: Handler, timeout_ms: TimeoutMs = None) -> list[dict[str, Any]]:
     """Send the image, and optionally `threshold` in `parameters`: by default 0.5, as in Hugging Face's pipelines."""
-    image_request = await handler.read_request(request, None, raw=True)
+    image_request = await handler.read_request(request, timeout_ms, raw=True)
     parameters: dict[str, Any] = {}
     if request.headers.get("content-type", "").startswith("application/json"):
         image, parameters = await handler.pipeline.run_in_thread(_parse_json, image_request.images[0])

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service.api.compat import add_problem_members
 from service.api.compat.tensors import HEADER_LENGTH, parse_infer_request, write_infer_response
-from service.api.dependencies import Handler, RequireKey
+from service.api.dependencies import Handler, RequireKey, TimeoutMs
 from service.api.openapi import BINARY, any_body, problems
 from service.api.options import MAX_IMAGES, DetectionOptions, merge
 from service.errors import NoSuchModel
@@ -107,9 +107,9 @@ async def metadata(handler: Handler) -> dict[str, Any]:
     ),
 )
 @router.post("/models/{name}/versions/1/infer", include_in_schema=False, dependencies=[CheckModel])
-async def infer(request: Request, handler: Handler) -> Response:
+async def infer(request: Request, handler: Handler, timeout_ms: TimeoutMs = None) -> Response:
     """Send one input tensor and get the output tensors, as JSON or binary."""
-    image_request = await handler.read_request(request, None, raw=True)
+    image_request = await handler.read_request(request, timeout_ms, raw=True)
     infer_request = await handler.pipeline.run_in_thread(
         parse_infer_request,
         image_request.images[0],

@@ -48,7 +48,7 @@ async def explain(
     options = merge_into(ExplainOptions, query, image_request.options)
     class_names = options.class_names(handler.info)
     detect_options = replace(options.thresholds(handler.settings), trace=True)
-    result = await handler.infer(image_request, detect_options, check_size=options.pixel_boxes)
+    result = await handler.infer(image_request, detect_options, check_size=options.check_boxes)
     request_id, model = request_context(request).request_id, handler.info.name
     body = await handler.pipeline.run_in_thread(_explain, result, options, class_names, request_id, model)
     return handler.respond(request, result, body)

@@ -48,11 +48,11 @@ def test_the_requests_of_one_key_are_bounded_and_other_keys_are_served(
     with serve_faulty(api_keys_file=tmp_path / "keys", max_inflight_per_key=2) as live:
         faulty.gate.clear()
         requests = [send(clients, live, small, **{"X-API-Key": "greedy"}) for _ in range(2)]
-        wait_for(lambda: live.app.state.pipeline.batcher.waiting == 2)
+        wait_for(lambda: live.app.state.pipeline.batcher.slots_in_use == 2)
         refusal = live.detect(small, headers={"X-API-Key": "greedy"})
         assert (refusal.status_code, refusal.json()["code"]) == (429, "key_busy")
         modest = send(clients, live, small, **{"X-API-Key": "modest"})
-        wait_for(lambda: live.app.state.pipeline.batcher.waiting == 3)
+        wait_for(lambda: live.app.state.pipeline.batcher.slots_in_use == 3)
         faulty.gate.set()
         assert [response.result().status_code for response in (*requests, modest)] == [200] * 3
         assert live.detect(small, headers={"X-API-Key": "greedy"}).status_code == 200

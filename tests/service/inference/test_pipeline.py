@@ -105,7 +105,7 @@ def test_a_dead_worker_ends_the_service_after_the_others_batch(serve_pair, pair,
     with serve_pair() as live:
         deaths = []
         died = threading.Event()
-        live.app.state.pipeline.batcher.on_death = lambda: (deaths.append(1), died.set())
+        live.app.state.pipeline.batcher.on_failure = lambda: (deaths.append(1), died.set())
         first_responses = hold_both(clients, live, pair, small)
         queued_response = send(clients, live, small)
         wait_for(lambda: queued(live) == 1)
@@ -117,7 +117,7 @@ def test_a_dead_worker_ends_the_service_after_the_others_batch(serve_pair, pair,
         assert live.client.get("/readyz").status_code == 503
         assert live.metric("frcnn_ready") == 0
         assert live.detect(small).status_code == 503
-        assert "self-test" in live.app.state.pipeline.dead
+        assert "self-test" in live.app.state.pipeline.failure_reason
         second.gate.set()
         assert first_responses[1].result().status_code == 200
         assert len(second.batches) == calls  # and nothing new begins
@@ -134,7 +134,7 @@ def test_a_device_that_cannot_be_loaded_keeps_the_service_from_starting(pair):
     pipeline = create_app(load_settings(), detector_factory=load, devices=lambda _: DEVICES).state.pipeline
     with pytest.raises(RuntimeError, match="no memory is left on it"):
         asyncio.run(pipeline.open())
-    assert pipeline.dead
+    assert pipeline.failure_reason
 
 
 def test_the_model_and_the_metrics_name_every_device(monkeypatch):

@@ -92,7 +92,7 @@ def test_out_of_memory_splits_the_batch_and_makes_the_next_ones_smaller(serve_fa
 def test_a_broken_device_ends_readiness_and_waiting_images_get_503(serve_faulty, faulty, clients, small, large):
     with serve_faulty() as live:
         died = threading.Event()
-        live.app.state.pipeline.batcher.on_death = died.set
+        live.app.state.pipeline.batcher.on_failure = died.set
         running = hold(clients, live, faulty, small)
         waiting_response = send(clients, live, large)
         wait_for(lambda: queued(live) == 1)
@@ -110,7 +110,7 @@ def test_a_broken_device_ends_readiness_and_waiting_images_get_503(serve_faulty,
 def test_a_call_that_hangs_is_given_up_and_waiting_images_get_503(serve_faulty, faulty, clients, encoded, small):
     with serve_faulty(watchdog_seconds=0.3) as live:
         died = threading.Event()
-        live.app.state.pipeline.batcher.on_death = died.set
+        live.app.state.pipeline.batcher.on_failure = died.set
         hanging = hold(clients, live, faulty, small)
         waiting_response = send(clients, live, encoded((120, 30)))
         assert [hanging.result().status_code, waiting_response.result().status_code] == [503, 503]
@@ -126,7 +126,7 @@ def test_a_call_that_hangs_is_given_up_and_waiting_images_get_503(serve_faulty, 
 def test_the_death_of_the_workers_thread_is_noticed(serve_faulty, faulty, clients, monkeypatch, small, death):
     with serve_faulty() as live:
         died = threading.Event()
-        live.app.state.pipeline.batcher.on_death = died.set
+        live.app.state.pipeline.batcher.on_failure = died.set
         monkeypatch.setattr(faulty, "detect", lambda *_: (_ for _ in ()).throw(death()))
         assert live.detect(small).status_code == 503
         assert died.wait(5)
