@@ -1,4 +1,4 @@
-"""How to train: the settings of a run, and its learning rate by step."""
+"""Settings of a training run, and its learning rate by step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainingConfig:
     lr: AdamW's peak learning rate; body_lr: the same for the backbone's body. warmup: steps of linear rise from 0, then
     a half cosine down to ``lr_end`` of the peak.
     clip: largest gradient norm. ema: decay of the averaged weights, which are the ones that are saved for serving.
-    frozen: parameters whose name starts with one of these keep their values (P 3.1.3 freezes the first stages).
+    frozen: parameters whose name starts with one of these keep their values; the paper freezes the first stages.
     canvas: (height, width) of landscape images while training.
     finish: settings of the last epochs; None where they are as all others.
     bf16: autocast the convolutions and matrix products; faster where the processor has AMX, slower where not.
