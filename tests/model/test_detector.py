@@ -67,7 +67,7 @@ def test_a_detection_names_the_proposal_it_came_from(detector: Detector) -> None
     torch.testing.assert_close(detections.boxes, parents, atol=4.0, rtol=0.05)
 
 
-def test_an_answer_does_not_depend_on_the_batch_mates(detector: Detector) -> None:
+def test_detections_do_not_depend_on_the_other_images_of_the_batch(detector: Detector) -> None:
     # The canvas depends on the image alone; sums in fp32 may differ in their last bits.
     image = _image(180, 240, seed=1)
     (alone,) = detector.detect([image])
@@ -177,3 +177,27 @@ def test_the_full_size_alone_decides_the_canvas(detector: Detector) -> None:
 def test_a_full_size_of_nothing_is_refused(detector: Detector) -> None:
     with pytest.raises(ValueError, match="full_size"):
         detector.detect([_image(10, 10)], DetectOptions(full_size=(0, 10)))
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([[1, 2, 3]], "shape"),
+        ([[5, 5, 5, 9]], "x1 < x2"),
+        ([[0, 0, float("nan"), 9]], "x1 < x2"),
+    ],
+)
+def test_regions_that_are_no_boxes_are_refused(detector: Detector, regions: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detector.detect([_image(180, 240)], regions=[regions])
+
+
+def test_regions_with_a_trace_or_proposals_are_refused(detector: Detector) -> None:
+    for options in (DetectOptions(trace=True), DetectOptions(proposals=3)):
+        with pytest.raises(ValueError, match="the RPN does not run"):
+            detector.detect([_image(180, 240)], options, [[[0, 0, 9, 9]]])
+
+
+def test_regions_must_be_one_list_an_image(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="Regions for 2 images, and there are 1"):
+        detector.detect([_image(180, 240)], regions=[None, None])

@@ -14,31 +14,10 @@ from torch import nn
 from model import anchors, checkpoint
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
-from model.presets import PAPER_VGG16, PRESETS, RESNET50_FPN, find_preset
-from model.roi_align import roi_pool
+from model.presets import PAPER_VGG16, PRESETS, find_preset
 from model.structures import ImageBatch
 from model.training.losses import joint_losses
 from model.training.targets import Truth
-
-# py-faster-rcnn's generate_anchors.py, as its header prints them: pixels counted inclusively, and from 1.
-NINE = (
-    (-83, -39, 100, 56),
-    (-175, -87, 192, 104),
-    (-359, -183, 376, 200),
-    (-55, -55, 72, 72),
-    (-119, -119, 136, 136),
-    (-247, -247, 264, 264),
-    (-35, -79, 52, 96),
-    (-79, -167, 96, 184),
-    (-167, -343, 184, 360),
-)
-
-
-def test_the_nine_anchors_of_the_table() -> None:
-    base = anchors.level_base_anchors(PAPER_VGG16.anchors, 0)
-    # Continuous corners to inclusive pixels (the last is one less), counted from 1 (both one more).
-    inclusive = torch.stack((base[:, 0] + 1, base[:, 1] + 1, base[:, 2], base[:, 3]), dim=1)
-    assert inclusive.tolist() == [list(map(float, anchor)) for anchor in NINE]
 
 
 def test_twenty_thousand_anchors_on_an_image_of_the_papers_size() -> None:
@@ -180,15 +159,6 @@ def test_the_four_losses_of_one_image_worked_out_by_hand() -> None:
     assert float(losses.total()) == pytest.approx(sum(map(float, losses)))
 
 
-def test_pooling_in_bf16_moves_no_corner() -> None:
-    """In bf16 a corner near 1000 is a multiple of 4, and half a cell away lies another maximum."""
-    level = torch.randn(1, 2, 38, 63).bfloat16()
-    regions = torch.tensor([[0.0, 537.0, 203.0, 987.0, 597.0], [0.0, 5.0, 5.0, 990.0, 590.0]])
-    pooled = roi_pool(level, regions, 1 / 16, 7)
-    assert pooled.dtype == torch.bfloat16
-    assert torch.equal(pooled.float(), roi_pool(level.float(), regions, 1 / 16, 7))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_serves_in_either_precision(precision: str) -> None:
     detector = Detector(*_small(), device="cpu", precision=precision, canvas="exact")
@@ -218,7 +188,3 @@ def test_presets_are_found_by_name() -> None:
     assert [find_preset(preset.name) for preset in PRESETS] == list(PRESETS)
     with pytest.raises(ValueError, match="No preset 'VGG': one of PAPER_VGG16, RESNET50_FPN, "):
         find_preset("VGG")
-
-
-def test_a_preset_is_made_for_other_classes() -> None:
-    assert RESNET50_FPN.with_classes(3) == replace(RESNET50_FPN, num_classes=3)

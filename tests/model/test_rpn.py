@@ -7,7 +7,7 @@ from torchvision.ops import remove_small_boxes
 
 from model import boxes as box_ops
 from model.config import AnchorConfig, RPNConfig
-from model.presets import LITE, PAPER_VGG16
+from model.presets import LITE, PAPER_VGG16, RESNET50_FPN
 from model.rpn import RPN, RPNHead
 
 # One level of 2 x 2 cells of 16 px, one square anchor of 16 px a cell.
@@ -121,10 +121,17 @@ def test_a_proposal_can_be_recomputed_from_its_anchor_and_offsets() -> None:
         assert proposals.objectness.tolist() == sorted(proposals.objectness.tolist(), reverse=True)
 
 
-def test_low_precision_maps_are_decoded_in_float32() -> None:
-    rpn = _rpn(RPNConfig())
-    candidates, (proposals,) = _propose(rpn, torch.zeros(1, 4).bfloat16(), torch.zeros(1, 4, 4).bfloat16())
-    assert candidates.boxes.dtype == proposals.objectness.dtype == torch.float32
+def test_logits_and_offsets_in_bfloat16_are_decoded_in_float32() -> None:
+    # In bfloat16 a corner near 1300 would be rounded by up to 4 pixels.
+    canvas, maps = (800, 1344), ((200, 336), (100, 168), (50, 84), (25, 42), (13, 21))
+    rpn = RPN(4, RESNET50_FPN.anchors, RESNET50_FPN.rpn).eval()
+    grid, counts = rpn.grid_anchors(canvas, maps, CPU)
+    logits, deltas = torch.randn(1, len(grid)).bfloat16(), torch.zeros(1, len(grid), 4).bfloat16()
+    candidates = rpn.select_candidates(logits, deltas, grid, counts, torch.tensor([canvas]))
+    assert candidates.boxes.dtype == candidates.logits.dtype == torch.float32
+    expected = box_ops.clip(grid[candidates.anchor_indices], *canvas)
+    torch.testing.assert_close(candidates.boxes, expected, rtol=0, atol=1e-3)
+    assert rpn.select_proposals(candidates)[0].objectness.dtype == torch.float32
 
 
 def test_an_image_in_which_nothing_is_likely_has_no_proposals() -> None:

@@ -5,7 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from model import boxes as box_ops
+from model.config import IMAGENET_MEAN, IMAGENET_STD
 from model.presets import LITE, PAPER_VGG16, RESNET50_FPN
 from model.transform import Transform, exact_canvas, resized_size
 
@@ -25,6 +28,29 @@ def test_a_very_thin_image_keeps_at_least_one_pixel() -> None:
 def test_the_exact_canvas_is_the_next_multiple_of_the_stride() -> None:
     assert exact_canvas(RESNET50_FPN.transform, 480, 640) == (800, 1088)
     assert exact_canvas(PAPER_VGG16.transform, 375, 500) == (608, 800)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (375, 500), (700, 1100), (33, 47), (2000, 300)])
+def test_an_image_is_resized_and_normalised_as_by_torchvision(size: tuple[int, int]) -> None:
+    # torchvision floors sizes and does not low-pass, and the two axes have a ratio each.
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    reference = GeneralizedRCNNTransform(800, 1333, IMAGENET_MEAN, IMAGENET_STD).eval()
+    expected, _ = reference([torch.from_numpy(image).permute(2, 0, 1).float() / 255])
+    resized = resized_size(RESNET50_FPN.transform, *size)
+    assert resized == expected.image_sizes[0]
+    batch = Transform(RESNET50_FPN.transform)([image], tuple(expected.tensors.shape[2:]), CPU)
+    torch.testing.assert_close(batch.pixels, expected.tensors, rtol=1e-4, atol=1e-4)
+    corners = torch.tensor([[0.0, 0.0, float(resized[1]), float(resized[0])]])
+    original_corners = box_ops.rescale(corners, batch.sizes[0], batch.original_sizes[0])
+    torch.testing.assert_close(original_corners, torch.tensor([[0.0, 0.0, float(size[1]), float(size[0])]]))
+
+
+def test_the_other_images_of_a_batch_change_no_pixel() -> None:
+    rng = np.random.default_rng(0)
+    small, large = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((80, 100, 3), (300, 384, 3)))
+    (alone,) = Transform(SMALL)([small], (384, 384), CPU).pixels
+    _, in_batch = Transform(SMALL)([large, small], (384, 384), CPU).pixels
+    assert torch.equal(in_batch, alone)
 
 
 def test_padding_is_zero_for_the_network() -> None:
