@@ -160,7 +160,7 @@ def test_a_score_threshold_of_zero_costs_a_bounded_number_of_waits(
     torch.testing.assert_close(answer.scores, right.scores, atol=1e-3, rtol=0)
 
 
-def test_every_proposal_layer_is_exact_float32(gpu: PretendedGPU) -> None:
+def test_proposals_of_a_network_in_bf16_are_float32(gpu: PretendedGPU) -> None:
     detector = small("LITE", "cuda", "bf16")
     assert isinstance(detector.model.rpn, RPN)
     [answer] = detector.detect([noise(64, 64)], DetectOptions(proposals=5))

@@ -45,7 +45,7 @@ def on_gpu() -> Detector:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
-def test_the_bundled_weights_find_the_cat_where_the_cpu_finds_it(
+def test_the_bundled_weights_detect_the_cat_where_the_cpu_does(
     precision: str, on_cpu: Detector, cat: np.ndarray
 ) -> None:
     try:
@@ -77,7 +77,7 @@ def test_a_batch_makes_the_host_wait_for_nothing_but_our_own_events(
 
 
 @pytest.mark.parametrize("name", [config.name for config in PRESETS])
-def test_every_preset_answers_at_its_own_size(name: str, cat: np.ndarray) -> None:
+def test_every_preset_detects_at_its_own_size(name: str, cat: np.ndarray) -> None:
     detector = Detector.random(name, device="cuda")
     answers = detector.detect([cat] * 2, DetectOptions(score_threshold=0.0, max_detections=5))
     assert [len(answer) for answer in answers] == [5, 5]
@@ -106,7 +106,7 @@ def test_nms_keeps_the_boxes_that_the_cpu_keeps() -> None:
     assert [answer.tolist() for answer in answers] == [right.tolist() for right in expected]
 
 
-def test_a_chain_is_iterated_to_its_end() -> None:
+def test_nms_of_a_chain_of_boxes_is_iterated_until_it_has_converged() -> None:
     left = torch.arange(1000.0) * 5
     chain = torch.stack((left, torch.zeros(1000), left + 10, torch.ones(1000)), dim=1)
     threshold = torch.tensor([exact_threshold(0.3)], device=CUDA)
@@ -131,7 +131,7 @@ def test_pooling_is_torchvisions(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["LITE", "PAPER_VGG16"])
-def test_no_candidates_and_no_regions_make_nobody_wait(name: str, cat: np.ndarray) -> None:
+def test_no_candidates_and_no_regions_do_not_make_the_host_wait(name: str, cat: np.ndarray) -> None:
     detector = Detector.random(name, device="cuda", precision="fp16")
     options = [DetectOptions(score_threshold=1.0), DetectOptions(regions=())]
     detector.detect([cat] * 2, options)
@@ -154,7 +154,7 @@ def test_fp32_multiplies_float32_exactly_and_tf32_does_not() -> None:
             assert low <= float(off) <= high
 
 
-def test_what_goes_up_comes_down() -> None:
+def test_uploaded_values_are_downloaded_as_they_were() -> None:
     with no_hidden_wait():
         numbers = upload([[1, 2, 3]], torch.int64, CUDA)
         flags = upload(np.array([True, False]), torch.bool, CUDA)

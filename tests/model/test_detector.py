@@ -20,7 +20,7 @@ def _image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_there_is_one_answer_an_image_in_their_order(detector: Detector) -> None:
+def test_there_are_detections_for_each_image_in_order(detector: Detector) -> None:
     sizes = [(120, 160), (160, 120), (120, 160), (33, 400), (1, 1)]
     results = detector.detect([_image(*size) for size in sizes])
     assert [answer.batch_size for answer in results] == [2, 1, 2, 1, 1]
@@ -34,7 +34,7 @@ def test_there_is_one_answer_an_image_in_their_order(detector: Detector) -> None
         assert answer.labels == tuple(CLASSES[i] for i in answer.class_ids.tolist())
 
 
-def test_no_images_no_answers(detector: Detector) -> None:
+def test_no_images_give_no_detections(detector: Detector) -> None:
     assert detector.detect([]) == []
 
 
@@ -109,7 +109,7 @@ def test_the_stages_are_timed(detector: Detector) -> None:
     assert all(seconds >= 0 for seconds in detections.timings.values())
 
 
-def test_a_detector_says_what_it_is(detector: Detector) -> None:
+def test_the_info_describes_the_detector(detector: Detector) -> None:
     info = detector.info
     assert info.preset == "LITE"
     assert info.classes == CLASSES
@@ -128,12 +128,12 @@ def test_a_detector_says_what_it_is(detector: Detector) -> None:
         ({"canvas": "round"}, "canvas must be"),
     ],
 )
-def test_a_wrong_argument_stops_the_start(argument: dict[str, str], message: str) -> None:
+def test_an_argument_out_of_range_is_refused(argument: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Detector.random("LITE", **argument)
 
 
-def test_bf16_finds_nearly_the_same() -> None:
+def test_bf16_gives_nearly_the_same_proposals() -> None:
     image = _image(300, 400)
     exact = Detector.random("LITE", classes=CLASSES, precision="fp32", device="cpu")
     short = Detector.random("LITE", classes=CLASSES, precision="bf16", device="cpu")
@@ -146,7 +146,7 @@ def test_bf16_finds_nearly_the_same() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_finds_what_the_cpu_finds() -> None:
+def test_a_gpu_detects_as_the_cpu() -> None:
     image = _image(300, 400)
     answers = [
         Detector.random("LITE", classes=CLASSES, precision="fp32", device=device).detect([image])[0]

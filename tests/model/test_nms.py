@@ -123,7 +123,7 @@ def test_a_threshold_that_float32_cannot_hold_is_rounded_down() -> None:
     assert keep[0].nonzero().squeeze(1).tolist() == expected == [0]
 
 
-def test_a_chain_of_a_thousand_boxes_gets_the_thousand_iterations_it_needs() -> None:
+def test_nms_of_a_chain_of_a_thousand_boxes_converges_after_a_thousand_iterations() -> None:
     # Each overlaps its neighbours by a third alone: every second one stays, and one after the other is decided.
     left = torch.arange(1000.0) * 5
     chain = torch.stack((left, torch.zeros(1000), left + 10, torch.ones(1000)), dim=1)

@@ -28,7 +28,7 @@ def test_twenty_thousand_anchors_on_an_image_of_the_papers_size() -> None:
     assert shift.tolist() == [32, 16, 32, 16]
 
 
-def test_137_078_239_parameters() -> None:
+def test_the_papers_network_has_137_078_239_parameters() -> None:
     with torch.device("meta"):
         model = FasterRCNN(PAPER_VGG16)
     assert sum(parameter.numel() for parameter in model.parameters()) == 137_078_239
@@ -72,7 +72,7 @@ def test_constants_of_training() -> None:
     assert PAPER_VGG16.roi_head.dropout == 0.5
 
 
-def test_new_layers_begin_as_the_papers() -> None:
+def test_new_layers_are_initialised_as_in_the_paper() -> None:
     """P 3.1.3: N(0, 0.01); PFR's prototxt has 0.001 for the detector's offsets. Narrow fc layers, to be quick."""
     model = FasterRCNN(replace(PAPER_VGG16, roi_head=replace(PAPER_VGG16.roi_head, fc_channels=(64, 512))))
     expected = {
@@ -104,7 +104,7 @@ def _small() -> tuple[FasterRCNN, checkpoint.ResolvedCheckpoint]:
     return FasterRCNN(config), about
 
 
-def test_an_image_goes_in_and_boxes_come_out() -> None:
+def test_proposals_and_detections_of_the_papers_network_lie_in_the_image() -> None:
     detector = Detector(*_small(), device="cpu", precision="fp32", canvas="exact")
     image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     (detections,) = detector.detect([image], DetectOptions(score_threshold=0.0, proposals=1000))
@@ -160,7 +160,7 @@ def test_the_four_losses_of_one_image_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_serves_in_either_precision(precision: str) -> None:
+def test_the_papers_network_detects_in_both_precisions(precision: str) -> None:
     detector = Detector(*_small(), device="cpu", precision=precision, canvas="exact")
     (detections,) = detector.detect([np.full((120, 160, 3), 90, np.uint8)], DetectOptions(score_threshold=0.0))
     assert len(detections)
@@ -168,7 +168,7 @@ def test_it_serves_in_either_precision(precision: str) -> None:
 
 
 @pytest.mark.slow
-def test_imagenets_vgg16_loads() -> None:
+def test_the_imagenet_weights_of_vgg16_fit_the_papers_network() -> None:
     """All 138 million numbers of torchvision's classifier: two thirds of a detector's state."""
     state = torchvision.models.vgg16(weights=None, init_weights=False).state_dict()
     for value in state.values():

@@ -220,7 +220,7 @@ def test_regions_carry_their_images_number() -> None:
 
 
 @pytest.mark.parametrize("preset", [LITE, RESNET50_FPN, PAPER_VGG16], ids=lambda preset: preset.name)
-def test_the_head_answers_for_every_class(preset) -> None:  # type: ignore[no-untyped-def]
+def test_the_head_gives_logits_and_offsets_for_every_class(preset) -> None:  # type: ignore[no-untyped-def]
     head = _head(5, preset.roi_head)
     maps = [torch.randn(2, 4, 64 // s, 64 // s) for s in (1, 2, 4, 8)]
     regions = stack_regions([torch.tensor([_square(0, 0, 30)]), torch.tensor([_square(5, 5, 20), _square(0, 0, 9)])])

@@ -68,14 +68,14 @@ def test_each_image_keeps_its_own_size_on_a_shared_canvas() -> None:
     assert batch.original_sizes.tolist() == [[384, 200], [50, 50]]
 
 
-def test_the_papers_network_sees_blue_first_and_means_taken_off() -> None:
+def test_the_papers_network_gets_bgr_less_the_mean() -> None:
     red = np.zeros((600, 600, 3), np.uint8)
     red[..., 0] = 255
     pixel = Transform(PAPER_VGG16.transform)([red], (608, 608), CPU).pixels[0, :, 0, 0]
     torch.testing.assert_close(pixel, torch.tensor([-102.9801, -115.9465, 255 - 122.7717]), atol=1e-3, rtol=0)
 
 
-def test_shrinking_ten_times_does_not_alias() -> None:
+def test_shrinking_by_ten_does_not_alias() -> None:
     # Lines one pixel wide: without a low-pass, resizing would pick all white or all black.
     stripes = np.zeros((3840, 3840, 3), np.uint8)
     stripes[:, ::2] = 255
@@ -102,7 +102,7 @@ def test_an_image_that_does_not_fit_its_canvas_is_refused() -> None:
         Transform(SMALL)([np.zeros((384, 384, 3), np.uint8)], (288, 384), CPU)
 
 
-def test_a_read_only_image_as_pillow_makes_it_is_taken_without_a_warning() -> None:
+def test_a_read_only_image_is_transformed_without_a_warning() -> None:
     image = np.full((384, 384, 3), 255, np.uint8)
     image.setflags(write=False)
     pixels = Transform(SMALL)([image], (384, 384), CPU).pixels

@@ -68,7 +68,7 @@ def each_alone(
         ("MOBILENET_V3_320", 1),
     ],
 )
-def test_images_alone(preset: str, seed: int) -> None:
+def test_images_in_batches_of_their_own(preset: str, seed: int) -> None:
     reference, model = pair(preset, seed, sizes=SMALL, post_nms=FEW[preset])
     images = [make_image(height, width, 10 * seed + i) for i, (height, width) in enumerate(SHAPES.values())]
     answers, expected = each_alone(reference, model, images)
@@ -103,7 +103,7 @@ def test_at_the_published_size(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["RESNET50_FPN", "MOBILENET_V3_320"])
-def test_state_dicts_under_their_old_keys(preset: str) -> None:
+def test_a_state_dict_with_the_keys_of_torchvision_0_13(preset: str) -> None:
     reference, model = pair(preset, 0, sizes=SMALL, old_keys=True)
     answers, expected = each_alone(reference, model, [make_image(240, 320, 0)])
     assert_parity(answers, expected, model.config)

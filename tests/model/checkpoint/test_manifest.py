@@ -14,7 +14,7 @@ from tests.model.checkpoint.states import CLASSES
 
 
 class TestManifest:
-    def test_the_repositorys_own_is_whole(self) -> None:
+    def test_the_bundled_manifest_is_complete(self) -> None:
         presets = {preset.name for preset in PRESETS}
         for entry in checkpoint.load_manifest():
             assert entry.preset in presets
@@ -41,7 +41,7 @@ class TestManifest:
             reached = weights.meta["_metrics"]["COCO-val2017"]["box_map"]
             assert entry.metrics["coco_val2017_ap"] == pytest.approx(reached / 100)
 
-    def test_entries(self, shelf: Path) -> None:
+    def test_entries_are_read(self, shelf: Path) -> None:
         here, afar = checkpoint.load_manifest(shelf / "manifest.toml", shelf / "cache")
         assert (here.path, here.score_threshold, here.classes) == (shelf / "here.safetensors", 0.3, CLASSES)
         assert (afar.path, afar.score_threshold, afar.classes) == (None, None, CLASSES)
@@ -78,11 +78,11 @@ class TestManifest:
         with pytest.raises(CheckpointError, match=sentence):
             checkpoint.load_manifest(path)
 
-    def test_no_manifest(self, tmp_path: Path) -> None:
+    def test_a_missing_manifest_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="No manifest of weights"):
             checkpoint.load_manifest(tmp_path / "manifest.toml")
 
-    def test_entry_is_frozen(self, shelf: Path) -> None:
+    def test_an_entry_is_frozen(self, shelf: Path) -> None:
         entry = checkpoint.load_manifest(shelf / "manifest.toml")[0]
         with pytest.raises(TypeError):
             entry.metrics["ap"] = 1.0  # type: ignore[index]

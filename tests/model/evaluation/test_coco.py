@@ -51,7 +51,7 @@ def test_perfect_detections_score_one():
     assert [(size.boxes, size.ap) for size in result.sizes[:3]] == [(0, None), (2, 1), (0, None)]
 
 
-def test_boxes_are_counted_and_judged_by_area():
+def test_average_precision_by_area():
     squares = [[0, 0, side, side] for side in (10, 20, 60, 120)]  # small, small, medium, large: one a quarter
     four = dataset(*(sample(side[2], [side], [1]) for side in squares))
     result = evaluate([prediction((side, 0.9), image_id=side[2]) for side in squares[1:]], four)
@@ -100,14 +100,14 @@ def test_a_difficult_object_takes_any_number_of_detections():
     assert evaluate([prediction((DIFFICULT, 0.9), (DIFFICULT, 0.8), (DIFFICULT, 0.7), (THING, 0.5))], ONE).ap50 == 1
 
 
-def test_overlap_with_a_difficult_object_is_plain_iou_unless_crowds_are_asked_for():
+def test_overlap_with_a_difficult_object_is_plain_iou_without_crowd_overlap():
     corner = [100, 100, 120, 120]  # wholly inside, but an IoU of 1/16
     inside = prediction((corner, 0.9), (THING, 0.5))
     assert evaluate([inside], ONE).ap50 == pytest.approx(0.5)
     assert evaluate([inside], ONE, crowd_overlap=True).ap50 == 1
 
 
-def test_a_difficult_object_of_another_class_excuses_nothing():
+def test_a_detection_on_a_difficult_object_of_another_class_counts_as_wrong():
     result = evaluate(
         [prediction((DIFFICULT, 0.9, 2), (THING, 0.5, 2))],
         dataset(sample("a", [THING, DIFFICULT], [2, 1], [False, True])),
@@ -153,7 +153,7 @@ def test_classes_without_boxes_are_left_out_of_the_mean():
         (("a", [THING], [0.5, 0.4], [1]), "1 boxes, 2 scores, 1 classes"),
     ],
 )
-def test_predictions_that_make_no_sense_are_refused(prediction, complaint):
+def test_malformed_predictions_are_refused(prediction, complaint):
     with pytest.raises(ValueError, match=complaint):
         evaluate([prediction], ONE)
 

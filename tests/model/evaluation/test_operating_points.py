@@ -42,7 +42,7 @@ def _predictions(*rows: tuple[float, tuple[float, float, float, float]], class_i
 HERE, THERE, WRONG_PLACE = (0, 0, 10, 10), (50, 50, 70, 70), (20, 0, 30, 10)
 
 
-def test_a_box_is_found_once_by_the_highest_score() -> None:
+def test_a_box_is_matched_once_by_the_highest_score() -> None:
     scores, right = judge_detections(_predictions((0.5, HERE), (0.9, HERE)), _dataset(HERE))
     assert np.round(scores, 2).tolist() == [0.5, 0.9]
     assert right.tolist() == [False, True]
@@ -57,7 +57,7 @@ def test_a_detection_on_an_ignored_box_is_not_judged() -> None:
     assert np.round(scores, 2).tolist() == [0.8]
 
 
-def test_each_detection_is_told_which_box_it_finds() -> None:
+def test_each_detection_is_matched_to_a_box() -> None:
     (sample,) = _dataset(HERE, THERE, (80, 80, 90, 90), ignore=(False, False, True)).samples
     boxes = np.array([THERE, HERE, (80, 80, 90, 90), (20, 0, 30, 10)], np.float32)
     assert match_detections(boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], sample).tolist() == [1, 0, IGNORED, WRONG]

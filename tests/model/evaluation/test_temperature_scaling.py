@@ -36,7 +36,7 @@ def test_no_correction_changes_no_score_and_an_inverse_takes_one_out_again() -> 
 
 
 @pytest.mark.parametrize(("temperature", "background"), [(0.6, 0.0), (1.0, 1.5), (1.7, -0.5)])
-def test_the_correction_that_scores_need_is_found(temperature: float, background: float) -> None:
+def test_the_fit_returns_the_correction_that_was_applied(temperature: float, background: float) -> None:
     generator = np.random.default_rng(0)
     honest = generator.uniform(0.02, 0.98, 20_000)
     right = generator.random(20_000) < honest

@@ -70,6 +70,6 @@ def test_a_trace_in_a_mixed_batch_is_of_its_own_image(detector: Detector) -> Non
     torch.testing.assert_close(mixed[1].trace.objectness, alone.trace.objectness, atol=1e-4, rtol=0)
 
 
-def test_no_regions_no_detections(detector: Detector) -> None:
+def test_no_regions_give_no_detections(detector: Detector) -> None:
     (detections,) = detector.detect([_image()], regions=[torch.zeros(0, 4)])
     assert len(detections) == 0

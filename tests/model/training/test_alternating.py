@@ -74,7 +74,7 @@ def test_joint_training_is_one_stage_with_all_four_losses(shapes: Dataset) -> No
     assert all(float(loss) > 0 for loss in losses)
 
 
-def test_a_recipe_with_a_finish_is_for_joint_training(shapes_folder: Path, tmp_path: Path) -> None:
+def test_alternating_training_with_a_finish_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=2, finish=Finish(1, (96, 128), PLAIN))
     with pytest.raises(TrainingError, match="leave the finish out"):
         train(shapes_folder, tmp_path / "run", start="nothing", config=config, schedule="alternating")

@@ -56,7 +56,7 @@ def test_batch_norms_are_refused_in_several_processes(shapes_folder: Path) -> No
         Trainer(model, dataset, TrainingConfig(), processes=Processes(0, 2))
 
 
-def test_alone_nothing_is_summed_and_every_position_is_its_own() -> None:
+def test_a_single_process_sums_nothing_and_has_every_position() -> None:
     alone = Processes()
     assert alone.first
     assert alone.total(7) == 7

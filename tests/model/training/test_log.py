@@ -46,7 +46,7 @@ def _trainer(dataset: Dataset, config: TrainingConfig = CONFIG) -> Trainer:
     return Trainer(new_model(detector.with_classes(2)), dataset, config)
 
 
-def test_the_log_has_the_mean_losses_of_every_so_many_steps(squares: Dataset, tmp_path: Path) -> None:
+def test_a_line_is_logged_every_so_many_steps(squares: Dataset, tmp_path: Path) -> None:
     trainer = _trainer(squares)
     log = LossLog(tmp_path / "log.jsonl", trainer, every=5)
     trainer.run(log)

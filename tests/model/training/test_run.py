@@ -18,7 +18,7 @@ QUICK = ["--start", "nothing", "--epochs", "0.5", "--batch-size", "4", "--valida
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["joint", "alternating"])
-def test_the_guides_commands_make_a_checkpoint_that_detects(shapes_folder: Path, tmp_path: Path, schedule: str) -> None:
+def test_the_commands_of_the_guide_train_a_detector(shapes_folder: Path, tmp_path: Path, schedule: str) -> None:
     out = tmp_path / "run"
     train = ["train", "--data", str(shapes_folder), "--out", str(out), "--schedule", schedule, *QUICK]
     done = run(app, train)

@@ -55,7 +55,7 @@ def test_without_ground_truth_everything_is_background() -> None:
     assert match_boxes(torch.zeros(0, 3), 0.7, 0.3, keep_best=True).tolist() == [BACKGROUND] * 3
 
 
-def test_what_lies_on_an_ignored_box_is_not_background() -> None:
+def test_a_box_on_an_ignored_box_is_not_background() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
     matched = torch.tensor([BACKGROUND, BACKGROUND])
     assert exclude_ignored(matched, boxes, boxes[:1], 0.5).tolist() == [IGNORED, BACKGROUND]
