@@ -9,7 +9,7 @@ from torchvision.ops.boxes import _batched_nms_coordinate_trick
 
 from model import nms as suppression
 from model.nms import PairwiseNMS, exact_threshold, grouped_nms, nms, nms_per_class, nms_per_level
-from tests.gpu.pretended import pretended_gpu
+from tests.gpu.simulated_gpu import simulated_gpu
 from tests.model.random_boxes import random_boxes
 
 CPU = torch.device("cpu")
@@ -189,12 +189,12 @@ def test_levels_whose_masks_would_be_too_large_are_left_to_the_operator(monkeypa
     expected = nms_per_level(boxes, valid, scores, counts, 0.5)
     for pairs, together in ((2 * 30**2, True), (2 * 30**2 - 1, False)):
         monkeypatch.setattr(suppression, "MASK_PAIRS", pairs)
-        with pretended_gpu() as gpu:
+        with simulated_gpu() as gpu:
             there = [part.pin_memory().to("cuda", non_blocking=True) for part in (boxes, valid, scores)]
             gpu.reset()
             answers = nms_per_level(*there, counts, 0.5)
             waits = gpu.wait_count
-            assert [answer.tolist() for answer in answers] == [right.tolist() for right in expected]
+            assert [answer.tolist() for answer in answers] == [reference.tolist() for reference in expected]
         assert (waits == 1) == together
 
 

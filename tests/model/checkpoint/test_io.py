@@ -18,16 +18,16 @@ from tests.model.checkpoint.states import CLASSES, PRESET, small_state
 
 
 class TestResolve:
-    def test_a_name_of_the_manifest(self, shelf: Path) -> None:
-        resolved = checkpoint.resolve("here", manifest=shelf / "manifest.toml")
-        assert (resolved.name, resolved.preset, resolved.classes) == ("here", PRESET, CLASSES)
+    def test_a_name_of_the_manifest(self, weights_folder: Path) -> None:
+        resolved = checkpoint.resolve("bundled", manifest=weights_folder / "manifest.toml")
+        assert (resolved.name, resolved.preset, resolved.classes) == ("bundled", PRESET, CLASSES)
         assert (resolved.score_threshold, dict(resolved.metrics)) == (0.3, {"ap": 0.5})
         assert set(checkpoint.read_state(resolved)) == {"conv.weight", "norm.running_var"}
 
-    def test_a_path_with_metadata(self, shelf: Path) -> None:
-        resolved = checkpoint.resolve(shelf / "here.safetensors", manifest=shelf / "manifest.toml")
-        assert resolved.name == "here"
-        other = shelf / "other.safetensors"
+    def test_a_path_with_metadata(self, weights_folder: Path) -> None:
+        resolved = checkpoint.resolve(weights_folder / "bundled.safetensors", manifest=weights_folder / "manifest.toml")
+        assert resolved.name == "bundled"
+        other = weights_folder / "other.safetensors"
         checkpoint.save(other, small_state(), preset=PRESET, classes=("cat",), metrics={})
         resolved = checkpoint.resolve(other)
         assert (resolved.name, resolved.preset, resolved.sha256) == ("other", PRESET, None)
@@ -53,13 +53,13 @@ class TestResolve:
         with pytest.raises(CheckpointError, match=r"w\.classes\.json"):
             checkpoint.resolve(tmp_path / "w.pth")
 
-    def test_an_unknown_name_is_refused_with_the_names_that_exist(self, shelf: Path) -> None:
-        with pytest.raises(CheckpointError, match="neither a file nor one of here, afar"):
-            checkpoint.resolve("nowhere", manifest=shelf / "manifest.toml")
+    def test_an_unknown_name_is_refused_with_the_names_that_exist(self, weights_folder: Path) -> None:
+        with pytest.raises(CheckpointError, match="neither a file nor one of bundled, remote"):
+            checkpoint.resolve("nowhere", manifest=weights_folder / "manifest.toml")
 
-    def test_a_name_that_is_not_fetched_is_refused_with_the_command(self, shelf: Path) -> None:
-        with pytest.raises(CheckpointError, match="frcnn weights fetch afar"):
-            checkpoint.resolve("afar", manifest=shelf / "manifest.toml", cache=shelf / "cache")
+    def test_a_name_that_is_not_fetched_is_refused_with_the_command(self, weights_folder: Path) -> None:
+        with pytest.raises(CheckpointError, match="frcnn weights fetch remote"):
+            checkpoint.resolve("remote", manifest=weights_folder / "manifest.toml", cache=weights_folder / "cache")
 
 
 class TestSave:
@@ -194,13 +194,13 @@ class TestBadFiles:
         with pytest.raises(CheckpointError, match="There is no file"):
             checkpoint.read_state(tmp_path / "w.pth")
 
-    def test_a_file_with_another_hash_is_refused(self, shelf: Path) -> None:
-        path = shelf / "here.safetensors"
+    def test_a_file_with_another_hash_is_refused(self, weights_folder: Path) -> None:
+        path = weights_folder / "bundled.safetensors"
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        entry = checkpoint.load_manifest(shelf / "manifest.toml")[0]
-        with pytest.raises(CheckpointError, match="is not 'here': its SHA-256 is"):
+        entry = checkpoint.load_manifest(weights_folder / "manifest.toml")[0]
+        with pytest.raises(CheckpointError, match="is not 'bundled': its SHA-256 is"):
             checkpoint.verify(entry)
         with pytest.raises(CheckpointError, match="damaged or was changed"):
-            checkpoint.read_state(checkpoint.resolve("here", manifest=shelf / "manifest.toml"))
+            checkpoint.read_state(checkpoint.resolve("bundled", manifest=weights_folder / "manifest.toml"))
