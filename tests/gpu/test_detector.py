@@ -48,10 +48,8 @@ def test_every_preset_detects_as_on_the_cpu_and_nearly_so_in_half_precision(name
         assert answer.trace is not None
         assert reference.trace is not None
         torch.testing.assert_close(answer.trace.objectness, reference.trace.objectness, atol=5e-3, rtol=0)
-        kept, known = (
-            answer.trace.candidates[answer.trace.final_rows],
-            reference.trace.candidates[reference.trace.final_rows],
-        )
+        kept = answer.trace.candidates[answer.trace.final_rows]
+        known = reference.trace.candidates[reference.trace.final_rows]
         # Scores of random weights are nearly tied: boxes may swap ranks, and one may suppress another.
         assert _without_partner(kept.boxes, known.boxes) <= 1
         assert _without_partner(answer.boxes, reference.boxes) <= 2  # one of each class

@@ -26,7 +26,7 @@ LIMITS = {"fp32": (0.2, 1e-3), "tf32": (4.0, 0.02), "fp16": (4.0, 0.02), "bf16":
 
 @contextmanager
 def no_hidden_wait() -> Iterator[None]:
-    """Make torch raise where an operator makes the host wait. Waits for events, as in ``download``, are not affected."""
+    """Make torch raise where an operator makes the host wait. Waits for events, as in ``download``, are none."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield

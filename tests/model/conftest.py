@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COCO json, splits ``train`` (24) and ``test`` (8): a white square or a black disc on grey, 128 x 96."""
+    """Write COCO JSON, splits ``train`` (24) and ``test`` (8): a white square or a black disc on grey, 128 x 96."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(0)
     for split, count in (("train", 24), ("test", 8)):

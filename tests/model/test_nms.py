@@ -79,7 +79,7 @@ def test_an_iou_next_to_the_threshold_is_decided_as_without_groups() -> None:
 
 
 def _settled(pairs: PairwiseNMS) -> tuple[torch.Tensor, int]:
-    """Iterate to the fixed point; also return the number of iterations, the last of which changed nothing."""
+    """Return keep at the fixed point, and the number of iterations, the last of which changed nothing."""
     for count in itertools.count(1):
         keep, done = pairs.advance(1)
         if done:
@@ -190,9 +190,9 @@ def test_levels_whose_masks_would_be_too_large_are_left_to_the_operator(monkeypa
     for pairs, together in ((2 * 30**2, True), (2 * 30**2 - 1, False)):
         monkeypatch.setattr(suppression, "MASK_PAIRS", pairs)
         with simulated_gpu() as gpu:
-            there = [part.pin_memory().to("cuda", non_blocking=True) for part in (boxes, valid, scores)]
+            on_gpu = [part.pin_memory().to("cuda", non_blocking=True) for part in (boxes, valid, scores)]
             gpu.reset()
-            answers = nms_per_level(*there, counts, 0.5)
+            answers = nms_per_level(*on_gpu, counts, 0.5)
             waits = gpu.wait_count
             assert [answer.tolist() for answer in answers] == [reference.tolist() for reference in expected]
         assert (waits == 1) == together

@@ -26,7 +26,7 @@ def _propose(rpn: RPN, logits: torch.Tensor, deltas: torch.Tensor, size: tuple[i
 
 
 def test_logits_and_offsets_line_up_with_the_anchors() -> None:
-    """Channel a * 4 + c of the 1x1 convolution is offset c of anchor a at that cell."""
+    # Channel a * 4 + c of the 1x1 convolution is offset c of anchor a at that cell.
     head = RPNHead(4, 6, LITE.rpn)
     maps = [torch.randn(2, 4, 3, 5), torch.randn(2, 4, 2, 3)]
     logits, deltas = head(maps)
@@ -34,9 +34,9 @@ def test_logits_and_offsets_line_up_with_the_anchors() -> None:
     assert deltas.shape == (2, (15 + 6) * 6, 4)
     hidden = head.conv(maps[1])
     row, column, anchor = 1, 2, 4
-    place = 15 * 6 + (row * 3 + column) * 6 + anchor
-    torch.testing.assert_close(logits[1, place], head.cls_logits(hidden)[1, anchor, row, column])
-    torch.testing.assert_close(deltas[1, place], head.bbox_pred(hidden)[1, anchor * 4 : anchor * 4 + 4, row, column])
+    index = 15 * 6 + (row * 3 + column) * 6 + anchor
+    torch.testing.assert_close(logits[1, index], head.cls_logits(hidden)[1, anchor, row, column])
+    torch.testing.assert_close(deltas[1, index], head.bbox_pred(hidden)[1, anchor * 4 : anchor * 4 + 4, row, column])
 
 
 def test_the_papers_softmax_over_background_and_object_is_a_sigmoid_of_their_difference() -> None:

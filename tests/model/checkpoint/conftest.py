@@ -12,7 +12,7 @@ from tests.model.checkpoint.states import CLASSES, PRESET, small_state
 
 @pytest.fixture
 def weights_folder(tmp_path: Path) -> Path:
-    """A folder with a manifest of two: one checkpoint that is bundled, and one that would have to be fetched."""
+    """Make a folder with a manifest of two checkpoints: one that is bundled, and one that is not fetched yet."""
     digest = checkpoint.save(
         tmp_path / "bundled.safetensors", small_state(), preset=PRESET, classes=CLASSES, metrics={"ap": 0.5}
     )

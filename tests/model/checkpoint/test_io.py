@@ -69,10 +69,10 @@ class TestSave:
         assert digest == checkpoint.sha256(path)
         resolved = checkpoint.resolve(path)
         assert (resolved.preset, resolved.classes, resolved.metrics) == (PRESET, CLASSES, {"ap": 0.25})
-        back = checkpoint.read_state(resolved)
-        assert {value.dtype for value in back.values()} == {torch.float32}
-        torch.testing.assert_close(back["conv.weight"], state["conv.weight"], rtol=1e-3, atol=1e-6)
-        assert torch.equal(back["norm.running_var"], state["norm.running_var"]), "a vector keeps all its digits"
+        loaded = checkpoint.read_state(resolved)
+        assert {value.dtype for value in loaded.values()} == {torch.float32}
+        torch.testing.assert_close(loaded["conv.weight"], state["conv.weight"], rtol=1e-3, atol=1e-6)
+        assert torch.equal(loaded["norm.running_var"], state["norm.running_var"]), "a vector keeps all its digits"
         with safetensors.safe_open(path, framework="pt") as file:
             assert file.get_tensor("conv.weight").dtype == torch.float16
 
@@ -96,8 +96,8 @@ class TestSave:
         weight = torch.randn(2, 2)
         path = tmp_path / "w.safetensors"
         checkpoint.save(path, {"a": weight, "b": weight.T}, preset=PRESET, classes=CLASSES, metrics={})
-        back = checkpoint.read_state(path)
-        assert torch.equal(back["a"].T, back["b"])
+        loaded = checkpoint.read_state(path)
+        assert torch.equal(loaded["a"].T, loaded["b"])
 
     def test_diverged_weights_are_not_written(self, tmp_path: Path) -> None:
         state = {"good.weight": torch.ones(2), "bad.weight": torch.tensor([1.0, float("nan")])}
@@ -121,29 +121,29 @@ class TestSave:
         assert list(tmp_path.iterdir()) == [path]
 
 
-class Bomb:
-    """What a malicious pickle does: calls something as it is read."""
+class RunsCode:
+    """An object whose pickle calls a function as it is read."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-        return os.system, ("touch pwned",)
+        return os.system, ("touch called",)
 
 
 class TestBadFiles:
-    """Each of them: a ``CheckpointError`` that names the file and says what it is."""
+    """Each is refused with a ``CheckpointError`` that names the file and says what it is."""
 
     @pytest.mark.parametrize("wrapped", [True, False], ids=["torch.save", "bare pickle"])
     def test_a_pickle_that_would_run_code_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        path = tmp_path / "bomb.pth"
+        path = tmp_path / "code.pth"
         if wrapped:
-            torch.save({"conv.weight": Bomb()}, path)
+            torch.save({"conv.weight": RunsCode()}, path)
         else:
-            path.write_bytes(pickle.dumps({"conv.weight": Bomb()}, protocol=2))
-        with pytest.raises(CheckpointError, match=r"bomb\.pth is a pickle that would call \w+\.system"):
+            path.write_bytes(pickle.dumps({"conv.weight": RunsCode()}, protocol=2))
+        with pytest.raises(CheckpointError, match=r"code\.pth is a pickle that would call \w+\.system"):
             checkpoint.read_state(path)
-        assert not (tmp_path / "pwned").exists()
+        assert not (tmp_path / "called").exists()
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
     @pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors"])

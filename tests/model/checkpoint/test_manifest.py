@@ -24,7 +24,7 @@ class TestManifest:
             assert len(entry.sha256) in (8, 64)
             assert all(0 <= value <= 1 for value in entry.metrics.values())
             if entry.source is None:
-                assert checkpoint.verify(entry).is_file(), "bundled, so bundled and undamaged"
+                assert checkpoint.verify(entry).is_file(), "a bundled file is present and undamaged"
                 assert checkpoint.resolve(entry.name).classes == entry.classes
 
     def test_published_entries_say_what_torchvision_says(self) -> None:

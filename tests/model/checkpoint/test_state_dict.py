@@ -15,7 +15,7 @@ from model.presets import LITE, MOBILENET_V3_320, PRESETS
 
 
 class Toy(nn.Module):
-    """The outermost names of a detector, a few numbers wide."""
+    """A module with the outermost names of a detector and few weights."""
 
     def __init__(self, classes: int = 3, width: int = 4) -> None:
         super().__init__()

@@ -33,14 +33,14 @@ CAT = (0.05, 0.9, 0.03, 0.02)
 
 
 def _detector(config: DetectorConfig) -> Detector:
-    """A detector of three classes with random weights."""
+    """Make a detector of three classes with random weights."""
     checkpoint = ResolvedCheckpoint(name="scene", path=Path("nowhere"), preset=config.name, classes=CLASSES)
     model = FasterRCNN(config.with_classes(len(CLASSES)))
     return Detector(model, checkpoint, device="cpu", precision="fp32")
 
 
 class Scene:
-    """A LITE whose heads say what the test wants.
+    """A LITE detector whose heads' outputs the test sets.
 
     anchors: (objectness logit, offsets) by anchor; all others are unlikely and pushed away. classify: (probabilities of
     the classes, offsets of every class) by the left edge of a proposal, to the pixel; other proposals are background.
@@ -94,7 +94,7 @@ class Scene:
 
 
 def _shift(pixels: float) -> tuple[float, float, float, float]:
-    """Offsets that move a box of 20 px to the right."""
+    """Return the offsets that move a box of 20 px to the right."""
     return (pixels / 20, 0.0, 0.0, 0.0)
 
 
@@ -332,7 +332,7 @@ def test_no_boxes_give_no_explanations() -> None:
 @pytest.mark.parametrize("rpn_threshold", [0.0, 0.5])
 @pytest.mark.parametrize("threshold", [0.05, 0.2505])
 def test_every_box_is_explained_for_random_weights(rpn_threshold: float, threshold: float) -> None:
-    """Random weights, random boxes: always one of the stages, and facts that agree with the detections."""
+    # Random boxes: always one of the stages, and facts that agree with the detections.
     detector = _detector(replace(LITE, rpn=replace(LITE.rpn, score_threshold=rpn_threshold)))
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (180, 240, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The paper's four steps: which parts each one trains, and which are shared at the end (P 3.2)."""
+"""The four steps of alternating training (arXiv 1506.01497, section 3.2): the parts that each trains and shares."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -67,10 +67,10 @@ def test_the_steps_share_the_whole_budget() -> None:
 
 
 def test_joint_training_is_one_stage_with_all_four_losses(shapes: Dataset) -> None:
-    seen = []
+    losses_of_steps = []
     for stage in training_stages("joint", CONFIG, _initial_model, lambda m, r, o: Trainer(m, shapes, r, objective=o)):
-        stage.trainer.run(lambda _, losses: seen.append(losses), until=1)
-    (losses,) = seen
+        stage.trainer.run(lambda _, losses: losses_of_steps.append(losses), until=1)
+    (losses,) = losses_of_steps
     assert all(float(loss) > 0 for loss in losses)
 
 

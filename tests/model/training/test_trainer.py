@@ -1,15 +1,13 @@
 """The trainer learns, resumes to the same state, and stops at a loss that is not finite."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
-from model.data import Dataset, load_coco
+from model.data import Dataset
 from model.presets import LITE
 from model.training.augment import PLAIN
 from model.training.config import Finish, TrainingConfig, TrainingError
@@ -18,27 +16,6 @@ from model.training.trainer import Trainer, new_model
 CONFIG = TrainingConfig(
     epochs=4, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(64, 96), augment=PLAIN, frozen=()
 )
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Six images with a white square each, on grey."""
-    folder = tmp_path_factory.mktemp("squares")
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(1, 7):
-        x, y, side = (int(rng.integers(*limits)) for limits in ((4, 50), (4, 24), (20, 32)))
-        image = Image.new("RGB", (96, 64), (90, 90, 90))
-        ImageDraw.Draw(image).rectangle((x, y, x + side, y + side), fill="white")
-        image.save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "width": 96, "height": 64})
-        annotations.append(
-            {"id": number, "image_id": number, "category_id": 1, "bbox": [x, y, side, side], "area": side**2,
-             "iscrowd": 0}
-        )  # fmt: skip
-    labels = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
-    (folder / "labels.json").write_text(json.dumps(labels))
-    return load_coco(folder / "labels.json", folder)
 
 
 def _trainer(dataset: Dataset, config: TrainingConfig = CONFIG) -> Trainer:
@@ -110,16 +87,16 @@ def test_a_run_reaches_its_finish_resumed_or_not(squares: Dataset, tmp_path: Pat
     config = replace(CONFIG, epochs=2, finish=Finish(epochs=1, canvas=(96, 128), augment=PLAIN))
 
     def canvases(trainer: Trainer) -> list[tuple[int, ...]]:
-        seen: list[tuple[int, ...]] = []
-        learn = trainer.objective
+        canvas_of_steps: list[tuple[int, ...]] = []
+        objective = trainer.objective
 
-        def watch(model, batch, truths, generators, total):  # type: ignore[no-untyped-def]
-            seen.append(batch.canvas)
-            return learn(model, batch, truths, generators, total)
+        def record(model, batch, truths, generators, total):  # type: ignore[no-untyped-def]
+            canvas_of_steps.append(batch.canvas)
+            return objective(model, batch, truths, generators, total)
 
-        trainer.objective = watch
+        trainer.objective = record
         trainer.run()
-        return seen
+        return canvas_of_steps
 
     assert canvases(_trainer(squares, config)) == [(64, 96)] * 3 + [(96, 128)] * 3
     first = _trainer(squares, config)
