@@ -91,14 +91,14 @@ class BoxPredictor(nn.Module):
 class BatchDetections(NamedTuple):
     """Detections of all images of a batch together, by falling score; on the host.
 
-    boxes: float32 [D, 4], canvas pixels. scores: float32 [D]. class_ids: int64 [D]. regions: int64 [D], the row of the
-    batch's regions that each was refined from. images: int64 [D], the image's position in the batch.
+    boxes: float32 [D, 4], canvas pixels. scores: float32 [D]. class_ids: int64 [D]. region_rows: int64 [D], the row
+    of the batch's regions that each was refined from. images: int64 [D], the image's number in the batch.
     """
 
     boxes: Tensor
     scores: Tensor
     class_ids: Tensor
-    regions: Tensor
+    region_rows: Tensor
     images: Tensor
 
     def select(self, index: Tensor) -> BatchDetections:

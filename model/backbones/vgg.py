@@ -67,6 +67,7 @@ SPEC = BackboneSpec(
     build=lambda _norm: VGG16(),
     key="features.28.weight",
     first_conv="features.0",
+    frozen=("features.0.", "features.2.", "features.5.", "features.7."),  # conv1_1 to conv2_2
     imagenet_source="torchvision's vgg16",
     imagenet_key="features.28.weight",
     from_imagenet=from_imagenet,

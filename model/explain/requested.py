@@ -49,7 +49,7 @@ class RequestedOutputs:
         self,
         detections: Detections,
         image: int,
-        unlimited: Detections,
+        before_limit: Detections,
         batch: ImageBatch,
         config: DetectorConfig,
         classes: tuple[str, ...],
@@ -57,13 +57,13 @@ class RequestedOutputs:
     ) -> Detections:
         """Return the detections of image number ``image`` with its proposals and trace, in the image's pixels.
 
-        unlimited: the same detections before the limit of detections, which a trace records. self: on the host.
+        before_limit: the same detections before the limit of detections, which a trace records. self: on the host.
         """
         if image in self.proposals:
             proposals = to_image_frame(self.proposals[image], batch, image, config.anchors, self.maps)
             detections = replace(detections, proposals=proposals)
         if image in self.traces:
-            pairs = torch.stack((unlimited.proposal_indices, unlimited.class_ids), dim=1)
+            pairs = torch.stack((before_limit.proposal_indices, before_limit.class_ids), dim=1)
             trace = build_trace(config, batch, image, self.maps, self.traces[image], pairs, classes, options)
             detections = replace(detections, trace=trace)
         return detections

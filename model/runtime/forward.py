@@ -7,8 +7,8 @@
     ``postprocess`` decoding, class NMS, requested outputs, to the host      three: for the number of candidates,
                                                                              the detections, all else
 
-Everything that is served, evaluated or compared with torchvision goes through ``ForwardPass``. On the device all
-images of a batch are computed together, so that the number of waits does not grow with the batch.
+Everything that is served, evaluated or compared with torchvision goes through ``ForwardPass``. Training runs the same
+layers with other limits, regions and losses (``model.training.losses``). The waits do not grow with the batch.
 """
 
 from __future__ import annotations
@@ -44,11 +44,7 @@ class HeadOutput(NamedTuple):
 
 
 class ForwardPass:
-    """The forward pass of a ``FasterRCNN``, stage by stage.
-
-    Each stage is a method from tensors to tensors on the device, so that a subclass for one kind of device can override
-    the stages that it computes faster.
-    """
+    """The forward pass of a ``FasterRCNN``: each stage is a method from tensors to tensors, and can be overridden."""
 
     def __init__(self, model: FasterRCNN, dtype: torch.dtype, classes: tuple[str, ...]) -> None:
         """Keep ``model``. dtype: of the network's input. classes: names by class id, background first."""
@@ -68,7 +64,8 @@ class ForwardPass:
         finite = find_finite_images((*output.maps, output.logits, output.deltas))
         timer.mark("backbone")
         candidates, after_nms = self.propose(output, batch)
-        boxes = [candidates.boxes[i, rows[: self.model.rpn.post_nms]] for i, rows in enumerate(after_nms)]
+        final_rows = self.model.rpn.limit_proposals(after_nms)
+        boxes = [candidates.boxes[image, rows] for image, rows in enumerate(final_rows)]
         timer.mark("rpn")
         head = self.run_roi_head(output.maps, boxes)
         timer.mark("roi_head")
@@ -142,9 +139,11 @@ class ForwardPass:
         requested = requested.on_host(tensors)
         results: list[Detections | None] = []
         per_image = split_by_image(detections, batch, head.counts, self.classes)
-        for image, (unlimited, image_options) in enumerate(zip(per_image, options, strict=True)):
-            result = _limit(unlimited, image_options.max_detections)
-            result = requested.add_to(result, image, unlimited, batch, self.model.config, self.classes, image_options)
+        for image, (before_limit, image_options) in enumerate(zip(per_image, options, strict=True)):
+            result = _limit(before_limit, image_options.max_detections)
+            result = requested.add_to(
+                result, image, before_limit, batch, self.model.config, self.classes, image_options
+            )
             results.append(result if flags[image] else None)
         return results
 
@@ -182,7 +181,7 @@ def split_by_image(
                 scores=detections.scores[rows],
                 class_ids=class_ids,
                 labels=tuple(classes[class_id] for class_id in class_ids.tolist()),
-                proposal_indices=detections.regions[rows] - first_region,
+                proposal_indices=detections.region_rows[rows] - first_region,
                 batch_size=len(counts),
             )
         )

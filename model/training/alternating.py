@@ -73,7 +73,7 @@ def training_stages(
             config,
             epochs=config.epochs * step.share,
             warmup=max(1, round(config.warmup * step.share)),
-            frozen=(*config.frozen, *step.frozen),
+            frozen=(*config.frozen_prefixes(model.config.backbone), *step.frozen),
         )
         return TrainingStage(step.name, make_trainer(model, step_config, objective))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from model.backbones import BACKBONES
 from model.training.augment import AugmentConfig
 
 
@@ -32,7 +33,8 @@ class TrainingConfig:
     lr: AdamW's peak learning rate; body_lr: the same for the backbone's body. warmup: steps of linear rise from 0, then
     a half cosine down to ``lr_end`` of the peak.
     clip: largest gradient norm. ema: decay of the averaged weights, which are the ones that are saved for serving.
-    frozen: parameters whose name starts with one of these keep their values; the paper freezes the first stages.
+    frozen: prefixes of the parameters that keep their values; None for the backbone's first stages, as its entry in
+        ``model.backbones.BACKBONES`` names them.
     canvas: (height, width) of landscape images while training.
     finish: settings of the last epochs; None where they are as all others.
     bf16: autocast the convolutions and matrix products; faster where the processor has AMX, slower where not.
@@ -49,7 +51,7 @@ class TrainingConfig:
     lr_end: float = 0.01
     clip: float = 5.0
     ema: float = 0.998
-    frozen: tuple[str, ...] = ("backbone.body.stem", "backbone.body.stages.0", "backbone.body.stages.1")
+    frozen: tuple[str, ...] | None = None
     canvas: tuple[int, int] = (288, 384)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     finish: Finish | None = None
@@ -67,6 +69,12 @@ class TrainingConfig:
             raise ValueError(f"canvas cannot be {self.canvas}")
         if self.finish is not None and not (0 < self.finish.epochs <= self.epochs == int(self.epochs)):
             raise ValueError(f"a finish of {self.finish.epochs} epochs needs whole epochs in all, not {self.epochs}")
+
+    def frozen_prefixes(self, backbone: str) -> tuple[str, ...]:
+        """Return the prefixes of the parameters that keep their values in a detector with this backbone."""
+        if self.frozen is not None:
+            return self.frozen
+        return tuple(f"backbone.body.{prefix}" for prefix in BACKBONES[backbone].frozen)
 
     def epoch_settings(self, epoch: int) -> tuple[tuple[int, int], AugmentConfig]:
         """Return the canvas and the augmentation of a 0-based epoch."""

@@ -93,8 +93,13 @@ class Trainer:
         self.objective = objective
         self.transform = Transform(model.config.transform)
         self.step = 0
+        frozen = config.frozen_prefixes(model.config.backbone)
+        names = [name for name, _ in model.named_parameters()]
+        unused = [prefix for prefix in config.frozen or () if not any(name.startswith(prefix) for name in names)]
+        if unused:
+            raise TrainingError(f"No parameter of {model.config.name} begins with {', '.join(unused)}: mend `frozen`.")
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(config.frozen))
+            parameter.requires_grad_(not name.startswith(frozen))
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=config.weight_decay, fused=True)
         self.average: list[Tensor] = []

@@ -134,7 +134,7 @@ def test_background_is_class_0_and_never_a_detection() -> None:
     logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
     boxes = torch.tensor([_square(0, 0, 9), _square(20, 20, 9), _square(40, 40, 9)])
     detections = _postprocess(_head(), logits, boxes)
-    pairs = zip(detections.regions.tolist(), detections.class_ids.tolist(), strict=True)
+    pairs = zip(detections.region_rows.tolist(), detections.class_ids.tolist(), strict=True)
     assert sorted(pairs) == [(1, 1), (2, 2)]
     torch.testing.assert_close(detections.scores, F.softmax(logits[1], dim=0)[1].expand(2))
 
@@ -159,7 +159,7 @@ def test_each_class_has_offsets_of_its_own() -> None:
 def test_nms_is_within_a_class() -> None:
     proposals = torch.tensor([_square(0, 0, 20), _square(1, 0, 20)])
     detections = _postprocess(_head(), _logits((0.1, 0.5, 0.4), (0.1, 0.7, 0.2)), proposals)
-    pairs = zip(detections.class_ids.tolist(), detections.regions.tolist(), strict=True)
+    pairs = zip(detections.class_ids.tolist(), detections.region_rows.tolist(), strict=True)
     assert list(pairs) == [(1, 1), (2, 0)]
     torch.testing.assert_close(detections.scores, torch.tensor([0.7, 0.4]))
 
@@ -174,7 +174,7 @@ def test_detections_come_by_falling_score() -> None:
     proposals = torch.tensor([_square(0, 0, 9), _square(20, 0, 9), _square(0, 20, 9)])
     logits = _logits((0.4, 0.5, 0.1), (0.2, 0.7, 0.1), (0.3, 0.6, 0.1))
     detections = _postprocess(_head(), logits, proposals, score_threshold=0.2)
-    assert detections.regions.tolist() == [1, 2, 0]
+    assert detections.region_rows.tolist() == [1, 2, 0]
     torch.testing.assert_close(detections.scores, torch.tensor([0.7, 0.6, 0.5]))
 
 

@@ -3,7 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from model.config import DetectorConfig
+from model.faster_rcnn import FasterRCNN
+from model.presets import LITE, MOBILENET_V3_FPN, PAPER_VGG16, RESNET50_FPN
 from model.training.augment import PLAIN, AugmentConfig
 from model.training.config import Finish, TrainingConfig, learning_rate_factor
 
@@ -43,3 +47,29 @@ def test_the_last_epochs_have_the_settings_of_a_finish() -> None:
 def test_values_out_of_range_are_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         replace(CONFIG, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("preset", "frozen", "trained"),
+    [
+        (LITE, "stages.1.1.depthwise.conv.weight", "stages.2.0.depthwise.conv.weight"),
+        (RESNET50_FPN, "layer1.2.conv3.weight", "layer2.0.conv1.weight"),
+        (MOBILENET_V3_FPN, "6.block.0.0.weight", "7.block.0.0.weight"),
+        (PAPER_VGG16, "features.7.weight", "features.10.weight"),
+    ],
+    ids=["LITE", "RESNET50_FPN", "MOBILENET_V3_FPN", "PAPER_VGG16"],
+)
+def test_the_first_stages_of_every_backbone_are_frozen_by_default(
+    preset: DetectorConfig, frozen: str, trained: str
+) -> None:
+    with torch.device("meta"):
+        names = {name for name, _ in FasterRCNN(preset).named_parameters()}
+    prefixes = TrainingConfig().frozen_prefixes(preset.backbone)
+    assert {f"backbone.body.{frozen}", f"backbone.body.{trained}"} <= names
+    assert f"backbone.body.{frozen}".startswith(prefixes)
+    assert not f"backbone.body.{trained}".startswith(prefixes)
+
+
+def test_a_recipe_says_what_is_frozen() -> None:
+    assert replace(CONFIG, frozen=("rpn",)).frozen_prefixes("resnet50") == ("rpn",)
+    assert CONFIG.frozen_prefixes("resnet50") == ()

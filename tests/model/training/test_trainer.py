@@ -55,6 +55,11 @@ def test_frozen_parts_keep_their_weights(squares: Dataset) -> None:
     assert not torch.equal(before["rpn.head.bbox_pred.weight"], after["rpn.head.bbox_pred.weight"])
 
 
+def test_a_frozen_prefix_that_no_parameter_has_is_refused(squares: Dataset) -> None:
+    with pytest.raises(TrainingError, match=r"No parameter of LITE begins with backbone.body.layer1: mend `frozen`"):
+        _trainer(squares, replace(CONFIG, frozen=("backbone.body.stem", "backbone.body.layer1")))
+
+
 def test_a_checkpoint_of_another_model_is_refused(squares: Dataset, tmp_path: Path) -> None:
     other = Trainer(new_model(replace(LITE.with_classes(2), fpn_channels=64)), squares, CONFIG)
     other.save(tmp_path / "checkpoint.pt")

@@ -52,7 +52,7 @@ def test_what_a_run_writes_is_read_again(write):
 def test_the_bundled_weights_recipe_is_one():
     recipe = read_recipe(weights_dir() / "recipes" / "lite-voc20.json", {})
     assert recipe.finish is not None
-    assert recipe.look(0) != recipe.look(int(recipe.epochs) - 1)
+    assert recipe.epoch_settings(0) != recipe.epoch_settings(int(recipe.epochs) - 1)
 
 
 def test_the_papers_recipe_freezes_its_first_two_stages():
