@@ -25,9 +25,10 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops.poolers import initLevelMapper
 
 from model import boxes as box_ops
-from model import checkpoint, config
-from model.config import DetectorConfig
+from model import checkpoint
+from model.config import DetectorConfig, TransformConfig
 from model.faster_rcnn import FasterRCNN
+from model.presets import find_preset
 from model.runtime.forward import ForwardPass
 from model.runtime.stage_timer import StageTimer
 from model.structures import Detections, ImageArray, ImageBatch, ResolvedOptions
@@ -73,7 +74,7 @@ def make_pair(
     sizes: (min_size, max_size) for both, the published ones by default; post_nms: proposals kept for both.
     old_keys: this project's loads the state dict under the keys of torchvision before 0.14.
     """
-    settings = _preset(preset).with_classes(num_classes)
+    settings = find_preset(preset).with_classes(num_classes)
     if sizes is not None:
         settings = replace(settings, transform=replace(settings.transform, min_size=sizes[0], max_size=sizes[1]))
     if post_nms is not None:
@@ -169,12 +170,8 @@ def _reference(preset: str, seed: int, num_classes: int) -> Reference:
         if num_classes != 91:
             # torchvision's own recipe for another number of classes
             model.roi_heads.box_predictor = FastRCNNPredictor(1024, num_classes)
-        _spread_predictions(model, _preset(preset))
+        _spread_predictions(model, find_preset(preset))
     return model
-
-
-def _preset(name: str) -> DetectorConfig:
-    return next(preset for preset in config.PRESETS if preset.name == name)
 
 
 def _random_state(model: Reference) -> dict[str, Tensor]:
@@ -203,7 +200,7 @@ def _spread_predictions(model: Reference, settings: DetectorConfig) -> None:
     """Scale the predicting layers so that their outputs on an image are spread as those of trained ones."""
     # A small image and few proposals suffice to measure the spread.
     few = replace(settings.rpn, post_nms=100)
-    _configure(model, replace(settings, transform=config.TransformConfig(256, 448), rpn=few))
+    _configure(model, replace(settings, transform=TransformConfig(256, 448), rpn=few))
     predictor = model.roi_heads.box_predictor
     image = make_image(240, 320, seed=99)
     for layers, spreads in (

@@ -11,9 +11,8 @@ from model.faster_rcnn import FasterRCNN
 from model.presets import LITE
 from model.training.alternating import STEPS, training_stages
 from model.training.augment import PLAIN
-from model.training.config import Finish, TrainingConfig, TrainingError
+from model.training.config import TrainingConfig
 from model.training.losses import Objective
-from model.training.run import train
 from model.training.trainer import Trainer, new_model
 
 CONFIG = TrainingConfig(
@@ -72,10 +71,3 @@ def test_joint_training_is_one_stage_with_all_four_losses(shapes: Dataset) -> No
         stage.trainer.run(lambda _, losses: losses_of_steps.append(losses), until=1)
     (losses,) = losses_of_steps
     assert all(float(loss) > 0 for loss in losses)
-
-
-def test_alternating_training_with_a_finish_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, epochs=2, finish=Finish(1, (96, 128), PLAIN))
-    with pytest.raises(TrainingError, match="leave the finish out"):
-        train(shapes_folder, tmp_path / "run", start="nothing", config=config, schedule="alternating")
-    assert not (tmp_path / "run").exists()

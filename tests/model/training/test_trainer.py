@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from model.data import Dataset
-from model.presets import LITE
+from model.presets import LITE, RESNET50_FPN_V2
 from model.training.augment import PLAIN
 from model.training.config import Finish, TrainingConfig, TrainingError
+from model.training.distributed import Processes
 from model.training.trainer import Trainer, new_model
 
 CONFIG = TrainingConfig(
@@ -110,3 +111,15 @@ def test_a_run_reaches_its_finish_resumed_or_not(squares: Dataset, tmp_path: Pat
     second = _trainer(squares, config)
     second.load(tmp_path / "checkpoint.pt")
     assert canvases(second) == [(96, 128)] * 2
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(squares: Dataset) -> None:
+    with pytest.raises(TrainingError, match="A batch of 2 images leaves some of 3 processes without one"):
+        Trainer(new_model(LITE.with_classes(2)), squares, TrainingConfig(batch_size=2), processes=Processes(0, 3))
+
+
+def test_batch_norms_are_refused_in_several_processes(squares: Dataset) -> None:
+    with torch.device("meta"):
+        model = new_model(RESNET50_FPN_V2.with_classes(2))
+    with pytest.raises(TrainingError, match="RESNET50_FPN_V2 has batch norms"):
+        Trainer(model, squares, TrainingConfig(), processes=Processes(0, 2))
