@@ -47,7 +47,7 @@ def replace_with_stub(library: Path, needed_symbols: set[str]) -> None:
     _, defined = symbols(library)
     versions: dict[str, list[str]] = defaultdict(list)
     for name in sorted(needed_symbols & defined.keys()):
-        if name.startswith("_Z"):  # C++: a copy of the standard library's, as CUDA's interfaces are C
+        if name.startswith("_Z"):  # C++: a copy of the standard library's symbol, since CUDA's interfaces are C
             continue
         versions[defined[name]].append(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,9 @@ def replace_with_stub(library: Path, needed_symbols: set[str]) -> None:
             "#include <stdio.h>\n#include <stdlib.h>\n"
             + "".join(f"void {name}(void) {{ {STUB_BODY % name} }}\n" for name in names)
         )
-        script.write_text("".join(f"{v} {{ global: {'; '.join(n)}; }};\n" for v, n in versions.items() if v))
+        script.write_text(
+            "".join(f"{version} {{ global: {'; '.join(group)}; }};\n" for version, group in versions.items() if version)
+        )
         stub = Path(folder) / library.name
         subprocess.run(
             ["gcc", "-shared", "-fPIC", "-w", "-fno-builtin", f"-Wl,-soname,{library.name}"]
@@ -79,18 +81,19 @@ def main() -> None:
     for library in torch_libraries:
         needed_symbols |= symbols(library)[0]
         needed_libraries |= set(re.findall(r"\(NEEDED\).*\[(.*)\]", readelf("--dynamic", library)))
-    kept = set()
+    kept_paths = set()
     for name in sorted(needed_libraries & nvidia_libraries.keys()):
-        kept.add(nvidia_libraries[name])
+        kept_paths.add(nvidia_libraries[name])
         if not KEPT_LIBRARIES.fullmatch(name):
             replace_with_stub(nvidia_libraries[name], needed_symbols)
     for path in [*SITE.glob("nvidia/**/*"), *SITE.glob("triton/**/*")]:
-        if path.is_file() and path not in kept:
+        if path.is_file() and path not in kept_paths:
             path.unlink()
     for library in ("torch/lib/libtorch_cuda_linalg.so",):  # loaded at the first call on a GPU
         (SITE / library).unlink(missing_ok=True)
     shutil.rmtree(SITE / "triton", ignore_errors=True)
-    print(f"{len(kept)} libraries stay: " + ", ".join(f"{p.name} {p.stat().st_size:,}" for p in sorted(kept)))
+    sizes = ", ".join(f"{path.name} {path.stat().st_size:,}" for path in sorted(kept_paths))
+    print(f"{len(kept_paths)} libraries stay: {sizes}")
 
 
 if __name__ == "__main__":

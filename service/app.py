@@ -1,4 +1,4 @@
-"""Make the app: ``create_app`` connects settings, pipeline and routes, and does nothing else."""
+"""Make the app: ``create_app`` connects settings, pipeline, routes and middleware."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.compat import deepstack, huggingface, open_inference
+from service.api.error_handlers import handle_error
 from service.api.handler import ImageHandler
 from service.api.middleware import RequestContextMiddleware
 from service.api.openapi import add_problem_schema
-from service.api.problems import handle_error
 from service.api.routes import detect, docs, explain, health, model, proposals, web
 from service.errors import ServiceError
 from service.exit_codes import is_plain
 from service.inference.decoding import prepare_pillow
-from service.inference.detector import DetectorLike
+from service.inference.detector import DetectorLike, load_detector, resolve_devices
 from service.inference.pipeline import Pipeline
-from service.inference.threads import available_cores
 from service.metrics import Metrics
 from service.settings import Settings, load_settings
 
@@ -39,13 +38,13 @@ def create_app(
     """Make the app, whose lifespan loads the detector, warms it up and drains the queue at the end.
 
     settings: from the environment by default. detector_factory: called in the worker's thread, with the worker's
-    device in the settings; tests pass their own. devices: returns those that a device setting means, one worker each;
-    by default all that are visible, but one with a caller's own factory, which may ignore the device.
+    device in the settings; tests pass their own. devices: returns the devices that a device setting means, one worker
+    each; by default all that are visible, or with a caller's own factory the setting itself.
     Raises ``SettingsError``; the lifespan raises what loading the detector raises.
     """
     settings = settings or load_settings()
     if devices is None:
-        devices = each_device if detector_factory is None else lambda setting: (setting,)
+        devices = resolve_devices if detector_factory is None else lambda setting: (setting,)
     metrics = Metrics()
     pipeline = Pipeline(settings, detector_factory or load_detector, metrics, devices)
     prepare_pillow()
@@ -69,7 +68,7 @@ def create_app(
         description="An image in, boxes out. Boxes are in pixels of the image as shown, x to the right, y down.",
         version=importlib.metadata.version("frcnn-service"),
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own pages load their scripts from other hosts; routes/docs.py needs none
+        docs_url=None,  # FastAPI's page loads scripts from other hosts; routes/docs.py loads none
         redoc_url=None,
     )
     app.state.pipeline = pipeline
@@ -90,39 +89,8 @@ def create_app(
     return app
 
 
-def each_device(setting: str) -> tuple[str, ...]:
-    """Return the devices that serve, ``cpu`` or ``cuda:N``: all GPUs for ``cuda``, and for ``auto`` if there are any.
-
-    Raises ``DeviceError`` where one cannot be used.
-    """
-    if setting == "cpu":  # torch need not be imported to know that
-        return (setting,)
-    from model.detector import choose_devices
-
-    return choose_devices(setting)
-
-
-def load_detector(settings: Settings) -> DetectorLike:
-    """Load the detector that ``settings`` name. Torch is imported here: errors in settings need not wait for it."""
-    import torch
-
-    from model.detector import Detector
-
-    # torch counts the host's cores, not those of the container.
-    torch.set_num_threads(settings.torch_threads or min(torch.get_num_threads(), available_cores()))
-    detector = Detector.from_checkpoint(
-        settings.weights,
-        device=settings.device,
-        precision=settings.precision,
-        canvas=settings.canvas,
-    )
-    if detector.device.type == "cuda":  # for this thread: else its pinned memory and the like would be the first GPU's
-        torch.cuda.set_device(detector.device)
-    return detector
-
-
 class _App(FastAPI):
-    """FastAPI whose OpenAPI document has the schema of our problems."""
+    """FastAPI whose OpenAPI document has the schema of problem documents."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

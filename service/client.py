@@ -1,4 +1,4 @@
-"""A client of the service, for programs: it retries as the service asks, until a timeout.
+"""A client of the service, for programs: it retries as the service allows, until a timeout.
 
     with Client("http://localhost:8000") as client:
         result = client.detect("street.jpg", score_threshold=0.5)
@@ -26,7 +26,7 @@ Box = tuple[float, float, float, float]
 
 
 class DetectError(Exception):
-    """There is no result, and a retry would not help, or not in time.
+    """There is no result, and no retry would bring one in time.
 
     status: the HTTP status; None without a response. code: the service's name of the error, for example ``bad_image``.
     """
@@ -108,17 +108,17 @@ class RetryPolicy:
             delay = _retry_after(outcome)
         else:
             error = DetectError(f"The service could not be reached ({str(outcome) or type(outcome).__name__}).")
-            if isinstance(outcome, httpx.UnsupportedProtocol):  # a wrong URL stays wrong
+            if isinstance(outcome, httpx.UnsupportedProtocol):  # a wrong URL, for which no retry succeeds
                 raise error
             delay = min(5.0, 0.1 * 2 ** (self.tries - 1))
-        delay *= random.uniform(1.0, 1.25)  # jitter: or all clients that were refused together come back together
+        delay *= random.uniform(1.0, 1.25)  # jitter: so that clients that were refused together do not retry together
         if self.tries >= self.max_tries or delay >= self.remaining:
             raise error
         return delay
 
 
 class _BaseClient:
-    """What the two clients share: the URL, the headers and how a request is made."""
+    """The part that both clients share: URL, headers, and the arguments of a request."""
 
     def __init__(self, url: str, api_key: str | None, timeout: float, tries: int) -> None:
         self._url = f"{url.rstrip('/')}/detect"
@@ -139,9 +139,9 @@ class _BaseClient:
             "headers": {
                 **self._headers,
                 "Content-Type": "application/octet-stream",
-                "X-Request-Timeout-Ms": str(max(1, int(remaining * 1000))),  # the service drops late results
+                "X-Request-Timeout-Ms": str(max(1, int(remaining * 1000))),  # so that the service drops late results
             },
-            # The service answers 504 at the deadline; wait a moment longer, to receive that response.
+            # The service responds with 504 at the deadline; wait a little longer, to receive that response.
             "timeout": remaining + 1.0,
         }
 
@@ -158,14 +158,19 @@ class Client(_BaseClient):
         tries: int = 8,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """url: of the service. timeout: seconds for one image, with all tries. transport: httpx's own by default."""
+        """Send requests to the service at ``url``.
+
+        timeout: seconds for one image, with all tries. transport: httpx's default where None.
+        """
         super().__init__(url, api_key, timeout, tries)
         self._http = httpx.Client(transport=transport)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -210,7 +215,7 @@ class AsyncClient(_BaseClient):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
 
@@ -237,7 +242,7 @@ class AsyncClient(_BaseClient):
     ) -> AsyncIterator[tuple[Path, DetectionResult | DetectError | OSError]]:
         """Detect objects in many files, ``at_once`` at a time; yield each with its outcome, in the order of completion.
 
-        A file is read only when its turn comes. Ending the iteration early cancels what is under way.
+        A file is read only when its request begins. Ending the iteration early cancels the requests in progress.
         """
         waiting = iter(paths)
         tasks: dict[asyncio.Task[DetectionResult], Path] = {}

@@ -1,4 +1,4 @@
-"""The failures that a client is told of, each with its HTTP status, and their form: ``application/problem+json``.
+"""The failures that are reported to a client, each with its HTTP status.
 
     ServiceError
       BadImage 400          BadRequest 400        Unauthorized 401      SlowBody 408          TooLarge 413
@@ -9,19 +9,13 @@
 
 Their ``code`` is the one vocabulary of reasons: the problem's ``code``, the log's, and the label of
 ``frcnn_rejected_total{reason}``. Every message says what to do. What is sent never holds a traceback, a path or an
-image's bytes. The form is RFC 9457's.
+image's bytes. ``service/api/problems.py`` writes them as problem documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from http import HTTPStatus
-from typing import Any, ClassVar
-
-import orjson
-from starlette.responses import Response
-
-PROBLEM_JSON = "application/problem+json"
+from collections.abc import Sequence
+from typing import ClassVar
 
 
 class ServiceError(Exception):
@@ -37,7 +31,7 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Response headers that belong to this failure."""
+        """Return the response headers that belong to this failure."""
         return {}
 
 
@@ -80,7 +74,7 @@ class TooLarge(ServiceError):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Connection": "close"}  # what is left of the body is not wanted either
+        return {"Connection": "close"}  # so that the client does not send the rest of the body
 
 
 class NoSuchModel(ServiceError):
@@ -102,7 +96,7 @@ class BadOption(ServiceError):
 
 
 class ClientGone(ServiceError):
-    """The client closed the connection before its response; only the log and the metrics tell of it."""
+    """The client closed the connection before its response; only the log and the metrics record it."""
 
     status, code = 499, "client_gone"
 
@@ -163,34 +157,3 @@ class DeadlinePassed(ServiceError):
 
 class StartError(RuntimeError):
     """The service could not start, and a restart may cure it; the text says why and what to do."""
-
-
-def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """Return RFC 9457's problem details of ``error``, with ``code`` and ``request_id`` as extensions."""
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": phrase(error.status),
-        "status": error.status,
-        "detail": error.detail,
-        "code": error.code,
-        "request_id": request_id,
-    }
-    if error.fields:
-        body["errors"] = list(error.fields)
-    return body
-
-
-def problem_response(
-    error: ServiceError, request_id: str, members: Callable[[str], dict[str, Any]] | None = None
-) -> Response:
-    """Return ``error`` as an HTTP response; ``members`` makes further members of its message."""
-    body = problem(error, request_id) | (members(error.detail) if members is not None else {})
-    return Response(orjson.dumps(body), error.status, headers=error.headers, media_type=PROBLEM_JSON)
-
-
-def phrase(status: int) -> str:
-    """Return the name of a status."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Client Closed Request" if status == 499 else "Error"

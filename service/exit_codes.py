@@ -9,7 +9,7 @@ from service.errors import StartError
 DONE = 0  # also after a drain, or an interrupt during the start
 NOT_STARTED = 1  # a restart may help; also where accepted requests were dropped
 MISCONFIGURED = 2  # a restart cannot help; also typer's code for wrong options
-DETECTOR_FAILED = 3  # permanently, while it served
+DETECTOR_FAILED = 3  # permanently, while the service was running
 
 # Errors of a file that a setting names.
 _FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ssl.SSLError)

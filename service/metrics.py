@@ -77,7 +77,7 @@ class Metrics:
 
 
 class _Model(Collector):
-    """The detectors that are served, asked for at each scrape."""
+    """The detectors that are served, read at each scrape."""
 
     def __init__(self, infos: Callable[[], Sequence[DetectorInfo]]) -> None:
         self._infos = infos

@@ -1,4 +1,4 @@
-"""The settings of the service: one frozen object, made when an app is made and never at import.
+"""The settings of the service: one frozen object, made with the app and never at import.
 
 A setting is one field of ``Settings``: the environment variable, the option of ``frcnn serve``, the error messages and
 the table in docs/operations.md are made from it.

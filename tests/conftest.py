@@ -1,9 +1,9 @@
-"""What every test shares: few threads, the data sets where there are any, and a loud word where there are none."""
+"""Fixtures and hooks of all tests: few threads, the data sets where they exist, and a notice of what is not checked."""
 
 import json
 import os
 
-# Before torch is imported, which reads it once. More threads than cores makes a small machine slower, not faster.
+# Before torch is imported, which reads it once. More threads than cores would make a small machine slower.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in colour what a green run did not check."""
+    """Print in colour what a successful run did not check."""
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     for reason in (NO_DATA, NO_GPU):
         count = sum(reason in text for text in skipped)
@@ -43,20 +43,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Every test draws the same random numbers, alone or among others."""
+    """Seed the random numbers, so that a test draws the same alone and among others."""
     torch.manual_seed(0)
     np.random.seed(0)
 
 
 @pytest.fixture(scope="session")
 def repo() -> Path:
-    """The top of the repository."""
+    """Return the top folder of the repository."""
     return Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def voc20() -> Path:
-    """The folder of voc20 (`images/`, `train.json`, `test.json`); mark its tests with `data`."""
+    """Return the folder of voc20 (`images/`, `train.json`, `test.json`); mark its tests with `data`."""
     path = DATA / "voc20"
     if not path.is_dir():
         pytest.skip(NO_DATA)
@@ -65,7 +65,7 @@ def voc20() -> Path:
 
 @pytest.fixture(scope="session")
 def chelsea() -> np.ndarray:
-    """A cat, 300 x 451 x 3 uint8 RGB: CC0, shipped inside scikit-image."""
+    """Return a cat, uint8 [300, 451, 3] RGB (CC0, from scikit-image)."""
     from skimage import data
 
     return np.asarray(data.chelsea())
@@ -73,7 +73,7 @@ def chelsea() -> np.ndarray:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """Random weights in a file of ours, outside the manifest."""
+    """Save random weights in a file that the manifest does not list, and return its path."""
     path, classes = tmp_path / "mine.safetensors", ("__background__", "thing")
     detector = Detector.random("LITE", classes=classes, precision="fp32")
     save(path, detector.model.state_dict(), preset="LITE", classes=classes, metrics={})

@@ -1,4 +1,4 @@
-"""SECURITY.md names tests: they are there."""
+"""The tests that SECURITY.md names exist."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,6 @@ def test_every_test_that_the_threat_model_names_is_there(repo: Path) -> None:
         assert re.search(rf"^(async )?def {test}\(", (repo / file).read_text(), re.MULTILINE), f"{file}::{test}"
 
 
-def test_the_readme_leads_there(repo: Path) -> None:
+def test_the_readme_links_to_the_guides(repo: Path) -> None:
     assert "(SECURITY.md)" in (repo / "README.md").read_text()
     assert "(docs/overload.md)" in (repo / "README.md").read_text()

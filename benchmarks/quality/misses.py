@@ -20,7 +20,8 @@ from starlette.testclient import TestClient
 
 from benchmarks.lib.results import ROOT, save
 from model.detector import DetectOptions, Detector, explain
-from service.app import create_app, load_detector
+from service.app import create_app
+from service.inference.detector import load_detector
 from service.settings import load_settings
 
 DATA = ROOT.parent / "shared" / "data" / "voc20"

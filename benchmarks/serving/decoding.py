@@ -217,7 +217,7 @@ def broken(count: int) -> Iterator[bytes]:
     from tests.service import corpus
 
     heavy = {name for name, _ in corpus.bombs()}
-    files = list(corpus.everything())
+    files = list(corpus.all_files())
     rng = random.Random(9383)
     done = 0
     while True:

@@ -103,7 +103,7 @@ def measure(service: MeasuredService, path: str, body: bytes | None, clients: in
     }
     if body is not None:
         stages = [response.json()["timings_ms"] for response in responses]
-        turn["answer_bytes"] = statistics.median(len(response.content) for response in responses)
+        turn["response_bytes"] = statistics.median(len(response.content) for response in responses)
         turn["decode_ms"] = statistics.median(stage["decode"] for stage in stages)
         turn["engine_ms"] = statistics.median(
             sum(stage[name] for name in ENGINE) / response.json()["batch_size"]
@@ -143,7 +143,7 @@ def overhead(weights: str, rounds: int, requests: int) -> dict[str, Any]:
                         turns.setdefault(case, {}).setdefault(name, []).append(turn)
             print(f"round {number + 1} of {rounds}", flush=True)
     summaries = {case: {name: summarise(by) for name, by in services.items()} for case, services in turns.items()}
-    return {"weights": weights, "rounds": rounds, "requests": requests, "picture_bytes": len(body), "cases": summaries}
+    return {"weights": weights, "rounds": rounds, "requests": requests, "image_bytes": len(body), "cases": summaries}
 
 
 def tables(result: dict[str, Any]) -> list[results.Table]:

@@ -70,7 +70,8 @@ def serve(weights: str) -> None:
     import threading
 
     from model.detector import Detector
-    from service.app import create_app, load_detector
+    from service.app import create_app
+    from service.inference.detector import load_detector
     from service.server.logging import configure_logging
     from service.server.uvicorn_server import Server
     from service.settings import load_settings

@@ -17,13 +17,15 @@ from service.settings import SettingsError
 
 
 class KeyRing:
-    """The accepted keys. Only their hashes are kept, and a comparison takes equally long for every key."""
+    """The accepted API keys. Only their hashes are kept, and a comparison takes equally long for every key."""
 
     CHECK_EVERY = 1.0  # seconds between looks at the file's modification time
 
     def __init__(self, path: Path, max_inflight: int | None = None) -> None:
-        """max_inflight: requests of one key at once; None for no limit. Raises ``SettingsError`` where the file cannot
-        be read or holds no key.
+        """Read the keys in the file ``path``.
+
+        max_inflight: requests of one key at once; None for no limit. Raises ``SettingsError`` where the file cannot be
+        read or holds no key.
         """
         self._path = path
         self._max_inflight = max_inflight
@@ -46,11 +48,10 @@ class KeyRing:
         key = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
         if not key:
             raise Unauthorized("An API key is needed; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
-        digest = _hash(
-            key.encode("latin-1")
-        )  # Starlette decodes headers as Latin-1: these are the bytes that were sent
+        # Starlette decodes headers as Latin-1, so this restores the bytes that were sent.
+        digest = _hash(key.encode("latin-1"))
         # Every hash is compared, so that the time taken does not tell which one matched.
-        if not sum(hmac.compare_digest(digest, known) for known in self._hashes):
+        if not sum(hmac.compare_digest(digest, accepted) for accepted in self._hashes):
             raise Unauthorized("The API key is not one of this service's; ask its operator for one.")
         return digest
 
@@ -59,7 +60,7 @@ class KeyRing:
         """Count a request of ``key``, a hash from ``check``. Raises ``KeyBusy`` over the limit."""
         if self._max_inflight is not None and self._inflight[key] >= self._max_inflight:
             raise KeyBusy(
-                f"{self._max_inflight} requests of this API key are being answered, as many as may; "
+                f"{self._max_inflight} requests of this API key are in progress, which is the limit; "
                 "wait for one of them.",
                 retry_after=1,
             )
@@ -79,7 +80,7 @@ class KeyRing:
         try:
             stamp = self._read_stamp()
             if stamp != self._stamp:
-                # An emptied file refuses everybody; a file that is missing for a moment changes nothing.
+                # An empty file accepts no key; a file that is missing for a moment changes nothing.
                 self._stamp, self._hashes = stamp, self._read_hashes()
         except OSError:
             return
@@ -89,7 +90,7 @@ class KeyRing:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read_hashes(self) -> tuple[bytes, ...]:
-        # Bytes, as in a header: a file that is not valid text is no error.
+        # Bytes, as in a header: a file that is not valid text must not raise an error.
         lines = (line.strip() for line in self._path.read_bytes().splitlines())
         return tuple(_hash(line) for line in lines if line and not line.startswith(b"#"))
 

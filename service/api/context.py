@@ -1,4 +1,4 @@
-"""What is known of a request from its first byte to its last: one typed object in the ASGI scope."""
+"""The context of a request: one typed object in the ASGI scope, from its first byte to its last."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _KEY = "frcnn.request_context"
 
 @dataclass
 class RequestContext:
-    """Made by ``RequestContextMiddleware`` for each request.
+    """The state of one request outside its handler. ``RequestContextMiddleware`` makes one for each.
 
     arrived: ``time.monotonic`` seconds. exit_stack: holds what the request has reserved, and is closed when its
-    response is out. log_fields: what a handler adds to the request's line in the log. problem_code: the ``code`` of
-    the error that the response tells of, for the log and the metrics. problem_members: makes of an error's message
-    the members that another service's clients look for; set by the routes in ``compat``.
+    response is sent. log_fields: fields that a handler adds to the request's line in the log. problem_code: the
+    ``code`` of the error that the response reports, for the log and the metrics. problem_members: returns, for an
+    error's message, members that the clients of another service expect in a problem; the routes in ``compat`` set it.
     """
 
     request_id: str

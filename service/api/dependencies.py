@@ -1,4 +1,4 @@
-"""The dependencies of the routes."""
+"""The FastAPI dependencies of the routes: the handler, the API key, the deadline header."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ TimeoutMs = Annotated[
         alias="X-Request-Timeout-Ms",
         ge=1,
         le=MAX_TIMEOUT_MS,
-        description="milliseconds after which the client does not want the response any more",
+        description="milliseconds after which the client no longer needs the response",
     ),
 ]

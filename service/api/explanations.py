@@ -14,7 +14,7 @@ from model.explain.stages import STAGES, AnchorFacts, DetectionFacts, Explanatio
 from model.structures import DetectorInfo
 from service.api.options import BoxFrame, Thresholds, class_id, option_error
 from service.api.responses import in_frame, response_head
-from service.api.schemas import Answer, Cell
+from service.api.schemas import Cell, ResponseHead
 from service.errors import BadOption
 from service.inference.pipeline import ImageResult
 
@@ -44,18 +44,18 @@ class ExplainQuery(Thresholds):
     """The options of ``POST /explain`` that fit into a query."""
 
     iou: float = Field(
-        0.5, ge=0.05, le=1, allow_inf_nan=False, description="a box lies on an expected one where they overlap by this"
+        0.5, ge=0.05, le=1, allow_inf_nan=False, description="the IoU at which a box counts as lying on an expected one"
     )
 
 
 class ExplainOptions(ExplainQuery):
-    """All its options; ``boxes`` and ``labels`` come in the form (as JSON text) or in the JSON document."""
+    """All options of ``POST /explain``; ``boxes`` and ``labels`` are JSON text in a form."""
 
     boxes: Annotated[list[Corners], BeforeValidator(_parse_list)] = Field(
         min_length=1, max_length=MAX_BOXES, description="what should have been found, written as `box_format` says"
     )
     labels: Annotated[list[int | str | None], BeforeValidator(_parse_list)] | None = Field(
-        None, max_length=MAX_BOXES, description="a class each, by name or id; null where any class would do"
+        None, max_length=MAX_BOXES, description="a class each, by name or id; null where any class fits"
     )
 
     def class_names(self, info: DetectorInfo) -> list[str | None]:
@@ -93,7 +93,7 @@ def _bad_box(number: int, box: Sequence[float], problem: str) -> BadOption:
     return option_error("boxes", f"box {number}, {[round(value, 2) for value in box]}, {problem}")
 
 
-class AnchorAnswer(BaseModel):
+class ExplainedAnchor(BaseModel):
     """An anchor: its cell, its shape, and the RPN's objectness for it."""
 
     index: int
@@ -108,7 +108,7 @@ class AnchorAnswer(BaseModel):
     level_anchors: int
 
 
-class SuppressorAnswer(BaseModel):
+class ExplainedSuppressor(BaseModel):
     """The box for which NMS dropped another."""
 
     index: int | None = Field(
@@ -119,17 +119,17 @@ class SuppressorAnswer(BaseModel):
     box: list[float]
 
 
-class ProposalAnswer(BaseModel):
+class ExplainedProposal(BaseModel):
     """The RPN's box that got furthest, or with `no_anchor` the closest one."""
 
     index: int | None = Field(description="its index among the final proposals, null where it was dropped")
-    anchor: AnchorAnswer
+    anchor: ExplainedAnchor
     box: list[float]
     iou: float
-    suppressed_by: SuppressorAnswer | None
+    suppressed_by: ExplainedSuppressor | None
 
 
-class DetectionAnswer(BaseModel):
+class ExplainedDetection(BaseModel):
     """The RoI head's result for the best proposal, for the expected class or the likeliest."""
 
     index: int | None = Field(description="its index in the response of `/detect`, null where it was dropped")
@@ -142,26 +142,26 @@ class DetectionAnswer(BaseModel):
     top_label: str = Field(description="the proposal's likeliest class, background included")
     top_score: float
     class_scores: list[float] = Field(description="by class id, background first")
-    suppressed_by: SuppressorAnswer | None
+    suppressed_by: ExplainedSuppressor | None
 
 
-class ExplanationAnswer(BaseModel):
+class ExplainedBox(BaseModel):
     """How far one expected box got."""
 
     stage: Stage = Field(description="; ".join(f"`{stage}`: {meaning}" for stage, meaning in STAGES.items()))
     sentence: str
     box: list[float]
     label: str | None
-    anchor: AnchorAnswer = Field(description="the one that fits best, before the RPN moves it")
-    proposal: ProposalAnswer
-    detection: DetectionAnswer | None = Field(description="null where no proposal got that far")
+    anchor: ExplainedAnchor = Field(description="the one that fits best, before the RPN moves it")
+    proposal: ExplainedProposal
+    detection: ExplainedDetection | None = Field(description="null where no proposal got that far")
 
 
-class ExplainAnswer(Answer):
+class ExplainResponse(ResponseHead):
     """One explanation for each expected box, in their order."""
 
     iou: float
-    explanations: list[ExplanationAnswer]
+    explanations: list[ExplainedBox]
 
 
 def explain_response(
@@ -171,51 +171,54 @@ def explain_response(
     writer = _Writer(result, options)
     return response_head(result, options, request_id, model) | {
         "iou": options.iou,
-        "explanations": [writer.explanation(explanation) for explanation in explanations],
+        "explanations": [writer.write_explanation(explanation) for explanation in explanations],
     }
 
 
 class _Writer:
-    """Writes facts as JSON: boxes in the requested frame, numbers as float32, in as few digits as are exact."""
+    """Write facts as JSON: boxes in the requested frame, numbers as float32, in as few digits as are exact."""
 
     def __init__(self, result: ImageResult, frame: BoxFrame) -> None:
         self.result, self.frame = result, frame
 
-    def explanation(self, explanation: Explanation) -> dict[str, Any]:
+    def write_explanation(self, explanation: Explanation) -> dict[str, Any]:
         return {
             "stage": explanation.stage,
             "sentence": explanation.sentence,
-            "box": self.box(explanation.box),
+            "box": self.write_box(explanation.box),
             "label": explanation.label,
-            "anchor": self.anchor(explanation.anchor),
-            "proposal": self.proposal(explanation.proposal),
-            "detection": None if explanation.detection is None else self.detection(explanation.detection),
+            "anchor": self.write_anchor(explanation.anchor),
+            "proposal": self.write_proposal(explanation.proposal),
+            "detection": None if explanation.detection is None else self.write_detection(explanation.detection),
         }
 
-    def anchor(self, facts: AnchorFacts) -> dict[str, Any]:
-        written = self.plain(facts)
-        return written | {"cell": (written.pop("row"), written.pop("column"))}
+    def write_anchor(self, facts: AnchorFacts) -> dict[str, Any]:
+        members = self._members(facts)
+        return members | {"cell": (members.pop("row"), members.pop("column"))}
 
-    def proposal(self, facts: ProposalFacts) -> dict[str, Any]:
-        return self.plain(facts) | {
-            "anchor": self.anchor(facts.anchor),
-            "suppressed_by": self.suppressor(facts.suppressed_by),
+    def write_proposal(self, facts: ProposalFacts) -> dict[str, Any]:
+        return self._members(facts) | {
+            "anchor": self.write_anchor(facts.anchor),
+            "suppressed_by": self.write_suppressor(facts.suppressed_by),
         }
 
-    def detection(self, facts: DetectionFacts) -> dict[str, Any]:
+    def write_detection(self, facts: DetectionFacts) -> dict[str, Any]:
         scores = np.array(facts.class_scores, dtype=np.float32)
-        return self.plain(facts) | {"class_scores": scores, "suppressed_by": self.suppressor(facts.suppressed_by)}
+        return self._members(facts) | {
+            "class_scores": scores,
+            "suppressed_by": self.write_suppressor(facts.suppressed_by),
+        }
 
-    def suppressor(self, facts: Suppressor | None) -> dict[str, Any] | None:
-        return None if facts is None else self.plain(facts)
+    def write_suppressor(self, facts: Suppressor | None) -> dict[str, Any] | None:
+        return None if facts is None else self._members(facts)
 
-    def plain(self, facts: AnchorFacts | ProposalFacts | DetectionFacts | Suppressor) -> dict[str, Any]:
+    def _members(self, facts: AnchorFacts | ProposalFacts | DetectionFacts | Suppressor) -> dict[str, Any]:
         """Return the facts by name; the caller replaces those that are objects themselves."""
         numbers = {
             name: np.float32(value) if isinstance(value, float) else value for name, value in vars(facts).items()
         }
-        return numbers | {"box": self.box(facts.box)}
+        return numbers | {"box": self.write_box(facts.box)}
 
-    def box(self, box: Sequence[float]) -> NDArray[np.float32]:
+    def write_box(self, box: Sequence[float]) -> NDArray[np.float32]:
         corners: NDArray[np.float32] = in_frame(np.array([box], dtype=np.float32), self.result, self.frame)[0]
         return corners

@@ -1,4 +1,4 @@
-"""What every image route does around the inference, written once.
+"""The steps of every image route around the inference.
 
 A route reads the request, turns its options into ``DetectOptions``, infers, and writes the result:
 
@@ -36,10 +36,10 @@ JSON = "application/json"
 
 
 class ImageHandler:
-    """The steps of an image route. One per app; ``dependencies.Handler`` gives it to a route."""
+    """The steps of an image route. There is one handler per app; the dependency ``Handler`` passes it to a route."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        """Raises ``SettingsError`` where the settings name a file of API keys that cannot be used."""
+        """Handle requests with ``pipeline``. Raises ``SettingsError`` where the file of API keys cannot be used."""
         settings = pipeline.settings
         self.pipeline = pipeline
         self.keys = KeyRing(settings.api_keys_file, settings.max_inflight_per_key) if settings.api_keys_file else None
@@ -47,12 +47,12 @@ class ImageHandler:
 
     @property
     def settings(self) -> Settings:
-        """The app's settings."""
+        """Return the app's settings."""
         return self.pipeline.settings
 
     @property
     def info(self) -> DetectorInfo:
-        """The detector that is served."""
+        """Return the description of the detector that is served."""
         return self.pipeline.info
 
     async def read_request(self, request: Request, timeout_ms: int | None, *, raw: bool = False) -> ImageRequest:
@@ -71,7 +71,7 @@ class ImageHandler:
             body = await read_body(request, settings.max_body_bytes, settings.body_seconds, take)
             received = time.monotonic()
             content_type = request.headers.get("content-type", "")
-            if raw or is_raw(content_type):  # the image is there already; a thread would only be another wait
+            if raw or is_raw(content_type):  # nothing to parse, so no wait for a thread
                 return ImageRequest(request, (body,), {}, deadline, received)
             images, options = await self.pipeline.run_in_thread(parse_body, body, content_type)
         return ImageRequest(request, images, options, deadline, received)
@@ -100,17 +100,17 @@ class ImageHandler:
     ) -> list[T]:
         """Return the results of ``work``, which calls ``infer_image``, for each image in order, as ``infer`` does.
 
-        Its first exception ends the request, and the other images are dropped.
+        The first exception ends the request, and the other images are dropped.
         """
-        # So many at once keep the device busy; more would only take slots from others, and memory.
-        gate = asyncio.Semaphore(min(self.settings.max_batch, self.settings.max_queue))
+        # This many at once keep the device busy; more would only take memory, and slots from other requests.
+        semaphore = asyncio.Semaphore(min(self.settings.max_batch, self.settings.max_queue))
 
-        async def work_through_gate(image: bytes) -> T:
-            async with gate:
+        async def work_with_limit(image: bytes) -> T:
+            async with semaphore:
                 return await work(image)
 
         async def gather() -> list[T]:
-            tasks = [asyncio.ensure_future(work_through_gate(image)) for image in image_request.images]
+            tasks = [asyncio.ensure_future(work_with_limit(image)) for image in image_request.images]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:
@@ -148,7 +148,7 @@ class ImageHandler:
     def record_timings(self, result: ImageResult) -> dict[str, float]:
         """Return the milliseconds by stage of an image whose response is written, and count it in the metrics.
 
-        ``serialize`` is all the time since the device was done with it: so the stages together are the total.
+        ``serialize`` is all the time since the device finished, so that the stages add up to the total.
         """
         total = time.monotonic() - result.received
         seconds = result.seconds | {"serialize": max(0.0, total - sum(result.seconds.values())), "total": total}

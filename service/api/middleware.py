@@ -1,4 +1,4 @@
-"""What happens around every request: an id, security headers, one line in the log, the metrics.
+"""The middleware around every request: an id, security headers, one line in the log, the metrics.
 
 Pure ASGI. It also turns an unexpected exception into a problem, so that even that response carries the id and the
 headers, and does not tell the client what went wrong inside.
@@ -13,8 +13,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.context import RequestContext, set_request_context
+from service.api.problems import problem_response
 from service.api.request_id import request_id_for
-from service.errors import ClientGone, ServiceError, problem_response
+from service.errors import ClientGone, ServiceError
 from service.metrics import Metrics
 
 log = logging.getLogger("frcnn.access")
@@ -26,11 +27,11 @@ _SECURITY = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
     "frame-ancestors 'none'; form-action 'self'",
 }
-_QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds: logged at debug only
+_QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # requested every few seconds: logged at debug only
 
 
 class RequestContextMiddleware:
-    """Wraps the app; puts a ``RequestContext`` into the scope of each request and closes it at the end."""
+    """Wrap the app: put a ``RequestContext`` into the scope of each request, and close it at the end."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -62,7 +63,7 @@ class RequestContextMiddleware:
         except Exception:
             log.exception("unexpected failure", extra={"request_id": context.request_id})
             if status:
-                raise  # half a response is out: let the server close the connection
+                raise  # part of the response is sent: the server must close the connection
             error = ServiceError(
                 "Something went wrong inside the service; try again, and report the request id if it goes on."
             )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from service.api.options import MAX_IMAGES, BoxFrame
+from service.api.problems import PROBLEM_JSON
 from service.api.schemas import Problem
-from service.errors import PROBLEM_JSON
 
 BINARY = {"type": "string", "format": "binary"}
 BASE64 = {"type": "string", "contentEncoding": "base64", "description": "the image's bytes"}
@@ -27,7 +27,7 @@ _PROBLEMS = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return ``responses=`` for the failures of a route; all of the above where none is named."""
+    """Return ``responses=`` for the failures of a route; all of ``_PROBLEMS`` where none is named."""
     schema = {"$ref": "#/components/schemas/Problem"}
     descriptions = {404: _NOT_FOUND} | _PROBLEMS
     return {
@@ -67,7 +67,7 @@ def any_body(content: dict[str, dict[str, Any]], required: tuple[str, ...] = ())
 
 
 def image_response(content: str) -> dict[str, Any]:
-    """Return the 200 of a route that answers in JSON or, where ``Accept`` prefers it, with an image."""
+    """Return the 200 of a route that responds with JSON or, where ``Accept`` prefers it, with an image."""
     return {
         "description": f"{content}; with `Accept: image/jpeg` or `image/png`, the image with them drawn on it",
         "content": {"image/jpeg": {"schema": BINARY}, "image/png": {"schema": BINARY}},

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.structures import DetectOptions, DetectorInfo
-from service.api.regions import Box, Regions, first_outside
+from model.structures import Box, DetectOptions, DetectorInfo
+from service.api.regions import Regions, first_outside
 from service.errors import BadOption
 from service.settings import Settings
 
@@ -35,7 +35,7 @@ class Thresholds(BoxFrame):
 
     score_threshold: Fraction | None = Field(None, description="detections score above this")
     max_detections: int | None = Field(None, ge=1, le=1000, description="at most so many, the best first")
-    nms_threshold: Fraction | None = Field(None, description="of two boxes of a class that overlap more, one goes")
+    nms_threshold: Fraction | None = Field(None, description="largest IoU of two detections of a class")
 
     def thresholds(self, settings: Settings) -> DetectOptions:
         """Return these options, with the server's defaults for what is None."""
@@ -83,7 +83,7 @@ class ProposalOptions(BoxFrame):
     min_objectness: Fraction = Field(0.0, description="only proposals with at least this objectness")
     stage: Literal["final", "pre_nms"] = Field(
         "final",
-        description="final: what the RPN hands to the detector; pre_nms: the best anchors of each level, decoded",
+        description="final: the proposals that the RoI head gets; pre_nms: the best anchors of each level, decoded",
     )
     view: Literal["boxes", "objectness"] = Field(
         "boxes", description="objectness: the heat map of every level; in JSON beside the boxes, as an image instead"
@@ -103,7 +103,7 @@ def merge(query: OptionsT, body: Mapping[str, Any]) -> OptionsT:
 
 
 def merge_into(kind: type[OptionsT], query: BoxFrame, body: Mapping[str, Any]) -> OptionsT:
-    """Return the same as a ``kind``, which has more options than ``query``. Raises ``BadOption``."""
+    """Return ``query`` with the body's options as a ``kind``, a class with more options. Raises ``BadOption``."""
     values = query.model_dump(exclude_unset=True) | dict(body)
     for name in ("classes", "labels"):  # one form field is one value, a repeated one is a list
         if isinstance(values.get(name), str | int):
@@ -155,7 +155,7 @@ def _default(value: T | None, default: T | None) -> T | None:
 
 
 def class_id(name_or_id: int | str, info: DetectorInfo, option: str = "classes") -> int:
-    """Return the id of a class. Raises ``BadOption``, which names ``option``, for a class that there is not."""
+    """Return the id of a class. Raises ``BadOption``, which names ``option``, for an unknown class."""
     if isinstance(name_or_id, str) and name_or_id in info.classes[1:]:
         return info.classes.index(name_or_id)
     try:
@@ -172,7 +172,7 @@ def class_id(name_or_id: int | str, info: DetectorInfo, option: str = "classes")
 
 
 def check_regions(regions: Sequence[Box], width: int, height: int) -> None:
-    """Raise ``BadOption`` for a region outside the image: clipped to nothing, it would look like "nothing there"."""
+    """Raise ``BadOption`` for a region outside the image: clipped to nothing, it would look like an empty one."""
     if (number := first_outside(regions, width, height)) is not None:
         raise option_error("regions", f"region {number} lies outside the image, which is {width} x {height} pixels")
 

@@ -1,48 +1,48 @@
-"""Turn failures into responses: ours, the framework's own, and Pydantic's, all as problem details."""
+"""Problem documents (RFC 9457, ``application/problem+json``): the body of every response that reports a failure.
+
+Nothing here may import torch, since Ray's proxy writes problems too.
+"""
 
 from __future__ import annotations
 
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import orjson
 from starlette.responses import Response
 
-from service.api.context import request_context
-from service.api.options import bad_options
-from service.errors import ServiceError, phrase, problem_response
+from service.errors import ServiceError
+
+PROBLEM_JSON = "application/problem+json"
 
 
-async def handle_error(request: Request, error: Exception) -> Response:
-    """Return ``error``, ours or FastAPI's own, as a problem, and note its code for the log and the metrics."""
-    if isinstance(error, HTTPException):
-        error = from_http_exception(error)
-    elif isinstance(error, RequestValidationError):
-        error = bad_options(error.errors())
-    assert isinstance(error, ServiceError)
-    context = request_context(request)
-    context.problem_code = error.code
-    return problem_response(error, context.request_id, context.problem_members)
-
-
-def from_http_exception(error: HTTPException) -> ServiceError:
-    """Return the framework's own 404, 405 and the like as one of ours, with a message that helps."""
-    messages = {
-        404: "There is nothing at this address; GET /docs lists the routes.",
-        405: "This route does not take this method; GET /docs lists the routes and their methods.",
+def problem_document(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """Return RFC 9457's problem details of ``error``, with ``code`` and ``request_id`` as extensions."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": reason_phrase(error.status),
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": request_id,
     }
-    detail = messages.get(error.status_code, str(error.detail))
-    return _FrameworkError(error.status_code, detail, dict(error.headers or {}))
+    if error.fields:
+        body["errors"] = list(error.fields)
+    return body
 
 
-class _FrameworkError(ServiceError):
-    """An error that the framework raised, with the status and headers it chose."""
+def problem_response(
+    error: ServiceError, request_id: str, members: Callable[[str], dict[str, Any]] | None = None
+) -> Response:
+    """Return ``error`` as an HTTP response. members: returns further members of the document for its message."""
+    body = problem_document(error, request_id) | (members(error.detail) if members is not None else {})
+    return Response(orjson.dumps(body), error.status, headers=error.headers, media_type=PROBLEM_JSON)
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str]) -> None:
-        super().__init__(detail)
-        self.status = status  # type: ignore[misc]  # the one error whose status is not its class's
-        self.code = phrase(status).lower().replace(" ", "_")  # type: ignore[misc]
-        self._headers = headers
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return self._headers
+def reason_phrase(status: int) -> str:
+    """Return the reason phrase of an HTTP status."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Closed Request" if status == 499 else "Error"

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import orjson
 from pydantic import AfterValidator, WithJsonSchema
 
-Box = tuple[float, float, float, float]
-MAX_REGIONS = 2000  # as many as Fast R-CNN got from Selective Search
+from model.structures import Box
+
+MAX_REGIONS = 2000  # the number of proposals of Selective Search in Fast R-CNN
 
 
 def _parse(value: Any) -> tuple[Box, ...] | None:

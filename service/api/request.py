@@ -42,7 +42,7 @@ def only_image(image_request: ImageRequest) -> bytes:
 async def read_body(request: Request, limit: int, seconds: float, take: Callable[[int], None]) -> bytes:
     """Read the whole body, at most ``limit`` bytes, within ``seconds``.
 
-    take: called with the length of every chunk that is kept; it may raise. The bytes are counted as they arrive.
+    take: called with the length of every chunk that is stored; it may raise. The bytes are counted as they arrive.
     Raises ``TooLarge`` as soon as they are over the limit, ``SlowBody``, ``ClientGone``.
     """
     try:

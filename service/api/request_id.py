@@ -11,6 +11,6 @@ _ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 
 
 def request_id_for(headers: Headers) -> str:
-    """Return the client's own id of its request where its characters are safe to repeat; else a new one."""
-    own = headers.get("x-request-id", "")
-    return own if _ID.fullmatch(own) else uuid.uuid4().hex
+    """Return the client's id of its request where its characters are safe to repeat; otherwise a new one."""
+    client_id = headers.get("x-request-id", "")
+    return client_id if _ID.fullmatch(client_id) else uuid.uuid4().hex

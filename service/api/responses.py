@@ -1,4 +1,4 @@
-"""Write detections as the JSON of the contract, straight from the arrays.
+"""Write detections and proposals as JSON, straight from the arrays.
 
 The time that writing takes is itself part of the response, so the timings are added to the written bytes at the end.
 """

@@ -1,15 +1,18 @@
-"""The response models, for OpenAPI. ``responses.py`` builds the JSON straight from arrays, not from these."""
+"""The response models of several routes, for OpenAPI. ``responses.py`` builds the JSON from arrays, not from these.
+
+A model that one route alone uses is in that route's file.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from service.api.options import BoxFormat
 from service.metrics import STAGES
 
-# Lists, not tuples: JSON Schema's tuples are younger than many of the tools that read OpenAPI documents.
+# Lists, not tuples: many tools that read OpenAPI documents do not support JSON Schema's tuples.
 Cell = Annotated[list[int], Field(min_length=2, max_length=2)]
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -35,8 +38,8 @@ class ProposalList(BaseModel):
     ratios: list[float] = Field(description="the anchor's height over its width")
 
 
-class Answer(BaseModel):
-    """What every response about an image says."""
+class ResponseHead(BaseModel):
+    """The members that every response about an image has."""
 
     request_id: str
     model: str
@@ -47,7 +50,7 @@ class Answer(BaseModel):
     timings_ms: dict[str, float] = Field(description=", ".join((*STAGES, "total")))
 
 
-class DetectAnswer(Answer):
+class DetectResponse(ResponseHead):
     """The detections by falling score: entry i of each list is detection i."""
 
     boxes: list[list[float]]
@@ -57,12 +60,12 @@ class DetectAnswer(Answer):
     proposals: ProposalList | None = None
     proposal_indices: list[int] | None = Field(
         None,
-        description="with `proposals`: which one each detection was refined from; it may be beyond those asked for",
+        description="with `proposals`: index of each detection's proposal; may be above the requested number",
     )
 
 
 class StageCounts(BaseModel):
-    """How many anchors of a level are left after each step of the RPN."""
+    """The number of anchors of a level that are left after each step of the RPN."""
 
     level: int
     anchors: int
@@ -82,8 +85,8 @@ class ObjectnessMap(BaseModel):
     step: Point = Field(description="x and y from a cell to the next")
 
 
-class ProposalsAnswer(Answer, ProposalList):
-    """What the RPN proposed."""
+class ProposalsResponse(ResponseHead, ProposalList):
+    """The proposals of the RPN, and how it selected them."""
 
     stage: Literal["final", "pre_nms"]
     count: int = Field(description="proposals that passed the filters, before the limit")
@@ -109,32 +112,8 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = Field(None, description="for 422: each option and what is wrong with it")
 
 
-class BatchAnswer(BaseModel):
+class BatchResponse(BaseModel):
     """One entry an image, in the order they were sent."""
 
     request_id: str
-    results: list[DetectAnswer | Problem]
-
-
-class Ready(BaseModel):
-    """The state of the service."""
-
-    status: str
-
-
-class ModelAnswer(BaseModel):
-    """What is being served, and within which limits."""
-
-    name: str
-    preset: str
-    classes: list[str] = Field(description="names by class id; 0 is background")
-    precision: str
-    device: str
-    canvases: list[Cell] = Field(description="height and width that images are padded to; empty: any")
-    anchors: list[dict[str, Any]]
-    parameters: int
-    sha256: str | None
-    metrics: dict[str, float]
-    defaults: dict[str, int | float]
-    limits: dict[str, int]
-    optimizations: list[str] = Field(description="what was done to the network for speed, a sentence each")
+    results: list[DetectResponse | Problem]

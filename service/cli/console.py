@@ -14,7 +14,7 @@ stderr = Console(stderr=True)
 
 
 def print_error(message: object) -> None:
-    """Print ``message`` in red on the standard error, as it is: without markup and without line breaks of rich's."""
+    """Print ``message`` in red on the standard error, unchanged: rich adds neither markup nor line breaks."""
     stderr.print(str(message), style="red", markup=False, highlight=False, soft_wrap=True)
 
 

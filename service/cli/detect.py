@@ -1,4 +1,4 @@
-"""``frcnn detect``: detect objects in image files, here or through a service that runs elsewhere."""
+"""``frcnn detect``: detect objects in image files, in this process or through a running service."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def detect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object an image instead of a table")] = False,
     url: Annotated[str | None, typer.Option(help="ask the service that runs there; always JSON")] = None,
-    at_once: Annotated[int, typer.Option(min=1, max=256, help="images under way at once, with --url")] = 8,
+    at_once: Annotated[int, typer.Option(min=1, max=256, help="images in progress at once, with --url")] = 8,
     api_key: Annotated[
         str | None, typer.Option(envvar="FRCNN_API_KEY", help="of the service, with --url", show_envvar=True)
     ] = None,
     **overrides: Any,
 ) -> None:
-    """Detect in images right here, or with --url through a service.
+    """Detect objects in images, in this process or with --url through a service.
 
     Exits with 1 if any image failed, with 2 if a setting, the device or the weights cannot be used.
     """
@@ -55,8 +55,8 @@ def detect(
 def _detect_locally(images: list[Path], out_path: Path | None, as_json: bool, overrides: dict[str, Any]) -> None:
     from model.detector import DetectOptions
     from model.runtime.malloc import configure_malloc
-    from service.app import load_detector
     from service.inference.decoding import prepare_pillow
+    from service.inference.detector import load_detector
 
     configure_malloc()
     try:
@@ -92,7 +92,7 @@ def _detect_locally(images: list[Path], out_path: Path | None, as_json: bool, ov
 def _detect_file(
     detector: DetectorLike, path: Path, options: DetectOptions, max_pixels: int
 ) -> tuple[ImageArray, Detections] | None:
-    """Return the decoded file and its detections; None where it failed, after printing why."""
+    """Return the decoded image and its detections; None where it failed, after printing why."""
     from model.detector import NotFiniteError
     from service.inference.decoding import decode
 

@@ -18,7 +18,7 @@ from model.checkpoint import CheckpointError, ManifestEntry, cache_dir, load_man
 Progress = Callable[[int, int | None], None]
 """Called with the bytes downloaded so far and the total (None where the server does not say)."""
 
-# Ten times the largest published file: an endless response stops here and not at a full disk.
+# Ten times the largest published file: an endless response is stopped before the disk is full.
 MAX_BYTES = 2 * 2**30
 
 
@@ -42,7 +42,7 @@ def fetch(
     entries = {entry.name: entry for entry in load_manifest(manifest, cache)}
     entry = entries.get(name)
     if entry is None:
-        published = ", ".join(other.name for other in entries.values() if other.source is not None)
+        published = ", ".join(candidate.name for candidate in entries.values() if candidate.source is not None)
         raise FetchError(f"No checkpoint {name!r} to fetch. There are {published}.")
     if entry.path is not None and sha256(entry.path).startswith(entry.sha256):
         return entry.path
@@ -110,7 +110,7 @@ def download(
 def _client() -> httpx.Client:
     try:
         return httpx.Client(timeout=30, follow_redirects=True)
-    except (ImportError, ValueError) as error:  # a proxy protocol that httpx does not know
+    except (ImportError, ValueError) as error:  # a proxy protocol that httpx does not support
         raise FetchError(f"The proxy that the environment names cannot be used: {error}") from error
 
 
@@ -148,7 +148,7 @@ def _download_part(
 
 
 def _request_rest(client: httpx.Client, url: str, part: Path, progress: Progress | None) -> bool:
-    """Request the bytes that ``part`` lacks and append them. True: it is whole. False: try again later."""
+    """Request the bytes that ``part`` lacks and append them; return False where the caller should try again."""
     offset = _size(part)
     # identity: no compression, since bytes are counted and hashed
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
@@ -159,26 +159,26 @@ def _request_rest(client: httpx.Client, url: str, part: Path, progress: Progress
         if status == 416:
             if content_range.endswith(f"/{offset}"):
                 return True
-            part.unlink(missing_ok=True)  # longer than the server's file, so of another one
+            part.unlink(missing_ok=True)  # longer than the server's file, so not a part of it
             return False
         if status == 429 or status >= 500:
             return False
         if status not in (200, 206):
-            raise FetchError(f"{url} answered {status} {response.reason_phrase}. See whether the address still exists.")
+            raise FetchError(f"{url} answered {status} {response.reason_phrase}. Check that the address still exists.")
         if status == 206 and not content_range.startswith(f"bytes {offset}-"):
             part.unlink(missing_ok=True)
             return False
-        done = offset if status == 206 else 0
+        downloaded = offset if status == 206 else 0
         length = response.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdigit() else None
+        total = downloaded + int(length) if length.isdigit() else None
         with part.open("ab" if status == 206 else "wb") as file:
             for chunk in response.iter_raw():
-                done += len(chunk)
-                if done > MAX_BYTES:
+                downloaded += len(chunk)
+                if downloaded > MAX_BYTES:
                     raise FetchError(f"{url} sent more than {MAX_BYTES} bytes, which no checkpoint here has.")
                 file.write(chunk)
                 if progress is not None:
-                    progress(done, total)
+                    progress(downloaded, total)
             file.flush()
             os.fsync(file.fileno())
     return True

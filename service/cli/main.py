@@ -31,7 +31,7 @@ def serve(
     ] = False,
     replicas: Annotated[int, typer.Option(min=1, help="with --ray: replicas, at least")] = 1,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="with --ray: replicas, at most, as the load asks for; unset: as at least")
+        int | None, typer.Option(min=1, help="with --ray: replicas, at most, by load; unset: as many as --replicas")
     ] = None,
     **overrides: Any,
 ) -> None:
@@ -47,7 +47,8 @@ def serve(
 
 
 def _run_server(settings: Settings) -> NoReturn:
-    from service.app import create_app, each_device
+    from service.app import create_app
+    from service.inference.detector import resolve_devices
     from service.server.logging import configure_logging
     from service.server.uvicorn_server import Server
 
@@ -55,7 +56,8 @@ def _run_server(settings: Settings) -> NoReturn:
     if settings.cache_dir is not None:  # model/ reads the environment
         os.environ["FRCNN_CACHE_DIR"] = str(settings.cache_dir)
     try:
-        devices = each_device(settings.device)  # first, so that a wrong device ends the command at once
+        # Before the app is made, so that a wrong device ends the command at once.
+        devices = resolve_devices(settings.device)
     except ValueError as error:
         logging.getLogger("frcnn.cli").error("the detector could not be started", extra={"reason": str(error)})
         raise typer.Exit(MISCONFIGURED) from None

@@ -1,4 +1,4 @@
-"""Read training recipes: the json that ``frcnn train --recipe`` takes, and that every run writes."""
+"""Read training recipes: the JSON file that ``frcnn train --recipe`` takes, and that every run writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.training.config import TrainingConfig, TrainingError
 
 
 def read_recipe(file: Path | None, overrides: Mapping[str, Any]) -> TrainingConfig:
-    """Return the recipe of a json file, with ``overrides`` over its fields, and defaults for what neither has.
+    """Return the recipe of a JSON file, with ``overrides`` over its fields, and defaults for the other fields.
 
     Raises ``TrainingError``, which names the field, where the file cannot be read or is not a recipe.
     """
@@ -39,10 +39,10 @@ def read_recipe(file: Path | None, overrides: Mapping[str, Any]) -> TrainingConf
     return recipe
 
 
-def _unknown_names(fields: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the names in ``fields`` that ``known`` lacks: with a misspelt one, training would use the default."""
+def _unknown_names(fields: Mapping[str, Any], recipe: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names in ``fields`` that ``recipe`` lacks: for a misspelt one, training would use the default."""
     for name, value in fields.items():
-        if name not in known:
+        if name not in recipe:
             yield f"{prefix}{name}"
         elif isinstance(value, Mapping):
-            yield from _unknown_names(value, known[name] or {}, f"{prefix}{name}.")
+            yield from _unknown_names(value, recipe[name] or {}, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""``frcnn detect --url``: send image files and folders to a service that runs elsewhere, and write lines of JSON."""
+"""``frcnn detect --url``: send image files and folders to a running service, and write lines of JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 def detect_remotely(
     url: str, paths: Iterable[Path], out_path: Path | None, at_once: int, api_key: str | None, **options: Any
 ) -> bool:
-    """Write a line for each image, to ``out_path`` or the standard output; return whether all succeeded.
+    """Detect in each image and write its line, to ``out_path`` or the standard output; return whether all succeeded.
 
     Images that ``out_path`` has a line for are left out, so that a second run continues an interrupted one. Images that
     failed have no line, and are tried again.
@@ -35,10 +35,10 @@ def detect_remotely(
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are, and of folders the image files in them and below, by suffix and in order."""
+    """Yield each path that is a file, and the image files in and below each folder, by suffix and in order."""
     for path in paths:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         else:
             yield path
 
@@ -57,7 +57,7 @@ def finished_files(out_path: Path) -> set[str]:
         return {orjson.loads(line)["file"] for line in complete.splitlines()}
     except (orjson.JSONDecodeError, LookupError, TypeError):
         raise ValueError(
-            f"{out_path} holds something else than lines of JSON from here; choose another --out"
+            f"{out_path} holds something else than the output of this command; choose another --out"
         ) from None
 
 
@@ -79,7 +79,7 @@ async def _detect_all(
 ) -> bool:
     succeeded = True
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # A long timeout: an image may wait behind the others of its own folder.
+    # A long timeout: an image may wait for the others of its folder.
     async with AsyncClient(url, api_key=api_key, timeout=120.0, tries=100) as client:
         with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as bar:
             task = bar.add_task("detecting", total=len(paths))
@@ -96,6 +96,6 @@ async def _detect_all(
 
 
 def _raise_if_permanent(outcome: DetectError | OSError) -> None:
-    """Raise an error that all other images would meet too: a wrong key, or a service that cannot be reached."""
+    """Raise ``outcome`` where all other images would fail likewise: a wrong key, or an unreachable service."""
     if isinstance(outcome, DetectError) and outcome.status in (None, 401, 404):
         raise outcome

@@ -1,4 +1,4 @@
-"""Command line options made from the fields of ``Settings``: name, type, help and default are written there alone."""
+"""Command line options made from the fields of ``Settings``, which hold name, type, help and default."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ Command = TypeVar("Command", bound=Callable[..., None])
 def setting_options(names: Iterable[str], *, first: bool = False) -> Callable[[Command], Command]:
     """Give a typer command an option for each of the settings ``names``; the command takes them as ``**overrides``.
 
-    An option that is not given is None. Values are not checked here, but all together by ``load_settings``, whose
-    errors name the setting. first: list these options before the command's own.
+    An option that is left out is None. ``load_settings`` checks the values, all together, and its errors name the
+    setting. first: list these options before the command's own.
     """
 
     def add_options(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        command_parameters = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         options = [_parameter(name) for name in names]
         # typer reads the options of a command from its signature.
-        parameters = options + own if first else own + options
+        parameters = options + command_parameters if first else command_parameters + options
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
@@ -45,7 +49,7 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def _option_type(annotation: Any) -> type[Any]:
-    """Return the type of a setting's option: without None, and ``str`` for a choice of words."""
+    """Return the type of a setting's option: without None, and ``str`` for a ``Literal``."""
     if get_origin(annotation) is Literal:
         return str
     [option_type] = [kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType]

@@ -21,22 +21,23 @@ from service.settings import load_settings
 
 
 class Schedule(StrEnum):
-    """Choose between training all parts at once and in the four steps of Faster R-CNN, section 3.2."""
+    """How the parts are trained: all at once, or in the four steps of Faster R-CNN, section 3.2."""
 
     joint = "joint"
     alternating = "alternating"
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="a folder of COCO json (train.json, images/train) or VOC xml")],
-    out: Annotated[Path, typer.Option(help="the run's folder; a run that stopped goes on from there")],
+    data: Annotated[Path, typer.Option(help="a folder of COCO JSON (train.json, images/train) or VOC XML")],
+    out: Annotated[Path, typer.Option(help="the run's folder; a run that was interrupted continues there")],
     preset: Annotated[str, typer.Option(help="which detector")] = "LITE",
     start: Annotated[
         str, typer.Option(help="imagenet, nothing, a classifier's .pth, or a detector's name or file")
     ] = "imagenet",
     schedule: Annotated[Schedule, typer.Option(help="all at once, or the paper's four steps in turn")] = Schedule.joint,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="a json of Recipe's fields, as a run writes one; options go before")
+        Path | None,
+        typer.Option("--recipe", help="a JSON of TrainingConfig's fields, as a run writes one; options override it"),
     ] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="passes over the images (default 7)")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="images a step (default 16)")] = None,
@@ -46,11 +47,11 @@ def train(
     ] = None,
     validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="share of the images set aside")] = 0.05,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="which images are set aside, and all that is drawn (default 0)")
+        int | None, typer.Option(min=0, help="seed of the images set aside, and of all random choices (default 0)")
     ] = None,
-    bf16: Annotated[bool | None, typer.Option(help="autocast; pays on CPUs with AMX")] = None,
+    bf16: Annotated[bool | None, typer.Option(help="bf16 autocast; faster on CPUs with AMX")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto; for several GPUs start it with torchrun")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0 leaves it the choice")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0: torch decides")] = 0,
     skip_bad_boxes: Annotated[bool, typer.Option(help="leave out boxes without area or off the image")] = False,
 ) -> None:
     """Train a detector on your own images."""
@@ -93,7 +94,7 @@ def train(
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="a folder of COCO json or VOC xml, as for train")],
+    data: Annotated[Path, typer.Option(help="a folder of COCO JSON or VOC XML, as for train")],
     weights: Annotated[str, typer.Option(help="a name of the manifest, or a file")] = "lite-voc20",
     split: Annotated[str, typer.Option(help="which images; validation cuts train as `frcnn train` does")] = "test",
     validation: Annotated[float, typer.Option(min=0.01, max=0.5, help="the share that was set aside")] = 0.05,
@@ -144,7 +145,7 @@ def evaluate(
 
 
 def calibrate(
-    images: Annotated[list[Path], typer.Argument(help="images, or folders of them, like those to come; no labels")],
+    images: Annotated[list[Path], typer.Argument(help="images like those to be served, or folders of them; no labels")],
     weights: Annotated[str, typer.Option(help="a name of the manifest, or a file")] = "lite-voc20",
     count: Annotated[int, typer.Option(min=1, help="how many of them are used")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="seed of the choice of images")] = 0,
@@ -174,7 +175,7 @@ def calibrate(
         path, layers = write_quantization_ranges(detector, map(read_image, paths))
     except (CheckpointError, NotFiniteError, ValueError, OSError) as error:
         fail(error)
-    stdout.print(f"{path}: {layers} layers, seen on {len(paths)} images", soft_wrap=True)
+    stdout.print(f"{path}: {layers} layers, measured on {len(paths)} images", soft_wrap=True)
 
 
 def factor(
@@ -182,7 +183,9 @@ def factor(
     weights: Annotated[str, typer.Option(help="a name of the manifest, or a file")],
     out: Annotated[Path, typer.Option(help="the new file, .safetensors")],
     rank: Annotated[int, typer.Option(min=1, help="channels between the two layers")] = 128,
-    pictures: Annotated[int, typer.Option(min=1, help="images whose fc6 outputs the split is fitted to")] = 200,
+    image_count: Annotated[
+        int, typer.Option("--pictures", min=1, help="images that the split of fc6 is fitted to")
+    ] = 200,
     validation: Annotated[float, typer.Option(min=0, max=0.5, help="the share set aside, which is not used")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,
 ) -> None:
@@ -190,7 +193,7 @@ def factor(
     from model.data import DataError, load_dataset, split
     from model.detector import CheckpointError, Detector, NotFiniteError
     from model.runtime.malloc import configure_malloc
-    from model.training.factoring import factor_checkpoint as factor_fc6
+    from model.training.factoring import factor_checkpoint
 
     configure_malloc()
     try:
@@ -198,7 +201,7 @@ def factor(
         dataset = load_dataset(data, "train", on_bad_box="skip")
         if validation > 0:
             dataset, _ = split(dataset, validation, seed)
-        digest, parameters = factor_fc6(detector, dataset, rank, out, images=pictures, seed=seed)
+        digest, parameters = factor_checkpoint(detector, dataset, rank, out, images=image_count, seed=seed)
     except (DataError, CheckpointError, NotFiniteError, ValueError, OSError) as error:
         fail(error)
     stdout.print(
@@ -208,22 +211,24 @@ def factor(
 
 
 def _compare(differences: list[tuple[str, float, float]], against: Path) -> None:
-    """Print how far the figures are from earlier ones; fail where a headline is off by over 0.1 points."""
+    """Print the differences from earlier figures; fail where a headline figure differs by over 0.1 points."""
     from model.evaluation.report import HEADLINES
 
     headlines, classes = differences[: len(HEADLINES)], differences[len(HEADLINES) :]
-    changes = ", ".join(f"{name} {now - before:+.4f}" for name, now, before in headlines)
+    changes = ", ".join(f"{name} {value - earlier:+.4f}" for name, value, earlier in headlines)
     largest = max(classes, key=lambda row: abs(row[1] - row[2]), default=None)
     class_change = (
-        "" if largest is None else f"; of the classes the furthest is {largest[0]}, {largest[1] - largest[2]:+.4f}"
+        ""
+        if largest is None
+        else f"; the class with the largest difference is {largest[0]}, {largest[1] - largest[2]:+.4f}"
     )
     stdout.print(f"against {against}: {changes}{class_change}")
-    if any(abs(now - before) > 0.001 for _, now, before in headlines):
-        fail("a figure is more than 0.1 points from the one that was written")
+    if any(abs(value - earlier) > 0.001 for _, value, earlier in headlines):
+        fail("a figure differs by more than 0.1 points from the earlier one")
 
 
 def _fail_out_of_memory(error: RuntimeError) -> NoReturn:
-    """End the command with a sentence where memory ran out; raise any other error again."""
+    """End the command with advice where memory ran out; raise any other error again."""
     if not is_out_of_memory(error):
         raise error
     fail(advise_training(error))

@@ -1,4 +1,4 @@
-"""``frcnn weights``: list, fetch and verify the checkpoints that have a name in the manifest."""
+"""``frcnn weights``: list, fetch and verify the checkpoints in weights/manifest.toml."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from service.cli.console import fail, stderr, stdout
 
-app = typer.Typer(no_args_is_help=True, help="The checkpoints that have a name.")
+app = typer.Typer(no_args_is_help=True, help="List, fetch and verify the checkpoints in weights/manifest.toml.")
 
 
 @app.command("list")
@@ -40,7 +40,7 @@ def fetch_weights(name: Annotated[str, typer.Argument(help="a name that `frcnn w
     try:
         with Progress(*columns, console=stderr) as bar:
             task = bar.add_task(name, total=None)
-            path = fetch(name, progress=lambda done, total: bar.update(task, completed=done, total=total))
+            path = fetch(name, progress=lambda downloaded, total: bar.update(task, completed=downloaded, total=total))
     except (FetchError, ValueError, OSError) as error:
         fail(error)
     stdout.print(str(path), soft_wrap=True)

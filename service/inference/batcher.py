@@ -1,7 +1,7 @@
 """Batches between the requests and the devices: each device has a worker, and all workers take from one queue.
 
-An image never waits while a device is idle: what is there goes. While all are busy, images gather in the queue. It is
-bounded by images and by pixels; over either, ``QueueFull``.
+An image never waits while a device is idle. While all devices are busy, images wait in the queue, which is bounded by
+images and by pixels; over either limit, ``QueueFull``.
 
 A worker that dies ends the service: the others finish their batch, and nothing new begins.
 
@@ -30,10 +30,13 @@ _FAILED = "The detector has failed and the service will be replaced; try again."
 
 
 class Batcher:
-    """Gathers images into batches for started ``workers``. Nothing is answered unless ``run`` is running."""
+    """Collect images in batches for started ``workers``. Tasks have results only while ``run`` is running."""
 
     def __init__(self, workers: Sequence[Worker], limits: QueueLimits, metrics: Metrics) -> None:
-        """workers: with equal detectors; there may be none yet, but none is added once ``run`` is running."""
+        """Send batches to ``workers``.
+
+        workers: with equal detectors; the caller may add to the list until it calls ``run``.
+        """
         self._workers = workers
         self._limits = limits
         self._metrics = metrics
@@ -49,12 +52,12 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Images that hold a slot: being decoded, queued, or on a device."""
+        """Return the number of images that hold a slot: being decoded, queued, or on a device."""
         return self._slots
 
     @property
     def retry_after(self) -> int:
-        """Seconds until there should be a free slot, estimated from the last batches; 1 to 60."""
+        """Return the seconds until a slot is expected to be free, 1 to 60, estimated from the last batches."""
         return self.throughput.retry_after(self._per_device(max(1, self._slots)))
 
     @contextlib.contextmanager
@@ -95,9 +98,11 @@ class Batcher:
         Cancelling drops the task if its batch has not begun. Raises ``QueueFull``, ``DeadlinePassed``,
         ``Unavailable``; for this image alone ``ImageFailed``, ``OutOfMemory`` or ``NotFinite``.
         """
-        if not self._alive:  # a worker died while the image was being decoded: nobody would answer
+        if not self._alive:  # a worker died while the image was being decoded: the task would have no result
             raise Unavailable(_FAILED, retry_after=10)
-        if self._pixels and self._pixels + task.pixels > self._limits.max_queue_pixels:  # an empty queue takes any
+        if (
+            self._pixels and self._pixels + task.pixels > self._limits.max_queue_pixels
+        ):  # an empty queue accepts any image
             raise self._queue_full()
         self.queue.add(task)
         self._pixels += task.pixels
@@ -141,8 +146,8 @@ class Batcher:
     def _check_slots(self, deadline: float) -> None:
         if self._slots >= self._limits.max_queue:
             raise self._queue_full()
-        # A request that would end with a 504 after all the waiting is refused now: if such were let in, a slow device
-        # would do nothing but work that comes too late. An empty queue takes any: so the estimate is kept fresh.
+        # A request that would wait and then end with 504 is refused now. Otherwise a slow device would spend all its
+        # time on results that come too late. An empty queue accepts any image, which keeps the estimate up to date.
         if self._slots and time.monotonic() + self.throughput.seconds(self._per_device(self._slots + 1)) > deadline:
             raise QueueFull(
                 f"{self._slots} images are waiting, and this one would not be answered before its deadline; "
@@ -152,12 +157,12 @@ class Batcher:
 
     def _queue_full(self) -> QueueFull:
         return QueueFull(
-            f"{self._slots} images are waiting, as many as may; try again after the time in Retry-After.",
+            f"{self._slots} images are waiting, which is the limit; try again after the time in Retry-After.",
             retry_after=self.retry_after,
         )
 
     async def _feed(self, worker: Worker) -> None:
-        limit = BatchSizeLimit(self._limits.max_batch)  # each device has a memory of its own
+        limit = BatchSizeLimit(self._limits.max_batch)  # one for each device, since each has its own memory
         while self._alive:
             batch = self.queue.next_batch(limit.size, self._limits.max_batch_pixels)
             if not batch:
@@ -167,9 +172,9 @@ class Batcher:
             try:
                 await self._run_batch(worker, limit, batch)
             except WorkerDead as death:
-                worker.give_up(str(death))  # its thread may still be on its last lines
+                worker.give_up(str(death))  # its thread may still be about to end
                 self._fail(batch)
-            except Exception:  # a bug of this service: better replaced than silent
+            except Exception:  # a bug of this service: end the process rather than leave requests without a result
                 log.exception("the queue has failed")
                 worker.give_up("The queue has failed.")
                 self._fail(batch)
@@ -183,7 +188,7 @@ class Batcher:
         self.throughput.batch_finished(len(batch), time.monotonic() - started)
         self._learn(report, limit, len(batch))
         for task, outcome in zip(batch, report.outcomes, strict=True):
-            if task.result.done():  # its deadline passed, or its client left, while it was on the device
+            if task.result.done():  # its deadline passed, or its client disconnected, while it was on the device
                 continue
             if isinstance(outcome, ServiceError):
                 task.result.set_exception(outcome)
@@ -206,13 +211,13 @@ class Batcher:
             limit.succeeded(size)
 
     def _end(self) -> None:
-        """Fail all that waits: a worker is dead. Does it once, whichever feeder sees it first."""
+        """Fail all waiting tasks, since a worker is dead. Only the first feeder that notices it does so."""
         if self._ended:
             return
         self._ended = True
         self._fail(self.queue.take_all())
         self._metrics.ready.set(0)
-        self._wake.set()  # the feeders of idle devices are to see it too
+        self._wake.set()  # so that the feeders of idle devices end too
         self.on_death()
 
     @staticmethod

@@ -20,8 +20,8 @@ from model.structures import ImageArray
 from service.errors import BadImage, BadRequest, ServiceError, TooLarge, UnsupportedImage
 
 SUPPORTED = "JPEG, PNG, WebP, BMP, TIFF or GIF"
-# A progressive JPEG stores each pixel in some ten passes, and is decoded in as many. A pass may be a few bytes long: in
-# a hostile file there are thousands, and each takes as long as a whole image.
+# A progressive JPEG stores each pixel in about ten passes, and is decoded in as many. A pass may be a few bytes long,
+# so a malicious file can hold thousands, each of which takes as long to decode as a whole image.
 MAX_PASSES = 16
 _ORIENTATION = 0x0112  # EXIF 2.32, tag 274
 _TRANSPOSE = {
@@ -85,7 +85,7 @@ def decode_image(
         raise
     except MemoryError:
         raise TooLarge("There is no memory left to decode this image; send a smaller one.") from None
-    except Exception as error:  # Pillow raises a dozen kinds on hostile bytes; all mean the same to a client
+    except Exception as error:  # Pillow raises many types for damaged bytes; to a client all mean the same
         raise BadImage(
             f"The bytes begin like a {format} image but cannot be decoded ({_reason(error)}); "
             "send the whole file, undamaged."
@@ -105,7 +105,7 @@ def sniff_format(data: bytes) -> str | None:
         return "GIF"
     if head.startswith((b"II*\x00", b"MM\x00*")):
         return "TIFF"
-    # "BM" alone begins many an English text; a bitmap's file header goes on with two reserved 16-bit zeros.
+    # Text may begin with "BM"; a bitmap's file header goes on with two reserved 16-bit zeros.
     if head.startswith(b"BM") and head[6:10] == b"\x00\x00\x00\x00":
         return "BMP"
     return None
@@ -153,15 +153,16 @@ def _load_reduced(image: Image.Image, canvas_for: Callable[[int, int], tuple[int
     if drafted is None:
         return image
     _, extent = drafted
-    whole = int(extent[2]), int(extent[3])
-    if image.size == whole:
+    size = int(extent[2]), int(extent[3])
+    if image.size == size:
         return image
-    return image.resize(whole, Image.Resampling.BILINEAR, box=extent)
+    return image.resize(size, Image.Resampling.BILINEAR, box=extent)
 
 
 def _count_passes(data: bytes) -> int:
-    """Count the scans of a JPEG, some too many where its metadata hold a thumbnail; in the image's own data the bytes
-    of a scan's header cannot occur otherwise (ITU T.81, B.1.1.5).
+    """Return the number of scans of a JPEG, with those of a thumbnail in its metadata.
+
+    In the image's own data the two bytes occur only at the start of a scan (ITU T.81, B.1.1.5).
     """
     return data.count(b"\xff\xda")
 
@@ -169,14 +170,14 @@ def _count_passes(data: bytes) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # broken metadata on an image whose pixels are whole: show it as stored
+    except Exception:  # damaged metadata beside undamaged pixels: return the image as stored
         return 1
 
 
 def _to_rgb(image: Image.Image) -> ImageArray:
     if image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.uint32)
-        return _grey((deep * 255 + 32767) // 65535)
+        samples = np.asarray(image).astype(np.uint32)
+        return _grey((samples * 255 + 32767) // 65535)
     if image.mode in ("I", "F"):
         return _grey(_stretch(np.asarray(image, dtype=np.float64)))
     if image.has_transparency_data:
@@ -203,5 +204,5 @@ def _grey(values: NDArray[Any]) -> ImageArray:
 
 def _reason(error: Exception) -> str:
     """Return Pillow's own message in one short line, without addresses of objects."""
-    words = str(error).split("<", 1)[0].strip().rstrip(".:")
-    return words[:120] if words and isinstance(error, OSError | ValueError | SyntaxError) else "damaged data"
+    message = str(error).split("<", 1)[0].strip().rstrip(".:")
+    return message[:120] if message and isinstance(error, OSError | ValueError | SyntaxError) else "damaged data"

@@ -1,4 +1,4 @@
-"""What bounds the work in progress: images and pixels that wait, images in a batch, bytes of bodies, deadlines."""
+"""Limits of the work in progress: waiting images and pixels, images in a batch, bytes of request bodies, deadlines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from service.errors import DeadlinePassed, QueueFull
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """max_batch, max_queue: images. max_batch_pixels: padded. max_queue_pixels: padded or decoded, the larger."""
+    """The limits of the queue and of a batch.
+
+    max_batch, max_queue: images. max_batch_pixels: when padded. max_queue_pixels: padded or as decoded, the larger.
+    """
 
     max_batch: int
     max_batch_pixels: int
@@ -40,7 +43,7 @@ class BatchSizeLimit:
         self._successes = 0
 
     def succeeded(self, images: int) -> None:
-        """Note a batch of ``images`` that fitted; after ``PROBE_AFTER`` full ones, allow twice as many."""
+        """Note a batch of ``images`` that fitted; after ``PROBE_AFTER`` full batches, allow twice as many images."""
         if self.size == self._maximum or images < self.size:
             return
         self._successes += 1
@@ -73,7 +76,7 @@ class Throughput:
         self._idle_since = None
 
     def batch_finished(self, images: int, seconds: float) -> None:
-        """Note that a batch is back."""
+        """Note that a batch of ``images`` took ``seconds``."""
         self._seconds_per_image.append(seconds / images)
         self._running -= 1
         if not self._running:
@@ -86,7 +89,7 @@ class Throughput:
         return images * statistics.median(self._seconds_per_image)
 
     def retry_after(self, images: int) -> int:
-        """Return the same for a ``Retry-After`` header: whole seconds, 1 to 60."""
+        """Return the estimate for ``images`` as a ``Retry-After`` header: whole seconds, 1 to 60."""
         return min(60, max(1, math.ceil(self.seconds(images))))
 
     def _expired(self) -> bool:
@@ -107,27 +110,27 @@ class Budget:
 
     @contextlib.contextmanager
     def reserve(self) -> Iterator[Callable[[int], None]]:
-        """Yield ``take(count)``, which reserves so many more bytes; all of them are released at the end.
+        """Yield ``take(count)``, which reserves ``count`` more bytes; all of them are released at the end.
 
         ``take`` raises ``QueueFull`` over the limit, except for a body that is the only one.
         """
-        own = 0
+        body_bytes = 0
 
         def take(count: int) -> None:
-            nonlocal own
-            if self.reserved + count > self._limit and self.reserved > own:
+            nonlocal body_bytes
+            if self.reserved + count > self._limit and self.reserved > body_bytes:
                 raise QueueFull(
                     "The bodies of other requests fill the memory set aside for them; "
                     "try again after the time in Retry-After.",
                     retry_after=self._retry_after(),
                 )
-            own += count
+            body_bytes += count
             self.reserved += count
 
         try:
             yield take
         finally:
-            self.reserved -= own
+            self.reserved -= body_bytes
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ _PHRASES = (
     "out of memory",
     "can't allocate memory",
     "not enough memory",
-    # cuBLAS's and cuDNN's words for the same
+    # cuBLAS and cuDNN
     "status_alloc_failed",
     "allocation_failed",
 )
@@ -25,15 +25,15 @@ class OutOfMemoryAtStart(StartError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether ``error`` is of a device, or a host, without enough memory.
+    """Return whether ``error`` is of a device, or a host, without enough memory.
 
-    torch raises a class of its own on a GPU, and says it in words on a CPU.
+    On a GPU torch raises a class of its own; on a CPU only the message says so.
     """
-    words = str(error).lower()
+    message = str(error).lower()
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or any(phrase in words for phrase in _PHRASES)
+        or any(phrase in message for phrase in _PHRASES)
     )
 
 
@@ -45,7 +45,7 @@ def advise(error: BaseException, when: str) -> str:
 
 
 def advise_for_image(error: BaseException) -> str:
-    """Return the same for one image that failed alone, while the service serves; for the log."""
+    """Return a sentence for the log: one image failed alone for lack of memory, while the service was running."""
     if _on_gpu(error):
         return (
             f"The GPU has too little memory for this image alone: {_OTHERS}, {_LESS}. Images that fit are answered; "
@@ -55,7 +55,7 @@ def advise_for_image(error: BaseException) -> str:
 
 
 def advise_training(error: BaseException) -> str:
-    """Return the same for ``frcnn train`` and ``frcnn evaluate``."""
+    """Return a sentence for the user of ``frcnn train`` or ``frcnn evaluate``."""
     if _on_gpu(error):
         return f"The GPU ran out of memory: {_OTHERS}, or give a smaller --batch-size."
     return "This machine ran out of memory: give the process more, or give a smaller --batch-size."
@@ -63,7 +63,7 @@ def advise_training(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def memory_at_start(when: str) -> Iterator[None]:
-    """Raise ``OutOfMemoryAtStart`` where what is done inside runs out of memory."""
+    """Raise ``OutOfMemoryAtStart`` where the block runs out of memory."""
     try:
         yield
     except Exception as error:
@@ -73,5 +73,5 @@ def memory_at_start(when: str) -> Iterator[None]:
 
 
 def _on_gpu(error: BaseException) -> bool:
-    words = str(error).lower()
-    return type(error).__name__ == "OutOfMemoryError" or any(name in words for name in ("cuda", "cudnn", "cublas"))
+    message = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or any(name in message for name in ("cuda", "cudnn", "cublas"))

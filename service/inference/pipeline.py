@@ -34,7 +34,7 @@ from service.settings import Settings
 
 T = TypeVar("T")
 
-_LAST_BATCH_SECONDS = 10.0  # at the end, for a batch that nobody waits for any more
+_LAST_BATCH_SECONDS = 10.0  # at the end, for a batch whose clients have all disconnected
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class ImageResult:
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """Return the width of the image as shown, in pixels."""
         return self.image.width
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """Return the height of the image as shown, in pixels."""
         return self.image.height
 
 
 class Pipeline:
-    """Owns the queue, the threads that decode, and the workers; ``open`` at the app's start, ``close`` at its end."""
+    """The queue, the decoding threads and the workers; ``open`` at the app's start, ``close`` at its end."""
 
     def __init__(
         self,
@@ -71,8 +71,10 @@ class Pipeline:
         metrics: Metrics,
         devices: Callable[[str], Sequence[str]],
     ) -> None:
-        """load: makes a detector on the settings' device, in its worker's thread. devices: returns those that a device
-        setting means, each to have a worker; called once, in a thread.
+        """Prepare the pipeline; ``open`` starts it.
+
+        load: makes a detector on the settings' device, in its worker's thread. devices: returns the devices that a
+        device setting means, each of which gets a worker; called once, in a thread.
         """
         self.settings = settings
         self.metrics = metrics
@@ -87,23 +89,23 @@ class Pipeline:
 
     @property
     def info(self) -> DetectorInfo:
-        """The detector that is served; ``device`` names all devices."""
+        """Return the description of the detector that is served; ``device`` names all devices."""
         infos = self.infos
         return infos[0] if len(infos) == 1 else replace(infos[0], device=", ".join(info.device for info in infos))
 
     @property
     def infos(self) -> list[DetectorInfo]:
-        """The detector of each device."""
+        """Return the description of each device's detector."""
         return [worker.detector.info for worker in self.workers]
 
     @property
     def worker(self) -> Worker:
-        """The first worker: it speaks for all where they are equal."""
+        """Return the first worker; in what the detectors have in common it stands for all."""
         return self.workers[0]
 
     @property
     def dead(self) -> str | None:
-        """Why one of the workers cannot run batches; None where all can."""
+        """Return why one of the workers cannot run batches; None where all can."""
         if not self.workers:
             return "The detector is not loaded yet."
         return next(
@@ -159,7 +161,7 @@ class Pipeline:
         its pixels. check_size: called with the image's width and height before it is queued; it may raise. Raises a
         ``ServiceError``.
         """
-        # With exact canvases every pixel is decoded: they are for those who compare with torchvision.
+        # With exact canvases every pixel is decoded: they exist for comparisons with torchvision.
         canvas_for = None if full_resolution or not self.info.canvases else self.worker.detector.canvas_for
         decode = partial(decode_image, image, max_pixels=self.settings.max_pixels, canvas_for=canvas_for)
         with self.batcher.reserve_slot(deadline):
@@ -171,10 +173,12 @@ class Pipeline:
             canvas = self.worker.detector.canvas_for(decoded.height, decoded.width)
             task = Task(decoded.pixels, options, canvas, deadline)
             detections = await self.batcher.submit(task)
-        # Each stage begins where the one before it ends, so that together they are the whole.
+        # Each stage begins where the previous one ends, so that they add up to the total.
         seconds = {"decode": queued - received, "queue": task.started - queued, **detections.timings}
         between = task.finished - task.started - sum(detections.timings.values())
-        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(0.0, between)  # what no stage of the model has
+        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(
+            0.0, between
+        )  # the time between the model's stages
         return ImageResult(decoded, detections, seconds, received)
 
     async def run_in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -183,7 +187,7 @@ class Pipeline:
 
 
 async def _release_memory() -> None:
-    """Return free memory to the kernel now and then, for as long as the app runs."""
+    """Return free memory to the kernel every ``RELEASE_SECONDS``, until cancelled."""
     while True:
         await asyncio.sleep(RELEASE_SECONDS)
         await asyncio.to_thread(release_free_memory)

@@ -31,12 +31,12 @@ class Task:
 
     @property
     def image_pixels(self) -> int:
-        """Pixels of the image as decoded."""
+        """Return the pixels of the image as decoded."""
         return int(self.image.shape[0] * self.image.shape[1])
 
     @property
     def pixels(self) -> int:
-        """Pixels that it costs to keep: as decoded or padded, whichever is more."""
+        """Return the pixels that count against the queue's limit: as decoded or as padded, whichever is more."""
         return max(self.canvas[0] * self.canvas[1], self.image_pixels)
 
 
@@ -75,13 +75,13 @@ class ImageQueue:
         return batch
 
     def take_all(self) -> list[Task]:
-        """Empty the queue."""
+        """Empty the queue, and return the tasks that were in it."""
         tasks = [task for group in self._groups.values() for task in group]
         self._groups.clear()
         return tasks
 
     def _drop_expired(self) -> None:
-        """A deadline's timer may be due and not have run yet: work that nobody reads must not reach the device."""
+        """Remove tasks without a waiting client. A deadline's timer may be due and not have run yet."""
         now = time.monotonic()
         for canvas, group in list(self._groups.items()):
             for task in [task for task in group if task.deadline <= now or task.result.done()]:

@@ -1,9 +1,9 @@
-"""The self-test: an image of our own, whose detections tell whether the detector works.
+"""The self-test: detect on a stored image, to find out whether the detector works.
 
 For the bundled weights the right answer is stored (``self_test.json``, by the checkpoint's SHA-256), so that a machine
-or a library that computes something else is noticed before it answers anybody. For other weights the answer is recorded
-at the start and compared after each incident. ``python -m service.inference.self_test WEIGHTS`` stores the answer of a
-checkpoint.
+or a library that computes something else is noticed before the first request. For other weights the answer is recorded
+at the start and compared after each failed batch. ``python -m service.inference.self_test WEIGHTS`` stores the answer
+of a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from service.inference.detector import DetectorLike
 _FOLDER = files("service.inference")
 _STORED = "self_test.json"
 _MAX_STORED = 10  # detections and proposals of a reference answer, the best
-_MAX_PROPOSALS = 100  # of an answer that is compared: a proposal may have changed places with its neighbours
+_MAX_PROPOSALS = 100  # of an answer that is compared: a proposal may have another rank than in the reference
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an answer may be off: IoU of a box with its stored one at least, score and objectness at most.
+    """How far an answer may differ from the reference.
 
-    flips: proposals whose place a neighbour may have taken, where NMS decided narrowly; objects must all be there.
+    iou: least IoU of a box with its reference. score: largest difference of a score or objectness. flips: most
+    proposals that a neighbour may replace, where NMS decided narrowly; detections must all be there.
     """
 
     iou: float
@@ -38,12 +39,12 @@ class Tolerance:
     flips: int
 
 
-# Same weights, another machine: fp32 moves by millionths. bf16, on CPUs with the bundled weights, was seen to move
-# boxes to an IoU of 0.992 and scores by 0.01; and one box that NMS kept narrowly took the place of three proposals of
-# ten. int8 moved boxes to 0.986 and scores by 0.04.
+# Measured with the bundled weights on other machines: fp32 differs by millionths; bf16 on CPUs moves boxes to an IoU of
+# 0.992 and scores by 0.01, and one box that NMS kept narrowly replaced three proposals of ten; int8 moves boxes to an
+# IoU of 0.986 and scores by 0.04.
 _REDUCED = Tolerance(0.90, 0.05, 5)
 TOLERANCES = {"fp32": Tolerance(0.98, 0.01, 1), "tf32": _REDUCED, "bf16": _REDUCED, "fp16": _REDUCED, "int8": _REDUCED}
-# A neighbour that took a proposal's place overlaps it by more than the RPN's NMS allows, 0.7, but for rounding.
+# A neighbour that replaces a proposal overlaps it by more than the RPN's NMS allows, 0.7, but for rounding.
 NEIGHBOUR_IOU = 0.65
 
 
@@ -97,8 +98,8 @@ class SelfTest:
         """Raise ``SelfTestError`` where the answer is not the right one, and what the detector raises."""
         answer, reference = run_detector(detector, self.image), self.reference
         for class_id, box, score in zip(reference.class_ids, reference.boxes, reference.scores, strict=True):
-            same = [j for j, other in enumerate(answer.class_ids) if other == class_id]
-            boxes, scores = [answer.boxes[j] for j in same], [answer.scores[j] for j in same]
+            rows = [row for row, answer_id in enumerate(answer.class_ids) if answer_id == class_id]
+            boxes, scores = [answer.boxes[row] for row in rows], [answer.scores[row] for row in rows]
             self._match(box, score, boxes, scores, name=f"the object of class {class_id}")
         flips = []
         for box, score in zip(reference.proposals, reference.objectness, strict=True):
@@ -112,23 +113,23 @@ class SelfTest:
             raise flips[0]
 
     def _replaced_by_neighbour(self, box: list[float], score: float, answer: ReferenceAnswer) -> bool:
-        """Say whether NMS would drop this proposal for one of the answer."""
+        """Return whether NMS would drop this proposal for one in ``answer``."""
         return any(
-            objectness >= score - self.tolerance.score and _iou(np.array(box), np.array(other)) >= NEIGHBOUR_IOU
-            for other, objectness in zip(answer.proposals, answer.objectness, strict=True)
+            objectness >= score - self.tolerance.score and _iou(np.array(box), np.array(proposal)) >= NEIGHBOUR_IOU
+            for proposal, objectness in zip(answer.proposals, answer.objectness, strict=True)
         )
 
     def _match(
         self, box: list[float], score: float, boxes: list[list[float]], scores: list[float], *, name: str
     ) -> None:
         """Raise ``SelfTestError`` where none of ``boxes`` is ``box`` within the tolerance."""
-        overlaps = [_iou(np.array(box), np.array(other)) for other in boxes]
-        close = [
-            abs(score - scores[j]) <= self.tolerance.score
-            for j, overlap in enumerate(overlaps)
+        overlaps = [_iou(np.array(box), np.array(candidate)) for candidate in boxes]
+        matches = [
+            abs(score - scores[row]) <= self.tolerance.score
+            for row, overlap in enumerate(overlaps)
             if overlap >= self.tolerance.iou
         ]
-        if not any(close):
+        if not any(matches):
             raise SelfTestError(
                 f"{name} at {np.round(box, 1).tolist()} with score {score:.3f} is not found again "
                 f"(best IoU {max(overlaps, default=0.0):.3f})"
@@ -136,7 +137,7 @@ class SelfTest:
 
 
 def load_image() -> ImageArray:
-    """Return a cat, uint8 [213, 320, 3] RGB (scikit-image's `chelsea`, Stefan van der Walt, CC0; made smaller)."""
+    """Return the test image, a cat: uint8 [213, 320, 3] RGB (scikit-image's `chelsea`, Stefan van der Walt, CC0)."""
     return decode(_FOLDER.joinpath("self_test.jpg").read_bytes(), max_pixels=100_000)
 
 

@@ -1,11 +1,11 @@
-"""How many threads do what, so that they do not compete for the cores.
+"""Choose the numbers of threads, so that they do not compete for the cores.
 
-Three parties compute: torch's thread pool, which the detector's thread leads; the threads that decode images; and the
-event loop. torch divides each layer evenly and waits for its slowest thread, so that a core which is taken from it for
-a moment delays all of it: hence no more threads in its pool than there are cores. A JPEG of 640 x 480 takes a
-millisecond to decode where its inference takes tens on a CPU, so that a quarter as many threads keep up; but never
-fewer than two, because one large image must not delay all small ones. With a GPU the cores are free for decoding, but
-for one, the event loop's. `python -m benchmarks.serving.threads` measures it.
+Three kinds of threads compute: torch's thread pool, which the detector's thread leads; the threads that decode images;
+and the event loop. torch divides each layer evenly and waits for its slowest thread, so that a core which another
+thread uses for a moment delays the whole layer: hence its pool has no more threads than there are cores. A JPEG of
+640 x 480 takes a millisecond to decode where its inference takes tens on a CPU, so that a quarter as many threads keep
+up; but never fewer than two, because one large image must not delay all small ones. With a GPU the cores are free for
+decoding, but for one, the event loop's. `python -m benchmarks.serving.threads` measures it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def decode_thread_count(cores: int, device: str) -> int:
 def _quota(cgroup: Path) -> int | None:
     """Return the whole cores of CPU time that the container has (``docker run --cpus``), or None where it has no limit.
 
-    Rounded down: a pool of more threads than that is stopped in the middle of its work, all threads at once.
+    Rounded down: the kernel pauses all threads of a process that exceeds its quota.
     """
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2: microseconds, or the word max
+        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2: microseconds, or `max`
         return None if quota == "max" else int(quota) // int(period)
     except (OSError, ValueError):
         pass

@@ -1,9 +1,9 @@
 """The thread that owns a detector.
 
 A batch of tasks goes in; each comes back with detections or an error. A batch that fails is split and tried again,
-down to single images, so that only the request whose image is at fault fails. The self-test then tells whether the
-detector itself still works. A call that does not come back is given up: the thread cannot be stopped, but the process
-can.
+down to single images, so that only the request whose image causes the failure fails. The self-test then tells whether
+the detector itself still works. A call that does not return in time is given up: a thread cannot be stopped, so the
+process has to end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Outcome = Detections | ServiceError
 
 @dataclass
 class BatchReport:
-    """What became of one batch.
+    """The outcomes and failures of one batch.
 
     outcomes: detections or the client's error for each task, in order. failures: kinds of the attempts that failed.
     out_of_memory_at: images in the smallest attempt that ran out of memory; None where none did. suspicious: whether
@@ -50,14 +50,17 @@ class BatchReport:
 
 
 class WorkerDead(Exception):
-    """The detector cannot be relied on any more; the process has to be replaced."""
+    """The detector has failed for good; the process has to be replaced."""
 
 
 class Worker:
-    """Runs a detector in a thread of its own. Call ``start`` first and ``stop`` at the end."""
+    """A detector in a thread of its own. Call ``start`` first and ``stop`` at the end."""
 
     def __init__(self, load: Callable[[], DetectorLike], watchdog_seconds: float) -> None:
-        """load: makes the detector, in the thread. watchdog_seconds: the longest that one call of it may take."""
+        """Prepare the thread; ``start`` starts it.
+
+        load: makes the detector, in the thread. watchdog_seconds: the longest that one call of the detector may take.
+        """
         self._load = load
         self._watchdog_seconds = watchdog_seconds
         self._call_started: float | None = None
@@ -70,13 +73,13 @@ class Worker:
 
     @property
     def detector(self) -> DetectorLike:
-        """The detector; only ``info`` and ``canvas_for`` may be called from other threads."""
+        """Return the detector; only ``info`` and ``canvas_for`` may be called from other threads."""
         assert self._detector is not None, "start() has not returned yet"
         return self._detector
 
     @property
     def alive(self) -> bool:
-        """Whether batches can be run."""
+        """Return whether batches can be run."""
         return self._detector is not None and self.dead is None and self._thread.is_alive()
 
     async def start(self) -> None:
@@ -125,7 +128,7 @@ class Worker:
                 future.set_result(result)  # type: ignore[arg-type]
 
         def send(result: _T | None, error: BaseException | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for it any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the result is not needed
                 loop.call_soon_threadsafe(deliver, result, error)
 
         def run() -> None:
@@ -179,7 +182,7 @@ class Worker:
                 results = self.detector.detect([task.image for task in tasks], [task.options for task in tasks])
             _set_times(tasks, started)
             if len(results) != len(tasks):
-                raise RuntimeError(f"The detector gave {len(results)} results for {len(tasks)} images.")
+                raise RuntimeError(f"The detector returned {len(results)} results for {len(tasks)} images.")
             return list(results)
         except NotFiniteError as error:
             # The other images' results are right: nothing is computed again.
@@ -203,7 +206,7 @@ class Worker:
         report.failures.append(kind)
         report.suspicious = True
         fields = {"images": images, "failure": f"{type(error).__name__}: {error}"[:500]}
-        if kind == "memory":  # where in the network that happened helps nobody: no traceback
+        if kind == "memory":  # no traceback: it does not matter where in the network memory ran out
             report.out_of_memory_at = min(report.out_of_memory_at or images, images)
             advice = {"advice": advise_for_image(error)} if images == 1 else {}
             log.warning("a batch ran out of memory", extra=fields | advice)
@@ -237,7 +240,7 @@ def _set_times(tasks: Sequence[Task], started: float) -> None:
 
 
 def _client_error(kind: FailureKind) -> ServiceError:
-    """Return what the client of an image that failed alone is told."""
+    """Return the error for the client of an image that failed alone."""
     if kind == "not_finite":
         return NotFinite(
             "The network's values overflowed for this image; others are not affected. Try another form of it, or ask "

@@ -1,1 +1,1 @@
-"""Images for people: detections and proposals drawn as boxes, objectness as a heat map."""
+"""Draw on images: detections and proposals drawn as boxes, objectness as a heat map."""

@@ -2,8 +2,8 @@
 
 uvicorn limits neither the bytes nor the seconds of a request's head (first line and headers): a client that sends a
 header a minute, or never stops sending headers, would hold a socket forever, or use up the memory. And where its parser
-refuses a request, uvicorn answers in plain text, while all other errors of this service are problem documents. What
-follows the head is limited where the body is read.
+refuses a request, uvicorn responds in plain text, while all other errors of this service are problem documents. The
+body is limited in ``service/api/request.py``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import logging
 from starlette.datastructures import Headers
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.problems import problem_response
 from service.api.request_id import request_id_for
-from service.errors import BadRequest, problem_response
+from service.errors import BadRequest
 
 log = logging.getLogger("frcnn.connection")
 

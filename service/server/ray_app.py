@@ -82,15 +82,15 @@ def build(settings: Settings, scale: Scale) -> serve.Application:
     deployed = serve.deployment(
         name="detector",
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": gpus},
-        # Above its queue's limit a replica answers 429 itself, with a Retry-After from measured times. It can do so
-        # only for requests that reach it, so Ray passes on twice as many, and refuses what is beyond that.
+        # Above its queue's limit a replica responds with 429 itself, with a Retry-After from measured times. It can do
+        # so only for requests that reach it, so Ray passes on twice as many, and refuses more than that.
         max_ongoing_requests=2 * settings.max_queue + 16,
         max_queued_requests=settings.max_queue,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=settings.drain_seconds + 5,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
-        max_constructor_retry_count=3,  # what fails three times hardly loads at Ray's default 20th try
+        max_constructor_retry_count=3,  # Ray's default of 20 only delays the report of a detector that cannot load
         logging_config=LoggingConfig(enable_access_log=False),  # the app logs each request
         **replicas,
     )
@@ -159,7 +159,7 @@ def run(settings: Settings, scale: Scale) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.update(ray_proxy.environment(settings))
     address = os.environ.get("RAY_ADDRESS")
-    if not address:  # whoever has it can run code here; Ray would write it to a readable file
+    if not address:  # the token lets its holder run code here; Ray's own would be in a readable file
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(**({"address": address} if address else {"include_dashboard": False}), log_to_driver=True)
     try:

@@ -2,7 +2,7 @@
 
 Without it, a request whose replica dies gets a 500 that does not say to retry, and Ray's other errors are plain text.
 Ray's proxies call ``proxy_middlewares`` where ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names it in the environment
-that Ray was started in. Nothing here may import torch: Ray takes a proxy that starts slowly for dead.
+that Ray was started in. Nothing here may import torch: Ray restarts a proxy that starts slowly.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.problems import problem_response
 from service.api.request_id import request_id_for
-from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable, problem_response
+from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable
 from service.inference.limits import Budget
 from service.settings import PREFIX, Settings, load_settings
 
 _PROXY_BYTES = 2 * 2**30  # of all request bodies in one proxy at once, for all replicas together
-_MARGIN_SECONDS = 2.0  # by which Ray waits longer than a replica, so that the client gets the replica's own response
+_MARGIN_SECONDS = 2.0  # Ray waits this much longer than a replica, so that the client gets the replica's own response
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -70,7 +71,7 @@ class RayProxyMiddleware:
                 take(len(body))
             except QueueFull as queue_full:
                 error = queue_full
-                return {"type": "http.disconnect"}  # so that Ray takes the request back from the replica
+                return {"type": "http.disconnect"}  # so that Ray cancels the request in the replica
             return message
 
         async def send_app_response(message: Message) -> None:
@@ -82,20 +83,22 @@ class RayProxyMiddleware:
                     error = _service_error(message["status"], response_headers)
                 else:
                     response_started = True
-                response_headers["X-Request-ID"] = request_id  # once: the app has set it, and then Ray
+                response_headers["X-Request-ID"] = request_id  # replaces Ray's own, which would be a second one
             if response_started:
                 await send(message)
 
         with self._bodies.reserve() as take:
             await self._app(scope, receive_limited, send_app_response)
         if not response_started:
-            replica_ended = Unavailable("What was to answer this request has ended; send it again.", retry_after=1)
+            replica_ended = Unavailable(
+                "The replica that handled this request has ended; send it again.", retry_after=1
+            )
             response = problem_response(error or replica_ended, request_id)
             response.headers.update({"X-Request-ID": request_id, "Cache-Control": "no-store"})
             await response(scope, receive, send)
 
     def _timeout(self, headers: Headers) -> float:
-        """Return the seconds that Ray is to wait for a replica's response."""
+        """Return the seconds that Ray waits for a replica's response."""
         text = headers.get("x-request-timeout-ms", "")
         return (int(text) if text.isdecimal() else self._settings.timeout_ms) / 1000 + _MARGIN_SECONDS
 
@@ -105,11 +108,9 @@ def _service_error(status: int, headers: Headers) -> ServiceError:
     text = headers.get("retry-after", "")
     seconds = int(text) if text.isdecimal() else 1
     if status == 408:
-        return DeadlinePassed("The deadline passed before a replica had an answer; allow more time, or add replicas.")
+        return DeadlinePassed("The deadline passed before a replica had a response; allow more time, or add replicas.")
     if status == 429:
-        return QueueFull(
-            "All replicas have as much to do as they may; try again after the time in Retry-After.", retry_after=seconds
-        )
+        return QueueFull("All replicas are fully loaded; try again after the time in Retry-After.", retry_after=seconds)
     if status == 404:
         return Unavailable(
             "No replica serves yet, or no longer; try again after the time in Retry-After.", retry_after=5

@@ -29,8 +29,8 @@ from service.settings import PREFIX, Settings, SettingsError
 log = logging.getLogger("frcnn.server")
 
 _FLUSH_SECONDS = 5  # for the last bytes of the last responses
-# An idle connection is kept longer than clients and proxies keep theirs (httpx 5 s, nginx and AWS load balancers 60 s):
-# they close it first. If the server did, their next request could be on its way already, and would be lost.
+# An idle connection is kept longer than clients and proxies keep theirs (httpx 5 s, nginx and AWS load balancers 60 s),
+# so that they close it first. If the server did, a request that a client sends at that moment would be lost.
 _KEEP_ALIVE_SECONDS = 75
 
 
@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
         if self._loop is None or not self.started:
             self.should_exit = True
         elif self._draining is None:
-            # Not from within the signal handler, which may have interrupted any code.
+            # Not in the signal handler itself, which may have interrupted any code.
             self._loop.call_soon_threadsafe(self._start_draining)
         else:
             self._exit_at_once("a second signal came")
@@ -144,7 +144,7 @@ class Server(uvicorn.Server):
         os._exit(NOT_STARTED)
 
     def _on_detector_failure(self) -> None:
-        """Shut down: the responses that report the failure are still sent, but the process ends whatever happens."""
+        """Shut down: the responses that report the failure are still sent, and a timer ends the process in any case."""
         if self.exit_code:
             return
         log.error("the detector has failed: the process ends, for its supervisor to start another")

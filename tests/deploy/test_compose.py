@@ -29,7 +29,7 @@ ComposeLoader.add_constructor("!override", _override)
 
 @pytest.fixture(scope="module")
 def compose_schema() -> Any:
-    """The schema of the Compose Specification, from check-jsonschema."""
+    """Return the schema of the Compose Specification, from check-jsonschema."""
     return json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
 
 
@@ -71,7 +71,7 @@ def test_compose_reserves_a_gpu_and_keeps_the_root_read_only(repo: Path) -> None
     assert service["cap_drop"] == ["ALL"]
 
 
-def test_the_cpu_override_takes_the_gpu_back(repo: Path) -> None:
+def test_the_cpu_override_removes_the_gpu(repo: Path) -> None:
     text = (repo / "docker" / "compose.cpu.yml").read_text()
     service = yaml.load(text, Loader=ComposeLoader)["services"]["frcnn"]
     assert service["deploy"]["resources"]["reservations"]["devices"] is None
@@ -85,7 +85,7 @@ def test_the_override_for_chosen_devices_replaces_the_count(repo: Path) -> None:
     service = yaml.load(text, Loader=ComposeLoader)["services"]["frcnn"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert "count" not in device
-    assert device["device_ids"][0].startswith("${DEVICE_ID:?")  # unset, compose says so
+    assert device["device_ids"][0].startswith("${DEVICE_ID:?")  # Compose reports an unset variable
 
 
 def test_the_service_has_time_to_start_on_a_gpu_and_a_volume_for_its_cache(repo: Path) -> None:

@@ -1,4 +1,4 @@
-"""The guides whose tables are made from the code and the measurements: they are up to date."""
+"""The generated tables of the guides are up to date."""
 
 import re
 import subprocess

@@ -19,7 +19,7 @@ def run_health_check(repo: Path, port: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_passes_while_the_service_is_ready(repo: Path) -> None:
+def test_the_check_passes_while_the_service_is_ready(repo: Path) -> None:
     with serving(lambda _: FaultyDetector()) as live:
         port = urlsplit(live.url).port
         assert port is not None
@@ -27,7 +27,7 @@ def test_it_passes_while_the_service_is_ready(repo: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_it_says_that_nothing_answers(repo: Path, unused_tcp_port: int) -> None:
+def test_the_check_fails_where_nothing_listens(repo: Path, unused_tcp_port: int) -> None:
     done = run_health_check(repo, unused_tcp_port)
     assert done.returncode == 1
     assert "no answer" in done.stderr

@@ -25,7 +25,7 @@ def test_the_dockerfile_is_hadolint_clean(repo: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_image_runs_as_nobody_in_particular_and_stops_when_asked(repo: Path) -> None:
+def test_the_image_has_its_user_stop_signal_and_health_check(repo: Path) -> None:
     stage = last_stage(repo)
     assert [s for s in stage if s.startswith("USER")][-1] == "USER 10001:10001"
     assert "STOPSIGNAL SIGTERM" in stage
@@ -40,14 +40,14 @@ def test_a_compiler_is_in_the_image_for_gpus_alone(repo: Path) -> None:
     assert re.search(r'if \[ "\$DEVICE" != cpu \]; then .*gcc libc6-dev; +fi', install)
 
 
-def test_the_image_says_what_it_was_made_of(repo: Path) -> None:
+def test_the_image_has_labels_of_version_and_revision(repo: Path) -> None:
     dockerfile = (repo / "Dockerfile").read_text()
     for name in ("version", "revision", "created"):
         assert f"ARG {name.upper()}=" in dockerfile
         assert f'org.opencontainers.image.{name}="${name.upper()}"' in dockerfile
 
 
-def test_a_start_on_a_gpu_has_time(repo: Path) -> None:
+def test_the_start_period_suffices_for_a_gpu(repo: Path) -> None:
     assert "HEALTHCHECK --interval=10s --timeout=5s --start-period=300s" in (repo / "Dockerfile").read_text()
 
 

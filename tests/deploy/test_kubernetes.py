@@ -13,7 +13,12 @@ from service.settings import Settings
 
 def test_kubernetes_manifests_follow_their_schemas(repo: Path) -> None:
     documents = list(yaml.safe_load_all((repo / "docker/kubernetes/frcnn.yml").read_text()))
-    assert {d["kind"] for d in documents} == {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
+    assert {document["kind"] for document in documents} == {
+        "Deployment",
+        "Service",
+        "HorizontalPodAutoscaler",
+        "PodDisruptionBudget",
+    }
     for document in documents:
         kubernetes_validate.validate(document, "1.31", strict=True)
 
@@ -25,8 +30,11 @@ def test_a_manifest_with_a_mistake_does_not_pass(repo: Path) -> None:
         kubernetes_validate.validate(document, "1.31", strict=True)
 
 
-def test_a_pod_outlives_its_drain_and_scales_on_the_queue(repo: Path) -> None:
-    documents = {d["kind"]: d for d in yaml.safe_load_all((repo / "docker/kubernetes/frcnn.yml").read_text())}
+def test_the_termination_period_exceeds_the_drain_and_the_queue_scales(repo: Path) -> None:
+    documents = {
+        document["kind"]: document
+        for document in yaml.safe_load_all((repo / "docker/kubernetes/frcnn.yml").read_text())
+    }
     pod = documents["Deployment"]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] > Settings.model_fields["drain_seconds"].default
     [metric] = documents["HorizontalPodAutoscaler"]["spec"]["metrics"]
@@ -35,7 +43,7 @@ def test_a_pod_outlives_its_drain_and_scales_on_the_queue(repo: Path) -> None:
 
 @pytest.fixture
 def ray_service(repo: Path) -> Any:
-    """The RayService. No package has the schema of its kind, so its parts are checked one by one."""
+    """Return the RayService. No package has the schema of its kind, so its parts are checked one by one."""
     return yaml.safe_load((repo / "docker/kubernetes/frcnn-ray.yml").read_text())
 
 
@@ -71,13 +79,13 @@ def test_the_ray_service_has_no_field_that_kuberay_does_not_read(ray_service: An
     group = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
     assert [worker.keys() for worker in cluster["workerGroupSpecs"]] == [group]
     params = [part["rayStartParams"] for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
-    assert all(isinstance(value, str) for each in params for value in each.values())
+    assert all(isinstance(value, str) for start_params in params for value in start_params.values())
 
 
 @pytest.mark.filterwarnings(
     "ignore:Using extra keyword arguments on `Field` is deprecated:pydantic.warnings.PydanticDeprecatedSince20"
 )
-def test_rays_own_schema_and_our_builder_take_the_serve_config(ray_service: Any) -> None:
+def test_rays_schema_and_the_builder_accept_the_serve_config(ray_service: Any) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'frcnn-service[ray]'")
     from ray.serve.schema import ServeDeploySchema
 
@@ -96,7 +104,7 @@ def test_rays_own_schema_and_our_builder_take_the_serve_config(ray_service: Any)
     assert {"name": "metrics", "containerPort": scale.metrics_port} in container["ports"]
 
 
-def test_every_pod_of_the_ray_service_has_the_middleware_and_runs_as_nobody(repo: Path, ray_service: Any) -> None:
+def test_every_pod_of_the_ray_service_has_the_middleware_and_no_root(repo: Path, ray_service: Any) -> None:
     pins = dict(re.findall(r"^(\S+)==(\S+)$", (repo / "requirements.lock").read_text(), re.MULTILINE))
     assert ray_service["spec"]["rayClusterConfig"]["rayVersion"] == pins["ray"]
     for template in pod_templates(ray_service):

@@ -47,8 +47,8 @@ def test_the_detector_runs_on_the_pair_it_was_compared_with(pins: dict[str, str]
     assert (pins["torch"], pins["torchvision"]) == ("2.14.1", "0.29.1")
 
 
-def test_the_package_knows_its_command() -> None:
-    (script,) = [s for s in metadata.entry_points(group="console_scripts") if s.name == "frcnn"]
+def test_the_package_has_its_command() -> None:
+    (script,) = [entry for entry in metadata.entry_points(group="console_scripts") if entry.name == "frcnn"]
     assert script.value == "service.cli.main:app"
 
 
@@ -57,9 +57,9 @@ def test_no_registry_is_named(repo: Path) -> None:
         assert not re.search(r"index-url[ =]+\S*://|--find-links", (repo / name).read_text()), name
 
 
-def test_the_example_environment_tells_the_truth(repo: Path) -> None:
-    shown = re.findall(r"^# FRCNN_(\w+)=(.*)$", (repo / ".env.example").read_text(), re.MULTILINE)
-    assert shown
-    for name, value in shown:
+def test_the_example_environment_shows_the_defaults(repo: Path) -> None:
+    examples = re.findall(r"^# FRCNN_(\w+)=(.*)$", (repo / ".env.example").read_text(), re.MULTILINE)
+    assert examples
+    for name, value in examples:
         default = Settings.model_fields[name.lower()].default
         assert value == ("" if default is None else str(default)), name

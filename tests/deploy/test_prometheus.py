@@ -32,7 +32,7 @@ def promtool(*arguments: str, stdin: str = "") -> None:
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False, input=stdin)
     assert done.returncode == 0, done.stdout + done.stderr
     if stdin:
-        assert not done.stdout + done.stderr  # its advice on names, even where it does not count as an error
+        assert not done.stdout + done.stderr  # advice on names is no error for promtool
 
 
 @needs_prometheus
@@ -50,7 +50,7 @@ def rules(repo: Path) -> list[dict[str, str]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def test_every_alert_has_its_case(repo: Path) -> None:
+def test_every_alert_has_cases_that_fire_and_that_do_not(repo: Path) -> None:
     tests = yaml.safe_load((repo / "docker/prometheus/rules.test.yml").read_text())["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]
     for alert in (rule["alert"] for rule in rules(repo) if "alert" in rule):
@@ -69,9 +69,9 @@ def expressions(repo: Path) -> dict[str, str]:
         if "record" in rule:
             by_name[rule["record"]] = rule["expr"]
         else:
-            left = re.fullmatch(r"(.+) [<>] [\d.]+", rule["expr"])
-            assert left, f"{rule['alert']} is not of the form `series comparison number`"
-            by_name[rule["alert"]] = left[1]
+            match = re.fullmatch(r"(.+) [<>] [\d.]+", rule["expr"])
+            assert match, f"{rule['alert']} is not of the form `series comparison number`"
+            by_name[rule["alert"]] = match[1]
     return by_name
 
 
@@ -141,13 +141,13 @@ def test_promtool_accepts_the_metrics() -> None:
 
 @needs_prometheus
 @pytest.mark.slow
-def test_what_prometheus_has_scraped_is_what_the_clients_saw(prometheus: Callable[[str], httpx.Client]) -> None:
+def test_prometheus_counts_what_the_clients_counted(prometheus: Callable[[str], httpx.Client]) -> None:
     bodies = {200: png((9, 9, 9)), 415: b"no image", 500: png(FaultyDetector.POISON)}
     with serving(lambda _: FaultyDetector()) as live, prometheus(live.url.removeprefix("http://")) as api:
         for status, body in bodies.items():
             for _ in range(status // 100):
                 assert live.client.post("/detect", content=body).status_code == status
-        # As Prometheus has it, once it has scraped after the last of them.
+        # Prometheus has all of them once it has scraped after the last.
         expected = {str(status): float(status // 100) for status in bodies}
         until, counts = time.monotonic() + 90, {}
         while counts != expected and time.monotonic() < until:
@@ -155,24 +155,22 @@ def test_what_prometheus_has_scraped_is_what_the_clients_saw(prometheus: Callabl
             time.sleep(0.5)
         assert counts == expected
         assert scraped(api, "frcnn_ready", "job") == {"frcnn": 1.0}
-        [served] = scraped(api, "frcnn_model_info", "name")
-        assert served == "fake"
+        [name] = scraped(api, "frcnn_model_info", "name")
+        assert name == "fake"
 
 
 def scraped(api: httpx.Client, expression: str, label: str) -> dict[str, float]:
     """Return the samples' values by a label; nothing while Prometheus starts."""
     try:
-        answer = api.get("/query", params={"query": expression}).raise_for_status().json()
+        response = api.get("/query", params={"query": expression}).raise_for_status().json()
     except httpx.HTTPError:
         return {}
-    return {sample["metric"][label]: float(sample["value"][1]) for sample in answer["data"]["result"]}
+    return {sample["metric"][label]: float(sample["value"][1]) for sample in response["data"]["result"]}
 
 
 @needs_prometheus
 @pytest.mark.slow
-def test_a_real_prometheus_finds_something_for_every_expression(
-    repo: Path, prometheus: Callable[[str], httpx.Client]
-) -> None:
+def test_every_expression_has_a_value_in_prometheus(repo: Path, prometheus: Callable[[str], httpx.Client]) -> None:
     stop = threading.Event()
 
     def load(live_url: str) -> None:
@@ -204,7 +202,7 @@ def test_a_real_prometheus_finds_something_for_every_expression(
 def has_value(api: httpx.Client, expression: str) -> bool:
     """Return whether Prometheus has a number, not NaN, for it; False also while Prometheus starts."""
     try:
-        answer = api.get("/query", params={"query": expression}).raise_for_status().json()
+        response = api.get("/query", params={"query": expression}).raise_for_status().json()
     except httpx.HTTPError:
         return False
-    return any(sample["value"][1] != "NaN" for sample in answer["data"]["result"])
+    return any(sample["value"][1] != "NaN" for sample in response["data"]["result"])

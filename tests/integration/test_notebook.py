@@ -31,7 +31,12 @@ def test_the_notebook_runs_from_top_to_bottom(repo: Path) -> None:
 
 def test_its_outputs_are_stored(repo: Path) -> None:
     notebook = nbformat.read(repo / NOTEBOOK, as_version=4)
-    plots = [o for c in notebook.cells for o in c.get("outputs", []) if "image/jpeg" in o.get("data", {})]
+    plots = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/jpeg" in output.get("data", {})
+    ]
     assert len(plots) >= 7
     text = (repo / NOTEBOOK).read_text()
     assert "Traceback" not in text

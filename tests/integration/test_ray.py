@@ -1,6 +1,6 @@
-"""On a real Ray: the same contract through its proxy, and nothing lost when a replica or a node dies.
+"""The service on a real Ray: the same behaviour through its proxy, and no lost request when a replica or node dies.
 
-Ray runs in processes of its own, started as its users start it, and is gone when a test is over.
+Ray runs in processes of its own, as its users start it, and ends with the test.
 """
 
 import concurrent.futures
@@ -51,15 +51,13 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> bool:
 
 @pytest.fixture
 def ray_folder() -> Iterator[Path]:
-    """A folder for Ray's files, with a short path: the paths of its sockets must be short."""
+    """Make a folder for Ray's files, with a short path: the paths of its sockets must be short."""
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_frcnn_serve_ray_keeps_the_contract_and_loses_nothing_at_its_end(
-    ray_folder: Path, repo: Path, unused_tcp_port: int
-) -> None:
+def test_frcnn_serve_ray_behaves_as_frcnn_serve_and_drains(ray_folder: Path, repo: Path, unused_tcp_port: int) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}"
     settings = {
         "RAY_TMPDIR": str(ray_folder),
@@ -84,9 +82,9 @@ def test_frcnn_serve_ray_keeps_the_contract_and_loses_nothing_at_its_end(
 
             assert wait_until(ready, TIMEOUT), (ray_folder / "log").read_text()
             image = (repo / "service/inference/self_test.jpg").read_bytes()
-            response = client.post("/detect", content=image, headers={"X-Request-ID": "mine"})
+            response = client.post("/detect", content=image, headers={"X-Request-ID": "client-id"})
             assert response.json()["labels"] == ["cat"]
-            assert response.headers.get_list("x-request-id") == ["mine"]
+            assert response.headers.get_list("x-request-id") == ["client-id"]
             for path, body, status in (
                 ("/detect", b"x" * 400_000, 413),
                 ("/detect", b"x" * 4_000_000, 413),
@@ -94,18 +92,20 @@ def test_frcnn_serve_ray_keeps_the_contract_and_loses_nothing_at_its_end(
                 ("/detect?score_threshold=2", image, 422),
                 ("/nothing", b"", 404),
             ):
-                answer = client.post(path, content=body)
-                assert answer.status_code == status, answer.text
-                assert answer.headers["content-type"] == "application/problem+json"
-                assert answer.json()["request_id"] == answer.headers["x-request-id"]
+                error_response = client.post(path, content=body)
+                assert error_response.status_code == status, error_response.text
+                assert error_response.headers["content-type"] == "application/problem+json"
+                assert error_response.json()["request_id"] == error_response.headers["x-request-id"]
             assert 'frcnn_requests_total{route="/detect",status="200"}' in client.get("/metrics").text
             assert client.get("/docs").status_code == 200
 
             with concurrent.futures.ThreadPoolExecutor(12) as threads:
-                accepted = [threads.submit(client.post, "/detect", content=image) for _ in range(12)]
-                assert wait_until(lambda: "frcnn_queue_depth 12.0" in client.get("/metrics").text or accepted[0].done())
+                responses = [threads.submit(client.post, "/detect", content=image) for _ in range(12)]
+                assert wait_until(
+                    lambda: "frcnn_queue_depth 12.0" in client.get("/metrics").text or responses[0].done()
+                )
                 process.send_signal(signal.SIGTERM)
-                assert [response.result().status_code for response in accepted] == [200] * 12
+                assert [response.result().status_code for response in responses] == [200] * 12
             assert process.wait(TIMEOUT) == 0, (ray_folder / "log").read_text()
         finally:
             if process.poll() is None:
@@ -113,10 +113,10 @@ def test_frcnn_serve_ray_keeps_the_contract_and_loses_nothing_at_its_end(
     assert wait_until(lambda: not processes_of_ray(ray_folder)), processes_of_ray(ray_folder)
 
 
-def test_no_answer_is_lost_when_a_replica_and_then_a_node_is_killed_under_load(repo: Path, tmp_path: Path) -> None:
+def test_no_request_is_lost_when_a_replica_and_then_a_node_is_killed(repo: Path, tmp_path: Path) -> None:
     out = tmp_path / "ledger.json"
     command = [sys.executable, "-m", "benchmarks.serving.ray_failover", "--clients", "3", "--answers", "10"]
-    before = set(Path("/tmp").glob("ledger*"))
+    files_before = set(Path("/tmp").glob("ledger*"))
     done = subprocess.run(
         [*command, "--out", str(out)], cwd=repo, capture_output=True, text=True, check=False, timeout=2 * TIMEOUT
     )
@@ -128,4 +128,4 @@ def test_no_answer_is_lost_when_a_replica_and_then_a_node_is_killed_under_load(r
     assert [phase["answered"] >= 10 for phase in ledger["phases"]] == [True] * 5
     assert ledger["phases"][2]["replicas"] == ledger["phases"][4]["replicas"] == 2
     assert ledger["left_running"] == []
-    assert set(Path("/tmp").glob("ledger*")) == before
+    assert set(Path("/tmp").glob("ledger*")) == files_before

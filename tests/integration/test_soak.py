@@ -6,7 +6,7 @@ from benchmarks.serving.soak import soak
 
 
 @pytest.mark.slow
-def test_a_minute_of_faults_broken_files_and_vanishing_clients_loses_nothing() -> None:
+def test_a_minute_of_faults_broken_files_and_disconnections_loses_no_request() -> None:
     # Random weights are enough: the service is tested. The heap still grows in the first minute, so its limit is wide;
     # half an hour with a narrow limit is in benchmarks/results/soak.json.
     result = soak(seconds=60, weights="random", pace=3, growth=0.5)

@@ -1,4 +1,4 @@
-"""A real server on a real port, with a real (small, random) detector: tests see the service as its clients do."""
+"""Fixtures that serve on a real port, with a small random detector or with one whose faults a test sets."""
 
 import contextlib
 import dataclasses
@@ -40,8 +40,8 @@ class FaultyDetector:
         self.delay = 0.0
         self.memory_for = 1000  # images
         self.broken = False
-        self.poison_says = "this image is poison"
-        self.poison_overflows = False  # its values are not finite, and the others' answers are right
+        self.poison_message = "this image is poison"
+        self.poison_overflows = False  # its values are not finite, and the other images' are
         self.batches: list[list[tuple[int, int]]] = []
         self.options: list[list[DetectOptions]] = []
 
@@ -83,17 +83,17 @@ class FaultyDetector:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         poisoned = [tuple(image[0, 0]) == self.POISON for image in images]
         if any(poisoned) and not self.poison_overflows:
-            raise RuntimeError(self.poison_says)
+            raise RuntimeError(self.poison_message)
         sizes = [option.full_size or image.shape[:2] for image, option in zip(images, options, strict=True)]
-        answers = [self._answer(size, len(images)) for size in sizes]
+        results = [self._detections(size, len(images)) for size in sizes]
         if any(poisoned):
-            results = [None if bad else answer for bad, answer in zip(poisoned, answers, strict=True)]
-            raise NotFiniteError(results, "fp16")
-        return answers
+            finite = [None if bad else result for bad, result in zip(poisoned, results, strict=True)]
+            raise NotFiniteError(finite, "fp16")
+        return results
 
     @staticmethod
-    def _answer(size: tuple[int, int], batch_size: int) -> Detections:
-        """One box, as large as the image: so an answer tells whose it is."""
+    def _detections(size: tuple[int, int], batch_size: int) -> Detections:
+        """Return one box as large as the image, which shows whose detections they are."""
         height, width = size
         return Detections(
             boxes=torch.tensor([[0.0, 0.0, float(width), float(height)]]),
@@ -108,7 +108,7 @@ class FaultyDetector:
 
 @dataclasses.dataclass
 class Live:
-    """A running service and a client of it."""
+    """A running service, and an HTTP client for it."""
 
     url: str
     client: httpx.Client
@@ -128,7 +128,7 @@ def serving(
     factory: Callable[[Settings], object], devices: Callable[[str], Sequence[str]] | None = None, **settings: object
 ) -> Iterator[Live]:
     app = create_app(load_settings(**({"port": 0} | settings)), detector_factory=factory, devices=devices)
-    # Not our Server: a test that kills the worker would end the tests with it.
+    # Not service.server's Server: when a test kills the worker, it would end the test process.
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_config=None, http=LimitedHttpProtocol, ws="none", timeout_graceful_shutdown=5)
     )
@@ -151,7 +151,7 @@ def serving(
 
 @pytest.fixture(autouse=True)
 def _pillow_as_served() -> Iterator[None]:
-    """pytest resets the warning filters for each test; the app's own one goes back in."""
+    """Add the app's warning filter again: pytest resets the filters for each test."""
     with warnings.catch_warnings():
         prepare_pillow()
         yield
@@ -159,7 +159,7 @@ def _pillow_as_served() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Live]:
-    """The service on a real LITE with random weights."""
+    """Serve a real LITE with random weights."""
     with serving(
         lambda _: Detector.random("LITE", seed=0, classes=CLASSES, precision="fp32"),
         max_pixels=4_000_000,
@@ -176,7 +176,7 @@ def faulty() -> FaultyDetector:
 
 @pytest.fixture
 def serve_faulty(faulty: FaultyDetector) -> Callable[..., contextlib.AbstractContextManager[Live]]:
-    """Serve the faulty detector with the settings given: ``with serve_faulty(max_queue=2) as live:``"""
+    """Serve the faulty detector with settings: ``with serve_faulty(max_queue=2) as live:``"""
 
     @contextlib.contextmanager
     def serve(**settings: object) -> Iterator[Live]:
@@ -184,14 +184,14 @@ def serve_faulty(faulty: FaultyDetector) -> Callable[..., contextlib.AbstractCon
             try:
                 yield live
             finally:
-                faulty.gate.set()  # or a failed test would hang on
+                faulty.gate.set()  # or a failed test would never end
 
     return serve
 
 
 @pytest.fixture(scope="session")
 def encoded() -> Callable[..., bytes]:
-    """Make an image file: ``encoded((width, height), colour, format="PNG", mode="RGB", **save_options)``."""
+    """Encode an image of one colour: ``encoded((width, height), colour, format="PNG", mode="RGB", **save_options)``."""
 
     def make(
         size: tuple[int, int] = (48, 32),
@@ -209,26 +209,26 @@ def encoded() -> Callable[..., bytes]:
 
 @pytest.fixture
 def small(encoded: Callable[..., bytes]) -> bytes:
-    """An image on the faulty detector's smaller canvas."""
+    """Return an image for the faulty detector's smaller canvas."""
     return encoded((40, 30))
 
 
 @pytest.fixture
 def large(encoded: Callable[..., bytes]) -> bytes:
-    """An image on its larger one."""
+    """Return an image for the faulty detector's larger canvas."""
     return encoded((120, 30))
 
 
 @pytest.fixture
 def clients() -> Iterator[ThreadPoolExecutor]:
-    """Threads, each a client that sends one request at a time."""
+    """Return a pool of threads, each a client that sends one request at a time."""
     with ThreadPoolExecutor(40) as pool:
         yield pool
 
 
 @pytest.fixture
 def next_request_is_served(service: Live, encoded: Callable[..., bytes]) -> Iterator[None]:
-    """After the test, the service still answers."""
+    """Check after the test that the service still works."""
     yield
     response = service.detect(encoded((50, 40)))
     assert response.status_code == 200, "the service has not recovered"

@@ -12,17 +12,20 @@ def send(clients, live, body: bytes, **headers: str) -> "Future[httpx.Response]"
 
 
 def wait_for(condition, seconds: float = 10) -> None:
+    """Wait until ``condition()`` is true; fail after ``seconds``."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it never came to pass"
+        assert time.monotonic() < until, "the condition did not become true in time"
         time.sleep(0.005)
 
 
 def waiting(live) -> int:
+    """Return the number of images that hold a slot."""
     return live.app.state.pipeline.batcher.waiting
 
 
 def queued(live) -> int:
+    """Return the number of images in the queue."""
     return len(live.app.state.pipeline.batcher.queue)
 
 
@@ -35,18 +38,18 @@ def hold(clients, live, faulty, body: bytes) -> "Future[httpx.Response]":
     return first
 
 
-def refused(answer: httpx.Response, status: int, *words: str) -> dict:
-    """``answer`` is a problem of that status whose sentence has ``words``."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
+def check_problem(response: httpx.Response, status: int, *phrases: str) -> dict:
+    """Check that ``response`` is a problem of that status whose message has ``phrases``; return the problem."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
     assert problem["status"] == status
-    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["request_id"] == response.headers["x-request-id"]
     assert problem["detail"].endswith(".")
-    for word in words:
-        assert word in problem["detail"]
+    for phrase in phrases:
+        assert phrase in problem["detail"]
     for leak in ("Traceback", "site-packages", "0x7"):
-        assert leak not in answer.text
+        assert leak not in response.text
     return problem
 
 

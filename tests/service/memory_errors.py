@@ -1,4 +1,4 @@
-"""The errors by which torch says that memory ran out."""
+"""The errors that torch raises when memory runs out."""
 
 import torch
 

@@ -1,24 +1,16 @@
-"""``create_app``: which routes there are, and which devices serve."""
+"""``create_app``: which routes there are, and what the OpenAPI document says of them."""
 
 import json
 import re
 
-from service.app import each_device
 
-
-def test_they_are_silent_unless_they_are_switched_on(serve_faulty, encoded) -> None:
+def test_compatible_interfaces_are_404_unless_switched_on(serve_faulty, encoded) -> None:
     with serve_faulty() as live:
         for path in ("/v1/vision/detection", "/huggingface/object-detection", "/v2/models/fake/infer"):
             assert live.client.post(path, content=encoded()).status_code == 404
 
 
-def test_each_device_that_is_meant_serves(monkeypatch):
-    monkeypatch.setattr("model.detector.choose_devices", lambda setting: (f"{setting}:0", f"{setting}:1"))
-    assert each_device("cuda") == ("cuda:0", "cuda:1")
-    assert each_device("cpu") == ("cpu",)
-
-
-def test_openapi_tells_of_every_body_answer_and_problem(service):
+def test_openapi_describes_bodies_responses_and_problems(service):
     document = service.client.get("/openapi.json").json()
     assert set(document["paths"]) >= {
         "/detect",

@@ -1,4 +1,4 @@
-"""The client: how it handles each kind of response, on a transport of its own and on a running service."""
+"""The client: how it handles each kind of response, on a scripted transport and on a running service."""
 
 import asyncio
 import subprocess
@@ -14,7 +14,7 @@ import pytest
 from service import client as client_module
 from service.client import AsyncClient, Client, DetectError, DetectionResult
 
-ANSWER = {
+DETECTIONS = {
     "request_id": "r",
     "model": "m",
     "image": {"width": 4, "height": 3},
@@ -33,23 +33,23 @@ def problem(status: int, **headers: str) -> httpx.Response:
 
 
 class Script:
-    """A server that gives ``answers`` in turn, and records the requests."""
+    """A transport that returns or raises ``outcomes`` in turn, and records the requests."""
 
-    def __init__(self, *answers: httpx.Response | Exception) -> None:
-        self.answers = list(answers)
+    def __init__(self, *outcomes: httpx.Response | Exception) -> None:
+        self.outcomes = list(outcomes)
         self.requests: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
 
 @pytest.fixture
 def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The delays of this thread's clients, which do not sleep; servers in other threads still do."""
+    """Record the delays of this thread's clients, which then do not sleep; servers in other threads still do."""
     delays: list[float] = []
     this_thread, sleep, sleep_async = threading.get_ident(), time.sleep, asyncio.sleep
 
@@ -87,8 +87,8 @@ both = pytest.mark.parametrize(
 
 
 @both
-def test_options_key_and_deadline_go_with_the_image_and_types_come_back(ask: Callable[..., DetectionResult]) -> None:
-    script = Script(httpx.Response(200, json=ANSWER))
+def test_a_request_has_options_key_and_deadline_and_the_result_has_types(ask: Callable[..., DetectionResult]) -> None:
+    script = Script(httpx.Response(200, json=DETECTIONS))
     result = ask(script, api_key="secret", timeout=9.0)
     [request] = script.requests
     assert request.content == b"image"
@@ -101,10 +101,8 @@ def test_options_key_and_deadline_go_with_the_image_and_types_come_back(ask: Cal
 
 
 @both
-def test_it_waits_as_long_as_retry_after_says_and_not_much_longer(
-    ask: Callable[..., DetectionResult], delays: list[float]
-) -> None:
-    script = Script(problem(429, **{"Retry-After": "3"}), problem(503), httpx.Response(200, json=ANSWER))
+def test_a_retry_waits_as_long_as_retry_after_says(ask: Callable[..., DetectionResult], delays: list[float]) -> None:
+    script = Script(problem(429, **{"Retry-After": "3"}), problem(503), httpx.Response(200, json=DETECTIONS))
     assert ask(script).tries == 3
     assert 3 <= delays[0] <= 3.75
     assert 1 <= delays[1] <= 1.25
@@ -114,26 +112,26 @@ def test_it_waits_as_long_as_retry_after_says_and_not_much_longer(
 def test_a_lost_connection_is_tried_again_at_growing_intervals(
     ask: Callable[..., DetectionResult], delays: list[float]
 ) -> None:
-    lost = [httpx.ConnectError("refused"), httpx.ReadError(""), httpx.RemoteProtocolError("cut")]
-    assert ask(Script(*lost, httpx.Response(200, json=ANSWER))).tries == 4
+    errors = [httpx.ConnectError("refused"), httpx.ReadError(""), httpx.RemoteProtocolError("cut")]
+    assert ask(Script(*errors, httpx.Response(200, json=DETECTIONS))).tries == 4
     assert delays == sorted(delays)
 
 
 @both
 @pytest.mark.parametrize("status", [400, 401, 413, 415, 422, 500, 504])
-def test_what_would_fail_again_is_raised_at_once_with_the_services_message(
+def test_permanent_errors_are_raised_at_once_with_the_services_message(
     ask: Callable[..., DetectionResult], delays: list[float], status: int
 ) -> None:
     script = Script(problem(status))
-    with pytest.raises(DetectError, match=f"sentence for {status}") as caught:
+    with pytest.raises(DetectError, match=f"sentence for {status}") as error:
         ask(script)
-    assert (caught.value.status, caught.value.code, caught.value.request_id) == (status, f"code_{status}", "r")
+    assert (error.value.status, error.value.code, error.value.request_id) == (status, f"code_{status}", "r")
     assert len(script.requests) == 1
     assert not delays
 
 
 @both
-def test_a_wait_beyond_the_deadline_is_not_begun(ask: Callable[..., DetectionResult], delays: list[float]) -> None:
+def test_a_wait_beyond_the_deadline_raises_at_once(ask: Callable[..., DetectionResult], delays: list[float]) -> None:
     with pytest.raises(DetectError, match="sentence for 429"):
         ask(Script(problem(429, **{"Retry-After": "60"})), timeout=5.0)
     assert not delays
@@ -157,21 +155,21 @@ def test_a_url_without_a_scheme_is_not_tried_twice(delays: list[float]) -> None:
     assert not delays
 
 
-async def test_many_keeps_to_its_number_at_once_and_goes_on_after_failures(tmp_path: Path) -> None:
+async def test_detect_many_limits_its_requests_and_continues_after_failures(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(9)]
     for path in paths[:-1]:
         path.write_bytes(path.name.encode())
     running = peak = 0
 
-    async def answer(request: httpx.Request) -> httpx.Response:
+    async def response(request: httpx.Request) -> httpx.Response:
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
         await asyncio.sleep(0.01)
         running -= 1
-        return problem(400) if request.content == b"3.png" else httpx.Response(200, json=ANSWER)
+        return problem(400) if request.content == b"3.png" else httpx.Response(200, json=DETECTIONS)
 
-    async with AsyncClient("http://service", transport=httpx.MockTransport(answer)) as client:
+    async with AsyncClient("http://service", transport=httpx.MockTransport(response)) as client:
         outcomes = {path: outcome async for path, outcome in client.detect_many(paths, at_once=3)}
     assert set(outcomes) == set(paths)
     assert isinstance(outcomes[paths[3]], DetectError)
@@ -180,15 +178,15 @@ async def test_many_keeps_to_its_number_at_once_and_goes_on_after_failures(tmp_p
     assert peak == 3
 
 
-def test_a_full_queue_is_waited_for_and_everybody_is_answered(serve_faulty, faulty, encoded) -> None:
+def test_requests_to_a_full_queue_are_retried_until_all_succeed(serve_faulty, faulty, encoded) -> None:
     faulty.delay = 0.05
     with serve_faulty(max_queue=2, max_batch=1) as live:
 
-        async def all_of_them() -> list[DetectionResult]:
+        async def detect_all() -> list[DetectionResult]:
             async with AsyncClient(live.url, tries=50) as client:
                 return await asyncio.gather(*(client.detect(encoded((20 + i, 20))) for i in range(8)))
 
-        results = asyncio.run(all_of_them())
+        results = asyncio.run(detect_all())
         assert [result.width for result in results] == [20 + i for i in range(8)]
         assert max(result.tries for result in results) > 1
         assert live.metric("frcnn_rejected_total", reason="queue_full") > 0

@@ -15,12 +15,12 @@ from service.settings import SettingsError
     [SettingsError(), DeviceError(), CheckpointError(), FileNotFoundError(), PermissionError(), ssl.SSLError()],
     ids=lambda error: type(error).__name__,
 )
-def test_a_wrong_setting_is_no_matter_of_a_restart(error):
+def test_errors_that_a_restart_cannot_cure_are_misconfigured(error):
     assert code_for(error) == MISCONFIGURED
     assert is_plain(error)
 
 
 @pytest.mark.parametrize("error", [StartError(), OSError(98, "address already in use"), RuntimeError()])
-def test_a_restart_may_help_otherwise(error):
+def test_other_errors_are_not_started(error):
     assert code_for(error) == NOT_STARTED
     assert is_plain(error) is not (type(error) is RuntimeError)

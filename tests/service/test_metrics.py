@@ -1,9 +1,9 @@
-"""The metrics of the contract."""
+"""The metrics that the documentation lists."""
 
 import re
 
 
-def test_every_metric_of_the_contract_is_there_and_counts(service, cat_jpeg):
+def test_every_documented_metric_is_there_and_counts(service, cat_jpeg):
     before = service.metric("frcnn_requests_total", route="/detect", status="200")
     service.detect(cat_jpeg)
     service.detect(b"no image")
@@ -31,7 +31,7 @@ def test_every_metric_of_the_contract_is_there_and_counts(service, cat_jpeg):
         assert re.search(rf"^{line}", text, re.MULTILINE), line
 
 
-def test_a_stranger_cannot_make_time_series(service):
+def test_unknown_paths_make_no_time_series(service):
     for path in ("/a", "/b", "/c?d=e"):
         service.client.get(path)
     assert 'route="/a"' not in service.client.get("/metrics").text

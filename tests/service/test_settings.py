@@ -1,11 +1,11 @@
-"""Settings: all have a default that serves, and a wrong one is named with its range."""
+"""Settings: all have defaults, and a wrong one is named with its range."""
 
 import pytest
 
 from service.settings import Settings, SettingsError, load_settings
 
 
-def test_every_setting_has_a_default_that_serves(monkeypatch):
+def test_every_setting_has_a_default(monkeypatch):
     for name in Settings.model_fields:
         monkeypatch.delenv(f"FRCNN_{name.upper()}", raising=False)
     settings = load_settings()
@@ -21,7 +21,7 @@ def test_the_environment_is_read_and_an_argument_wins(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "phrase"),
     [
         ("PORT", "70000", "from 0 to 65535"),
         ("PORT", "tcp://10.0.0.1:80", "from 0 to 65535"),
@@ -34,15 +34,15 @@ def test_the_environment_is_read_and_an_argument_wins(monkeypatch):
         ("LOG_FORMAT", "xml", "'json' or 'text'"),
     ],
 )
-def test_a_wrong_one_is_named_with_its_value_and_its_range(monkeypatch, name, value, words):
+def test_a_wrong_setting_is_named_with_its_value_and_range(monkeypatch, name, value, phrase):
     monkeypatch.setenv(f"FRCNN_{name}", value)
     with pytest.raises(SettingsError) as error:
         load_settings()
     assert f"FRCNN_{name} is {value!r}" in str(error.value)
-    assert words in str(error.value)
+    assert phrase in str(error.value)
 
 
-def test_all_wrong_ones_are_named_at_once():
+def test_all_wrong_settings_are_named_at_once():
     with pytest.raises(SettingsError, match=r"FRCNN_PORT[^\n]*\n[^\n]*FRCNN_MAX_BATCH"):
         load_settings(port=-1, max_batch=1000)
 

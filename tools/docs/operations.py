@@ -10,7 +10,7 @@ from tools.docs.page import markdown_table
 
 RULES = Path(__file__).resolve().parents[2] / "docker/prometheus/rules.yml"
 
-# What to do about an alert. Every alert needs an entry: without one this command fails.
+# What to do about each alert. Without an entry for every alert this command fails.
 ADVICE = {
     "FrcnnDown": "The process or its host is gone. Its supervisor should have restarted it: read its last log lines",
     "FrcnnNotReady": "It loads, drains, or its detector has failed: the log says which. On failure the process ends",
@@ -58,7 +58,7 @@ def _metrics() -> str:
     rows = []
     for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        # What is collected at each scrape has no list of labels; its samples have them.
+        # A family that a collector makes at each scrape has labels only in its samples.
         labels = label_names[family.name] if family.name in label_names else family.samples[0].labels
         rows.append((f"`{name}`", family.type, ", ".join(labels) or "none", family.documentation))
     return markdown_table(("metric", "type", "labels", "what it is"), rows)

@@ -50,14 +50,14 @@ def sections(assumptions: Assumptions) -> dict[str, str]:
 
 
 def _conditions(measured: dict[str, Any]) -> str:
-    """Say when and where it was measured, and whether other work disturbed it."""
+    """Return when and where it was measured, and whether other work disturbed it."""
     load = measured["load_average"]
     busy = "" if load < 1.5 * measured["cores"] else ", **other work was running: to be measured again**"
     return f"{measured['date']}, {measured['cores']} cores, load average {load:.1f}{busy}"
 
 
 def _ledger(measured: dict[str, Any]) -> str:
-    """What clients saw while a replica's process and a node were killed."""
+    """Return the table of what clients got while a replica's process and a node were killed."""
     rows = [
         (phase["phase"], *(f"{phase[name]}" for name in ("replicas", "answered", "per_s", "retries")))
         for phase in measured["phases"]
@@ -70,7 +70,7 @@ def _ledger(measured: dict[str, Any]) -> str:
 
 
 def _overhead(measured: dict[str, Any]) -> str:
-    """The plain service and Ray Serve, case by case."""
+    """Return the table that compares the plain service with Ray Serve."""
 
     def spread(values: list[float]) -> str:
         median, least, most = values
@@ -91,28 +91,28 @@ def _overhead(measured: dict[str, Any]) -> str:
 
 
 def _costs(measured: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds of one processor core an image, by part; the controller's share of a core; bytes in and out."""
+    """Return milliseconds of one core an image, by part; the controller's share of a core; bytes in and out."""
     plain, ray = (measured["cases"]["/detect, 8 clients"][name] for name in ("plain", "ray"))
     single = measured["cases"]["/detect, 1 client"]["plain"]
     hop = {name: by["processor_ms"]["replica"][0] for name, by in measured["cases"]["/livez, 8 clients"].items()}
     decode = single["decode_ms"][0]
     return {
         "decode": decode,
-        # What of a replica's time is neither decoding nor the network. On a busy machine stages take longer than their
-        # processor time, and the difference would be too small: then what a request without an image takes.
+        # The part of a replica's time that is neither decoding nor the network. On a busy machine stages take longer
+        # than their processor time, so that the difference is too small: then the time of a request without an image.
         "loop": max(hop["plain"], plain["processor_ms"]["replica"][0] - decode - plain["engine_ms"][0]),
         "ray_loop": max(0.0, hop["ray"] - hop["plain"]),
         "proxy": ray["processor_ms"]["proxy"][0],
         "raylet": ray["processor_ms"]["raylet"][0],
         "network": plain["engine_ms"][0],
         "controller": ray["processor_share"]["controller"][0],
-        "bytes_in": float(measured["picture_bytes"]),
-        "bytes_out": plain["answer_bytes"][0],
+        "bytes_in": float(measured["image_bytes"]),
+        "bytes_out": plain["response_bytes"][0],
     }
 
 
 def _parts(costs: dict[str, float]) -> str:
-    """The measured figures that the model uses."""
+    """Return the table of the measured figures that the capacity model uses."""
     rows = [
         ("decoding, in threads", f"{costs['decode']:.2f} ms"),
         ("a replica's event loop: HTTP, queue, JSON", f"{costs['loop']:.2f} ms"),
@@ -129,7 +129,7 @@ def _parts(costs: dict[str, float]) -> str:
 def _limits(
     costs: dict[str, float], assumptions: Assumptions, gpus: float, proxies: float, *, ray: bool
 ) -> dict[str, float]:
-    """Images/s that each part of one machine with so many GPUs can process, every other part being free."""
+    """Return the images/s that each part of a machine with ``gpus`` GPUs can process if no other part limits it."""
     loop = costs["loop"] + (costs["ray_loop"] if ray else 0)
     host = costs["decode"] + loop + (costs["proxy"] + costs["raylet"] if ray else 0)
     limits = {
@@ -144,7 +144,7 @@ def _limits(
 
 
 def _machine(costs: dict[str, float], assumptions: Assumptions) -> str:
-    """The limit of each part of one machine."""
+    """Return the table of the limit of each part of one machine."""
     gpus = assumptions.gpus
     kinds = {
         "plain": _limits(costs, assumptions, gpus, 0, ray=False),
@@ -160,7 +160,7 @@ def _machine(costs: dict[str, float], assumptions: Assumptions) -> str:
 
 
 def _cluster(costs: dict[str, float], assumptions: Assumptions) -> str:
-    """From one GPU to a thousand."""
+    """Return the table from one GPU to a thousand."""
     rows = []
     for gpus in GPU_COUNTS:
         machines = -(-gpus // assumptions.gpus)

@@ -1,4 +1,4 @@
-"""The HTTP interfaces of other services: each a thin translation to ``ImageHandler``, off unless its setting is on."""
+"""The HTTP interfaces of other services: each translates to ``ImageHandler``, and is off unless its setting is on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from service.api.context import request_context
 
 
 def add_problem_members(members: Callable[[str], dict[str, Any]]) -> Callable[[Request], None]:
-    """Return a dependency: the problems of a router's routes get the members that its clients look for.
+    """Return a dependency that adds members to the problem documents of a router's routes, as its clients expect.
 
-    members: makes them of the error's message.
+    members: returns them for the error's message.
     """
 
     def dependency(request: Request) -> None:

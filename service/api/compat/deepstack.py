@@ -33,10 +33,10 @@ router = APIRouter(
     ),
 )
 async def detection(request: Request, handler: Handler) -> dict[str, Any]:
-    """A form with the file field `image` and perhaps `min_confidence`; corners are whole pixels."""
+    """Send a form with the file field `image` and optionally `min_confidence`; corners are whole pixels."""
     image_request = await handler.read_request(request, None)
     fields = dict(image_request.options)
-    fields.pop("api_key", None)  # DeepStack's own; ours go in a header
+    fields.pop("api_key", None)  # DeepStack's own; this service's keys are in a header
     threshold = fields.pop("min_confidence", MIN_CONFIDENCE)
     options = merge(DetectionOptions(max_detections=MAX_PREDICTIONS), fields | {"score_threshold": threshold})
     result = await handler.infer(image_request, options.resolve(handler.info, handler.settings))

@@ -29,7 +29,7 @@ router = APIRouter(tags=["compat"], dependencies=[Depends(add_problem_members(la
     ),
 )
 async def object_detection(request: Request, handler: Handler) -> list[dict[str, Any]]:
-    """`parameters` may hold `threshold`, by default 0.5 as in its pipelines."""
+    """Send the image, and optionally `threshold` in `parameters`: by default 0.5, as in Hugging Face's pipelines."""
     image_request = await handler.read_request(request, None, raw=True)
     parameters: dict[str, Any] = {}
     if request.headers.get("content-type", "").startswith("application/json"):

@@ -47,14 +47,14 @@ CheckModel = Depends(_check_model)
 
 @router.get("", summary="OIP: the server", dependencies=[RequireKey], responses=problems(401))
 async def server() -> dict[str, Any]:
-    """Name, version and extensions."""
+    """Return the server's name, version and extensions."""
     version = importlib.metadata.version("frcnn-service")
     return {"name": "frcnn-service", "version": version, "extensions": ["binary_tensor_data"]}
 
 
 @router.get("/health/live", summary="OIP: is the server alive?")
 async def live() -> dict[str, bool]:
-    """As ``/livez``."""
+    """Return 200 as long as the event loop runs, as `/livez` does."""
     return {"live": True}
 
 
@@ -64,7 +64,7 @@ async def live() -> dict[str, bool]:
 )
 @router.get("/models/{name}/versions/1/ready", include_in_schema=False, dependencies=[CheckModel])
 async def ready(handler: Handler) -> dict[str, bool]:
-    """As ``/readyz``."""
+    """Return 200 while the service accepts requests, and 503 before and after."""
     with handler.pipeline.batcher.track_request():
         return {"ready": True}
 
@@ -77,7 +77,7 @@ async def ready(handler: Handler) -> dict[str, bool]:
 )
 @router.get("/models/{name}/versions/1", include_in_schema=False, dependencies=[RequireKey, CheckModel])
 async def metadata(handler: Handler) -> dict[str, Any]:
-    """Tensors by name, type and shape."""
+    """Return the model's inputs and outputs: name, type and shape of each tensor."""
     return {"name": handler.info.name, "versions": ["1"], "platform": "pytorch", "inputs": INPUTS, "outputs": OUTPUTS}
 
 
@@ -87,7 +87,7 @@ async def metadata(handler: Handler) -> dict[str, Any]:
     dependencies=[CheckModel],
     responses={
         200: {
-            "description": "Tensors: as JSON, or with the binary extension where that was asked for",
+            "description": "Tensors: as JSON, or with the binary extension where the request chooses it",
             "content": {"application/octet-stream": {"schema": BINARY}},
         },
         **problems(),
@@ -108,7 +108,7 @@ async def metadata(handler: Handler) -> dict[str, Any]:
 )
 @router.post("/models/{name}/versions/1/infer", include_in_schema=False, dependencies=[CheckModel])
 async def infer(request: Request, handler: Handler) -> Response:
-    """Tensors in and out, as JSON or binary."""
+    """Send one input tensor and get the output tensors, as JSON or binary."""
     image_request = await handler.read_request(request, None, raw=True)
     infer_request = await handler.pipeline.run_in_thread(
         parse_infer_request,
@@ -123,7 +123,7 @@ async def infer(request: Request, handler: Handler) -> Response:
     async def infer_one(image: bytes) -> ImageResult:
         return await handler.infer_image(image_request, image, options)
 
-    # The protocol has one response for all images: the first that fails fails the request.
+    # The protocol has one response for all images, so the first failure fails the request.
     results = await handler.for_each_image(image_request, infer_one)
     detections = [result.detections for result in results]
     tensors: dict[str, np.ndarray[Any, Any]] = {

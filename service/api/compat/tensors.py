@@ -24,10 +24,10 @@ _TRANSPORT = frozenset({"binary_data_output", "binary_data", "sequence_id", "seq
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A parsed request.
+    """A parsed ``infer`` request.
 
-    images: encoded files. options: of ``POST /detect``. outputs: binary or not by name, in the requested order; None
-    for all. binary: for outputs that do not say.
+    images: encoded files. options: of ``POST /detect``. outputs: by name, in the requested order, whether each is to be
+    binary; None for all outputs. binary: the default of outputs that do not choose.
     """
 
     request_id: str
@@ -58,7 +58,9 @@ def parse_infer_request(body: bytes, header_length: str | None, max_images: int,
         outputs = document.get("outputs")
         requested = None
         if outputs is not None:
-            requested = {o["name"]: bool((o.get("parameters") or {}).get("binary_data", binary)) for o in outputs}
+            requested = {
+                output["name"]: bool((output.get("parameters") or {}).get("binary_data", binary)) for output in outputs
+            }
         size = (tensor.get("parameters") or {}).get("binary_data_size")
         data = tensor.get("data") if size is None else body[end : end + int(size)]
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -83,7 +85,7 @@ def parse_infer_request(body: bytes, header_length: str | None, max_images: int,
 def write_infer_response(
     request: InferRequest, model: str, tensors: Mapping[str, NDArray[Any]]
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the body and its headers. Raises ``BadRequest`` for an output that there is not."""
+    """Return the body and headers of the response. Raises ``BadRequest`` for an output that does not exist."""
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for name, binary in (request.outputs or dict.fromkeys(tensors, request.binary)).items():
@@ -109,7 +111,7 @@ def write_infer_response(
 
 
 def _pack(array: NDArray[Any]) -> bytes:
-    """Return little-endian numbers; of BYTES each item after its length in four bytes."""
+    """Return the array's bytes: little-endian numbers, or for BYTES each item after its length in four bytes."""
     if array.dtype == object:
         return b"".join(struct.pack("<I", len(item)) + item for item in array)
     return array.astype(array.dtype.newbyteorder("<")).tobytes()
@@ -118,14 +120,14 @@ def _pack(array: NDArray[Any]) -> bytes:
 def _split_files(data: Any, max_images: int) -> tuple[bytes, ...]:
     files: list[bytes] = []
     if isinstance(data, bytes):
-        at = 0
-        while at < len(data) and len(files) <= max_images:
-            if at + 4 > len(data):
+        offset = 0
+        while offset < len(data) and len(files) <= max_images:
+            if offset + 4 > len(data):
                 raise BadRequest("The binary tensor `image` ends in the middle of an item.")
-            (length,) = struct.unpack_from("<I", data, at)
-            files.append(data[at + 4 : at + 4 + length])
-            at += 4 + length
-        if at > len(data):
+            (length,) = struct.unpack_from("<I", data, offset)
+            files.append(data[offset + 4 : offset + 4 + length])
+            offset += 4 + length
+        if offset > len(data):
             raise BadRequest("The binary tensor `image` ends in the middle of an item.")
     else:
         try:

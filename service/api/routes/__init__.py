@@ -1,1 +1,1 @@
-"""The HTTP routes, each thin: it says what it takes and gives, and hands the work to the pipeline."""
+"""The HTTP routes: each declares its input and output, and passes the work to ``ImageHandler``."""

@@ -13,9 +13,10 @@ from service.api.dependencies import Handler, TimeoutMs
 from service.api.handler import JSON
 from service.api.openapi import batch_body, image_body, image_response, problems
 from service.api.options import MAX_IMAGES, DetectionOptions, merge, option_error
+from service.api.problems import problem_document
 from service.api.responses import add_timings, detect_response, to_json
-from service.api.schemas import BatchAnswer, DetectAnswer
-from service.errors import BadOption, BadRequest, ServiceError, problem
+from service.api.schemas import BatchResponse, DetectResponse
+from service.errors import BadOption, BadRequest, ServiceError
 from service.inference.pipeline import ImageResult
 from service.rendering.boxes import draw_detections, encode
 
@@ -25,7 +26,7 @@ router = APIRouter(tags=["detection"])
 @router.post(
     "/detect",
     summary="Detect objects in an image",
-    response_model=DetectAnswer,
+    response_model=DetectResponse,
     responses={200: image_response("The detections by falling score"), **problems()},
     openapi_extra=image_body(DetectionOptions),
 )
@@ -51,7 +52,7 @@ async def detect(
 @router.post(
     "/detect/batch",
     summary="Detect objects in several images",
-    response_model=BatchAnswer,
+    response_model=BatchResponse,
     responses=problems(400, 401, 408, 413, 422, 429, 503, 504),
     openapi_extra=batch_body(DetectionOptions),
 )
@@ -77,7 +78,7 @@ async def detect_batch(
         try:
             result = await handler.infer_image(image_request, image, detect_options)
         except ServiceError as error:  # of this image alone
-            return orjson.dumps(problem(error, context.request_id))
+            return orjson.dumps(problem_document(error, context.request_id))
         body = to_json(detect_response(result, options, context.request_id, handler.info.name))
         return add_timings(body, handler.record_timings(result))
 

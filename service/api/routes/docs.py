@@ -57,8 +57,8 @@ def _operation(verb: str, path: str, operation: dict[str, Any], base: str) -> st
         for p in operation.get("parameters", [])
     ]
     responses = [
-        (status, ", ".join(answer.get("content", {})), answer["description"])
-        for status, answer in operation["responses"].items()
+        (status, ", ".join(response.get("content", {})), response["description"])
+        for status, response in operation["responses"].items()
     ]
     bodies = operation.get("requestBody", {}).get("content", {})
     examples = "\n".join(_examples(verb, base + path, bodies))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.context import request_context
 from service.api.dependencies import Handler, TimeoutMs
-from service.api.explanations import ExplainAnswer, ExplainOptions, ExplainQuery, explain_response
+from service.api.explanations import ExplainOptions, ExplainQuery, ExplainResponse, explain_response
 from service.api.openapi import image_body, problems
 from service.api.options import merge_into
 from service.api.responses import to_json
@@ -19,7 +19,7 @@ router = APIRouter(tags=["region proposals"])
 
 
 def _openapi_body() -> dict[str, Any]:
-    """Return the body with image and boxes: beside a raw image there is no place for boxes."""
+    """Return the body with image and boxes: a raw image has no field for boxes."""
     extra = image_body(ExplainOptions)
     forms = extra["requestBody"]["content"]
     del forms["image/*"]
@@ -31,7 +31,7 @@ def _openapi_body() -> dict[str, Any]:
 @router.post(
     "/explain",
     summary="Ask why an object was missed",
-    response_model=ExplainAnswer,
+    response_model=ExplainResponse,
     responses={200: {"description": "How far each expected box got"}, **problems()},
     openapi_extra=_openapi_body(),
 )
@@ -40,9 +40,9 @@ async def explain(
 ) -> Response:
     """Send the image with the `boxes` that should have been detected, and their `labels` if they matter.
 
-    Each is followed from the anchors to the response: `stage` says in a word what became of it, `sentence` says it for
-    a person. As a form: the file `image`, and `boxes` as JSON text; or all of it as JSON. The detector runs once,
-    however many boxes there are, with the same options as `/detect`.
+    Each is followed from the anchors to the response: `stage` names the stage that it reached, and `sentence` explains
+    it. As a form: the file `image`, and `boxes` as JSON text; or all of it as JSON. The detector runs once, however
+    many boxes there are, with the same options as `/detect`.
     """
     image_request = await handler.read_request(request, timeout_ms)
     options = merge_into(ExplainOptions, query, image_request.options)
@@ -57,7 +57,7 @@ async def explain(
 def _explain(
     result: ImageResult, options: ExplainOptions, class_names: list[str | None], request_id: str, model: str
 ) -> bytes:
-    from model.detector import explain as explain_boxes  # heavy; the worker has loaded it before
+    from model.detector import explain as explain_boxes  # slow to import; the worker has imported it already
 
     trace = result.detections.trace
     assert trace is not None

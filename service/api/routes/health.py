@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 
 from service.api.dependencies import Handler
 from service.api.openapi import problems
-from service.api.schemas import Ready
 from service.errors import QueueFull
 
 router = APIRouter(tags=["health"])
 
 
+class HealthResponse(BaseModel):
+    """The state of the process or of the service: alive, ready or busy."""
+
+    status: str
+
+
 @router.get("/livez", summary="Is the process alive?")
-async def livez() -> Ready:
-    """200 as long as the event loop runs; says nothing about the detector."""
-    return Ready(status="alive")
+async def livez() -> HealthResponse:
+    """Return 200 as long as the event loop runs; it says nothing about the detector."""
+    return HealthResponse(status="alive")
 
 
 @router.get("/readyz", summary="Can it answer?", responses=problems(503))
-async def readyz(handler: Handler) -> Ready:
-    """200 once the self-test has passed, until the service drains or a worker dies; with a full queue too."""
+async def readyz(handler: Handler) -> HealthResponse:
+    """Return 200 once the self-test has passed, until the service drains or a worker dies; with a full queue too."""
     try:
         handler.pipeline.batcher.check_open()
     except QueueFull:
-        return Ready(status="busy")
-    return Ready(status="ready")
+        return HealthResponse(status="busy")
+    return HealthResponse(status="ready")
 
 
 @router.get("/metrics", summary="For Prometheus", response_class=Response)
 async def metrics(handler: Handler) -> Response:
-    """Prometheus's text format."""
+    """Return the metrics in Prometheus's text format."""
     return Response(handler.pipeline.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -13,7 +13,7 @@ from service.api.dependencies import Handler, TimeoutMs
 from service.api.openapi import image_body, image_response, problems
 from service.api.options import ProposalOptions, merge
 from service.api.responses import heat_maps, proposals_response, select_proposals, to_json
-from service.api.schemas import ProposalsAnswer
+from service.api.schemas import ProposalsResponse
 from service.inference.pipeline import ImageResult
 from service.rendering.boxes import draw_proposals, encode
 from service.rendering.heatmap import draw_heat_maps
@@ -24,18 +24,18 @@ router = APIRouter(tags=["region proposals"])
 @router.post(
     "/proposals",
     summary="See the region proposals of an image",
-    response_model=ProposalsAnswer,
+    response_model=ProposalsResponse,
     responses={200: image_response("The proposals by falling objectness"), **problems()},
     openapi_extra=image_body(ProposalOptions),
 )
 async def proposals(
     request: Request, handler: Handler, query: Annotated[ProposalOptions, Query()], timeout_ms: TimeoutMs = None
 ) -> Response:
-    """The boxes that the RPN hands to the RoI head, or its candidates before NMS: each with its anchor, the offsets
-    from it and its level; and how many anchors of each level were left after each step.
+    """Send the image as to `/detect`, and get the proposals that the RoI head gets, or the candidates before NMS.
 
-    The image is sent as to `/detect`. As an image, the proposals are drawn in colours by level, or with
-    `view=objectness` the heat map of every level lies over a copy of the image.
+    Each has its anchor, the offsets from it and its level; `stage_counts` says how many anchors of each level were left
+    after each step. As an image, the proposals are drawn in colours by level, or with `view=objectness` the heat map of
+    every level lies over a copy of the image.
     """
     image_request = await handler.read_request(request, timeout_ms)
     options = merge(query, image_request.options)

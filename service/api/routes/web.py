@@ -1,4 +1,4 @@
-"""``/``: the page, and its files under ``/web``. They are the package's own: nothing comes from another host."""
+"""``/``: the page, and its files under ``/web``. Nothing comes from another host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def page() -> FileResponse:
-    """Return the page. It gets what it shows from the same routes as every other client."""
+    """Return the page. It uses the same routes as every other client."""
     return FileResponse(FOLDER / "index.html", headers=_HEADERS)
 
 

@@ -2,7 +2,7 @@
 
 let apiKey = "";
 
-/** A response that is no success, or none (status 0). */
+/** An error response, or no response at all (status 0). */
 export class Problem extends Error {
   constructor(status, document, retryAfter) {
     super(document.detail ?? `The service answered ${status}.`);

@@ -1,4 +1,4 @@
-// The page: one state, four views of it. A view has marks, render, describe, request and response.
+// The page: one state, and four views of it, each with the functions marks, render, describe, request and response.
 
 import * as api from "./api.js";
 import { openCamera } from "./camera.js";
@@ -103,7 +103,7 @@ async function askForKey() {
 async function open(image, name) {
   await runRequest(async (signal) => {
     state.info ??= await loadModel();
-    // The service first: where it cannot read the image, it says why.
+    // The service first: where it cannot decode the image, its message says why.
     const detections = await detect(image, { score: MIN_SCORE, nms: 1 }, signal);
     const bitmap = await bitmapOf(image, signal);
     if (signal.aborted) return;

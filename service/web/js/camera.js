@@ -1,4 +1,4 @@
-// Take a photo: in a dialog where the browser allows the page to use the camera, else with the phone's camera app.
+// Take a photo: in a dialog where the browser allows the page to use the camera, otherwise with the phone's camera app.
 
 import { $ } from "./dom.js";
 

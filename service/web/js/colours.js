@@ -26,7 +26,7 @@ export const ROLES = {
   anchor: "rgb(122 167 255)",
   proposal: "rgb(245 184 61)",
   detection: "rgb(94 220 140)",
-  rival: "rgb(255 92 92)",
+  suppressor: "rgb(255 92 92)",
 };
 
 // From low to high values. The lightness rises throughout, so that the map is readable in grey as well.

@@ -1,7 +1,7 @@
 """Which type of response a client prefers."""
 
 
-def test_json_is_what_a_browser_or_curl_gets(service, cat_jpeg):
+def test_browsers_and_curl_get_json(service, cat_jpeg):
     for accept in (
         "*/*",
         "text/html,application/json;q=0.9,*/*;q=0.8",

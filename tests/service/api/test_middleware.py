@@ -1,4 +1,4 @@
-"""What happens around every request: headers, id, log, unexpected failures."""
+"""The middleware: security headers, request id, log, unexpected failures."""
 
 import json
 import logging
@@ -6,31 +6,31 @@ import logging
 from service.server.logging import JsonFormatter, TextFormatter
 
 
-def test_every_answer_has_security_headers_and_an_id(service, cat_jpeg):
-    for answer in (
+def test_every_response_has_security_headers_and_an_id(service, cat_jpeg):
+    for response in (
         service.detect(cat_jpeg),
         service.detect(b""),
         service.client.get("/nowhere"),
         service.client.get("/docs"),
     ):
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["x-frame-options"] == "DENY"
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
-        assert answer.headers["x-request-id"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["x-frame-options"] == "DENY"
+        assert "default-src 'self'" in response.headers["content-security-policy"]
+        assert response.headers["x-request-id"]
 
 
-def test_an_unexpected_failure_is_a_problem_that_tells_nothing(serve_faulty, faulty, encoded, monkeypatch):
+def test_an_unexpected_failure_is_a_problem_without_internals(serve_faulty, faulty, encoded, monkeypatch):
     with serve_faulty() as live:
         monkeypatch.setattr(faulty, "canvas_for", lambda *_: 1 / 0)
-        answer = live.detect(encoded())
-        assert answer.status_code == 500
-        assert answer.json()["code"] == "internal_error"
-        assert answer.json()["request_id"] == answer.headers["x-request-id"]
-        assert "division" not in answer.text
-        assert answer.headers["x-content-type-options"] == "nosniff"
+        response = live.detect(encoded())
+        assert response.status_code == 500
+        assert response.json()["code"] == "internal_error"
+        assert response.json()["request_id"] == response.headers["x-request-id"]
+        assert "division" not in response.text
+        assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_log_has_a_line_a_request_and_never_image_data(serve_faulty, encoded, caplog):
+def test_the_log_has_one_line_a_request_and_no_secrets(serve_faulty, encoded, caplog):
     with caplog.at_level(logging.INFO, "frcnn"), serve_faulty() as live:
         live.detect(encoded(), headers={"X-Request-ID": "one", "X-API-Key": "secret-key"})
         live.client.get("/livez")

@@ -24,10 +24,10 @@ from tests.service.conftest import CLASSES, Live, serving
 EXAMPLES = 10  # of each kind for each route
 
 
-IMAGES = [corpus.sound(format) for format in corpus.FORMATS]
+IMAGES = [corpus.intact(format) for format in corpus.FORMATS]
 
 
-# That data which fit the schema are accepted is not asked: no schema says which bytes are an image.
+# Not that data which fit the schema are accepted: no schema describes which bytes are an image.
 CHECKS = [
     status_code_conformance,
     content_type_conformance,
@@ -37,7 +37,7 @@ CHECKS = [
 ]
 
 
-# In a form, a list of nothing is nothing, and a list of one is the one.
+# In a form, an empty list is an absent field, and a list of one is its value.
 CHECKS_OF_FORMS_WITH_SHORT_LISTS = [check for check in CHECKS if check is not negative_data_rejection]
 
 
@@ -48,22 +48,22 @@ schemathesis.openapi.media_type("image/*", st.sampled_from(IMAGES) | st.binary(m
 
 
 @pytest.fixture(scope="module")
-def everything() -> Iterator[Live]:
-    """The service with every other interface."""
+def full_service() -> Iterator[Live]:
+    """Serve with every compatible interface switched on."""
     interfaces = {"deepstack": True, "huggingface": True, "open_inference": True}
     with serving(lambda _: Detector.random("LITE", seed=0, classes=CLASSES), **interfaces) as live:
         yield live
 
 
 def checks_of(case: schemathesis.Case) -> list[schemathesis.checks.CheckFunction]:
-    """What can be asked of the answer to ``case``."""
+    """Return the checks that apply to the response to ``case``."""
     fields = case.body.values() if case.media_type == "multipart/form-data" and isinstance(case.body, dict) else ()
     short = any(isinstance(value, list) and len(value) < 2 for value in fields)
     return CHECKS_OF_FORMS_WITH_SHORT_LISTS if short else CHECKS
 
 
 def make_real(case: schemathesis.Case) -> None:
-    """Put a real image and the served model's name in, where there is room: chance would not."""
+    """Put a real image and the served model's name into ``case``: random data never hold them."""
     if "name" in (case.path_parameters or {}):
         case.path_parameters["name"] = "random"
     if isinstance(case.body, dict):
@@ -75,22 +75,22 @@ def make_real(case: schemathesis.Case) -> None:
 
 
 @pytest.mark.slow
-def test_every_route_answers_as_its_document_says_and_never_with_5xx(everything: Live) -> None:
-    document = schemathesis.openapi.from_url(f"{everything.url}/openapi.json")
+def test_every_route_answers_as_its_document_says_and_never_with_5xx(full_service: Live) -> None:
+    document = schemathesis.openapi.from_url(f"{full_service.url}/openapi.json")
     statuses: dict[str, Counter[int]] = {}
     for result in document.get_all_operations():
         operation = result.ok()
         statuses[operation.label] = Counter()
         kinds = [schemathesis.GenerationMode.POSITIVE]
-        if operation.body or operation.query or operation.headers:  # else there is nothing to get wrong
+        if operation.body or operation.query or operation.headers:  # otherwise no request can be wrong
             kinds.append(schemathesis.GenerationMode.NEGATIVE)
         for kind in kinds:
-            _exchange(operation, kind, everything.url, statuses[operation.label])
+            _exchange(operation, kind, full_service.url, statuses[operation.label])
     assert {"POST /detect", "POST /detect/batch", "POST /proposals", "POST /explain", "GET /model"} <= statuses.keys()
     assert len(statuses) >= 14
     for route in ("POST /detect", "POST /detect/batch", "POST /proposals", "GET /model", "GET /metrics"):
         assert statuses[route][200], f"{route} was never answered with 200: {statuses[route]}"
-    assert everything.client.get("/readyz").json() == {"status": "ready"}
+    assert full_service.client.get("/readyz").json() == {"status": "ready"}
 
 
 def _exchange(
@@ -99,7 +99,7 @@ def _exchange(
     url: str,
     statuses: Counter[int],
 ) -> None:
-    """Send what fits the operation's schema, or does not, and hold each answer to the document."""
+    """Send requests that fit the operation's schema, or do not, and check each response against the document."""
 
     @settings(
         max_examples=EXAMPLES,
@@ -113,12 +113,14 @@ def _exchange(
     def exchange(case: schemathesis.Case, real: bool) -> None:
         if real and kind is schemathesis.GenerationMode.POSITIVE:
             make_real(case)
-        answer = case.call(base_url=url, timeout=60)
-        statuses[answer.status_code] += 1
-        case.validate_response(answer, checks=checks_of(case))
-        in_time = answer.status_code == 504 and TIMEOUT_HEADER.lower() in {name.lower() for name in case.headers or {}}
-        assert answer.status_code < 500 or in_time, answer.text  # who allows a millisecond gets 504, as documented
+        response = case.call(base_url=url, timeout=60)
+        statuses[response.status_code] += 1
+        case.validate_response(response, checks=checks_of(case))
+        in_time = response.status_code == 504 and TIMEOUT_HEADER.lower() in {
+            name.lower() for name in case.headers or {}
+        }
+        assert response.status_code < 500 or in_time, response.text  # who allows a millisecond gets 504, as documented
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own, about schemas of which it can make no negative
+        warnings.simplefilter("ignore")  # schemathesis warns of schemas that every request fits
         exchange()

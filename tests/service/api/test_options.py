@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from tests.service.exchange import refused
+from tests.service.exchange import check_problem
 
 pytestmark = pytest.mark.usefixtures("next_request_is_served")
 
@@ -13,14 +13,14 @@ LOW = {"score_threshold": "0.01"}  # random weights score all classes alike: let
 
 
 def test_options_beside_the_image_win_over_the_query(service, cat_jpeg):
-    answer = service.client.post(
+    response = service.client.post(
         "/detect", params={"max_detections": 5} | LOW, files={"image": cat_jpeg}, data={"max_detections": "2"}
     )
-    assert len(answer.json()["boxes"]) == 2
+    assert len(response.json()["boxes"]) == 2
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "words"),
+    ("option", "value", "phrase"),
     [
         ("score_threshold", "1.5", "the range is 0 to 1"),
         ("score_threshold", "-0.1", "greater than or equal to 0"),
@@ -39,22 +39,22 @@ def test_options_beside_the_image_win_over_the_query(service, cat_jpeg):
         ("treshold", "0.5", "no such option"),
     ],
 )
-def test_options_unknown_or_out_of_range_are_422_whichever_way_they_come(service, encoded, option, value, words):
+def test_invalid_options_are_422_in_query_form_and_json(service, encoded, option, value, phrase):
     by_query = service.detect(encoded(), params={option: value})
     by_form = service.client.post("/detect", files={"image": encoded()}, data={option: value})
     by_json = service.client.post("/detect", json={"image": base64.b64encode(encoded()).decode(), option: value})
-    for answer in (by_query, by_form, by_json):
-        problem = refused(answer, 422, option, words)
+    for response in (by_query, by_form, by_json):
+        problem = check_problem(response, 422, option, phrase)
         assert [error["name"] for error in problem["errors"]] == [option]
 
 
 def test_two_wrong_options_are_both_named(service, encoded):
-    problem = refused(service.detect(encoded(), params={"score_threshold": 2, "max_detections": 0}), 422)
+    problem = check_problem(service.detect(encoded(), params={"score_threshold": 2, "max_detections": 0}), 422)
     assert {error["name"] for error in problem["errors"]} == {"score_threshold", "max_detections"}
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "soon", "99999999999"])
-def test_a_deadline_that_is_none_is_422(service, encoded, value):
-    refused(
+def test_an_invalid_deadline_is_422(service, encoded, value):
+    check_problem(
         service.detect(encoded(), headers={"X-Request-Timeout-Ms": value}), 422, "X-Request-Timeout-Ms", "1 to 3600000"
     )

@@ -7,7 +7,7 @@ import socket
 import httpx
 import pytest
 
-from tests.service.exchange import address, hold, queued, refused, wait_for, waiting
+from tests.service.exchange import address, check_problem, hold, queued, wait_for, waiting
 
 pytestmark = pytest.mark.usefixtures("next_request_is_served")
 
@@ -21,7 +21,7 @@ def test_a_body_in_chunks_without_a_length_is_read(service, cat_jpeg):
 
 
 def test_a_body_over_the_limit_is_413_by_its_announced_length(service):
-    refused(service.detect(b"\xff\xd8\xff" + bytes(5 * 2**20)), 413, "4194304 bytes")
+    check_problem(service.detect(b"\xff\xd8\xff" + bytes(5 * 2**20)), 413, "4194304 bytes")
 
 
 def test_a_body_over_the_limit_is_413_while_it_streams(service):
@@ -33,20 +33,20 @@ def test_a_body_over_the_limit_is_413_while_it_streams(service):
             sent += 2**16
             yield bytes(2**16)
 
-    with contextlib.suppress(httpx.TransportError):  # the server may close before the client has seen why
-        refused(service.client.post("/detect", content=endless()), 413)
-    assert sent < 50 * 2**20, "the whole body was taken in"
+    with contextlib.suppress(httpx.TransportError):  # the server may close before the client has read the response
+        check_problem(service.client.post("/detect", content=endless()), 413)
+    assert sent < 50 * 2**20, "the whole body was read"
 
 
-def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_forgotten(service):
+def test_a_client_that_disconnects_during_its_body_leaves_nothing_behind(service):
     host, port = service.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
 
 
-def test_two_images_for_detect_are_422_and_named_the_batch_route(service, encoded):
+def test_two_images_for_detect_are_422_and_the_message_names_the_batch_route(service, encoded):
     parts = [("image", encoded()), ("image", encoded())]
-    refused(service.client.post("/detect", files=parts), 422, "/detect/batch")
+    check_problem(service.client.post("/detect", files=parts), 422, "/detect/batch")
 
 
 def test_a_slow_body_has_a_time_limit_of_its_own(serve_faulty, small):
@@ -55,18 +55,18 @@ def test_a_slow_body_has_a_time_limit_of_its_own(serve_faulty, small):
         connection.putrequest("POST", "/detect")
         connection.putheader("Content-Length", str(len(small)))
         connection.endheaders(small[:10])
-        answer = connection.getresponse()
-        assert answer.status == 408
-        assert b"slow_body" in answer.read()
+        response = connection.getresponse()
+        assert response.status == 408
+        assert b"slow_body" in response.read()
         connection.close()
         assert live.app.state.handler.bodies.reserved == 0
         assert live.detect(small).status_code == 200
 
 
-def test_bodies_in_flight_are_bounded_in_sum_and_given_back(serve_faulty, small):
+def test_the_bytes_of_all_bodies_are_bounded_and_released(serve_faulty, small):
     with serve_faulty(max_bodies_bytes=4096) as live:
-        with socket.create_connection(address(live)) as holder:
-            holder.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n" + bytes(4090))
+        with socket.create_connection(address(live)) as other_client:
+            other_client.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n" + bytes(4090))
             wait_for(lambda: live.app.state.handler.bodies.reserved == 4090)
             refusal = live.detect(small)
             assert refusal.status_code == 429
@@ -75,9 +75,7 @@ def test_bodies_in_flight_are_bounded_in_sum_and_given_back(serve_faulty, small)
         assert live.detect(small).status_code == 200
 
 
-def test_a_client_that_has_gone_is_dropped_before_the_device_sees_its_image(
-    serve_faulty, faulty, clients, small, large
-):
+def test_the_image_of_a_disconnected_client_does_not_reach_the_device(serve_faulty, faulty, clients, small, large):
     with serve_faulty() as live:
         first = hold(clients, live, faulty, small)
         host, port = live.url.removeprefix("http://").split(":")
@@ -98,10 +96,10 @@ def exchange(url: str, request: bytes) -> bytes:
     with socket.create_connection((target.host, target.port), timeout=10) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
-        answer = b""
+        response = b""
         while part := connection.recv(65536):
-            answer += part
-    return answer
+            response += part
+    return response
 
 
 @pytest.mark.parametrize(
@@ -116,8 +114,8 @@ def exchange(url: str, request: bytes) -> bytes:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
     ],
 )
-def test_a_request_that_lies_about_its_length_is_refused_or_dropped(service, request_bytes):
-    answer = exchange(service.url, request_bytes)
-    assert not answer.startswith(b"HTTP/1.1 5")
-    assert not answer.startswith(b"HTTP/1.1 200")
+def test_a_request_with_a_wrong_length_is_refused_or_dropped(service, request_bytes):
+    response = exchange(service.url, request_bytes)
+    assert not response.startswith(b"HTTP/1.1 5")
+    assert not response.startswith(b"HTTP/1.1 200")
     assert service.client.get("/readyz").json() == {"status": "ready"}

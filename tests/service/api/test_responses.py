@@ -5,7 +5,7 @@ import numpy as np
 LOW = {"score_threshold": "0.01"}  # random weights score all classes alike: let some through
 
 
-def test_boxes_come_in_the_frame_that_was_asked_for(service, cat_jpeg):
+def test_boxes_are_written_in_the_requested_frame(service, cat_jpeg):
     def boxes(**params):
         return np.array(service.detect(cat_jpeg, params=LOW | params).json()["boxes"])
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from model.detector import Detector
-from service import app as service_app
 from tests.service.conftest import CLASSES
 
 
@@ -19,4 +18,6 @@ def cat_file(tmp_path: Path, cat_jpeg: bytes) -> Path:
 @pytest.fixture
 def random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the commands load random weights."""
-    monkeypatch.setattr(service_app, "load_detector", lambda _: Detector.random("LITE", seed=0, classes=CLASSES))
+    monkeypatch.setattr(
+        "service.inference.detector.load_detector", lambda _: Detector.random("LITE", seed=0, classes=CLASSES)
+    )

@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from model.detector import Detector, NotFiniteError
 from model.structures import Detections
-from service import app as service_app
 from service.cli.main import app
 from tests.service.conftest import CLASSES, FaultyDetector
 from tests.service.memory_errors import OUT_OF_MEMORY
@@ -26,7 +25,7 @@ def test_detect_prints_a_table(cat_file):
     assert "found" in done.output
 
 
-def test_detect_prints_json_an_object_an_image(cat_file):
+def test_detect_prints_one_json_object_per_image(cat_file):
     done = run(
         app, ["detect", str(cat_file), str(cat_file), "--json", "--score-threshold", "0.01", "--max-detections", "4"]
     )
@@ -36,17 +35,17 @@ def test_detect_prints_json_an_object_an_image(cat_file):
     assert first == second
 
 
-def test_detect_draws(cat_file, tmp_path):
+def test_detect_writes_drawings(cat_file, tmp_path):
     assert run(app, ["detect", str(cat_file), "--out", str(tmp_path / "drawn.png")]).exit_code == 0
     with Image.open(tmp_path / "drawn.png") as drawn:
         assert drawn.size == (451, 300)
-    other = cat_file.with_name("other.jpg")
-    other.write_bytes(cat_file.read_bytes())
-    assert run(app, ["detect", str(cat_file), str(other), "--out", str(tmp_path / "all")]).exit_code == 0
+    second = cat_file.with_name("other.jpg")
+    second.write_bytes(cat_file.read_bytes())
+    assert run(app, ["detect", str(cat_file), str(second), "--out", str(tmp_path / "all")]).exit_code == 0
     assert {path.name for path in (tmp_path / "all").iterdir()} == {"cat.png", "other.png"}
 
 
-def test_detect_goes_on_after_an_image_that_cannot_be_read(cat_file, tmp_path):
+def test_detect_continues_after_an_image_that_cannot_be_read(cat_file, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(cat_file.read_bytes()[:500])
     done = run(app, ["detect", str(broken), str(tmp_path / "missing.jpg"), str(cat_file), "--json"])
@@ -63,30 +62,30 @@ def test_detect_without_memory_says_what_to_do(monkeypatch, tmp_path, cat_jpeg):
     def no_memory(*_: object) -> None:
         raise OUT_OF_MEMORY
 
-    monkeypatch.setattr(service_app, "load_detector", no_memory)
+    monkeypatch.setattr("service.inference.detector.load_detector", no_memory)
     done = run(app, ["detect", str(cat_file)])
     assert done.exit_code == 1
     assert "The GPU ran out of memory while the weights were loaded" in done.stderr
     detector = Detector.random("LITE", classes=CLASSES)
     monkeypatch.setattr(detector, "detect", no_memory)
-    monkeypatch.setattr(service_app, "load_detector", lambda _: detector)
+    monkeypatch.setattr("service.inference.detector.load_detector", lambda _: detector)
     done = run(app, ["detect", str(cat_file)])
     assert done.exit_code == 1
     assert "cat.jpg: The GPU ran out of memory on this image" in done.stderr
 
 
-def test_detect_goes_on_after_an_image_whose_values_are_not_finite(monkeypatch, tmp_path, cat_jpeg):
+def test_detect_continues_after_an_image_whose_values_are_not_finite(monkeypatch, tmp_path, cat_jpeg):
     for name in ("bad.jpg", "good.jpg"):
         (tmp_path / name).write_bytes(cat_jpeg)
-    detector, answers = Detector.random("LITE", classes=CLASSES), iter(["bad", "good"])
+    detector, outcomes = Detector.random("LITE", classes=CLASSES), iter(["bad", "good"])
 
     def overflow(images: object, options: object) -> list[Detections]:
-        if next(answers) == "bad":
+        if next(outcomes) == "bad":
             raise NotFiniteError([None], "fp16")
-        return [FaultyDetector._answer((300, 451), 1)]
+        return [FaultyDetector._detections((300, 451), 1)]
 
     monkeypatch.setattr(detector, "detect", overflow)
-    monkeypatch.setattr(service_app, "load_detector", lambda _: detector)
+    monkeypatch.setattr("service.inference.detector.load_detector", lambda _: detector)
     done = run(app, ["detect", "--json", str(tmp_path / "bad.jpg"), str(tmp_path / "good.jpg")])
     assert done.exit_code == 1
     assert "bad.jpg: The network's values in fp16 are not finite" in done.stderr

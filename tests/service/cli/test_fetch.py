@@ -1,4 +1,4 @@
-"""Fetching weights from a server that behaves, and from ones that do not."""
+"""Fetching weights from a server that works, and from one with faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``data``, spoiled by the first of ``tricks`` that is left; records the Range headers asked for."""
+    """Serve ``data``; each of ``faults`` handles one request instead. ``ranges``: the Range headers of the requests."""
 
     daemon_threads = True
 
@@ -28,7 +28,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.data = DATA
         self.ranges: list[str | None] = []
-        self.tricks: list[Callable[[Handler], None]] = []
+        self.faults: list[Callable[[Handler], None]] = []
 
     @property
     def url(self) -> str:
@@ -39,14 +39,14 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.ranges.append(asked)
-        if self.server.tricks:
-            self.server.tricks.pop(0)(self)
+        range_header = self.headers.get("Range")
+        self.server.ranges.append(range_header)
+        if self.server.faults:
+            self.server.faults.pop(0)(self)
         else:
-            self.answer()
+            self.send_data()
 
-    def answer(
+    def send_data(
         self,
         *,
         ranges: bool = True,
@@ -54,9 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         stop_after: int | None = None,
         start: int | None = None,
     ) -> None:
-        """Answer well, or as told: without ranges, with a wrong length, with fewer bytes, from another place."""
-        data, asked = self.server.data, self.headers.get("Range")
-        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and ranges else 0
+        """Send the data; by option without ranges, with a wrong length, with fewer bytes, from another offset."""
+        data, range_header = self.server.data, self.headers.get("Range")
+        begin = int(range_header.removeprefix("bytes=").rstrip("-")) if range_header and ranges else 0
         if begin >= len(data) and begin:
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(data)}")
@@ -66,8 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         if start is not None:
             begin = start
         body = data[begin:]
-        self.send_response(206 if asked and ranges else 200)
-        if asked and ranges:
+        self.send_response(206 if range_header and ranges else 200)
+        if range_header and ranges:
             self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(body) if stated_length is None else stated_length))
         self.end_headers()
@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Be quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "weights.pth"
 
 
-def get(server: Server, target: Path, **options: object) -> Path:
+def fetch_from(server: Server, target: Path, **options: object) -> Path:
     return download(server.url, target, DIGEST, pause=0.001, **options)  # type: ignore[arg-type]
 
 
@@ -109,12 +109,12 @@ def assert_nothing_kept(target: Path) -> None:
 
 
 def test_a_whole_file_with_progress(server: Server, target: Path) -> None:
-    seen: list[tuple[int, int | None]] = []
-    assert get(server, target, progress=lambda done, total: seen.append((done, total))) == target
+    progress: list[tuple[int, int | None]] = []
+    assert fetch_from(server, target, progress=lambda *counts: progress.append(counts)) == target
     assert target.read_bytes() == DATA
     assert list(target.parent.iterdir()) == [target]
-    assert seen[-1] == (len(DATA), len(DATA))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert progress[-1] == (len(DATA), len(DATA))
+    assert [downloaded for downloaded, _ in progress] == sorted(downloaded for downloaded, _ in progress)
 
 
 def test_a_digest_of_eight_digits_is_enough(server: Server, target: Path) -> None:
@@ -122,111 +122,114 @@ def test_a_digest_of_eight_digits_is_enough(server: Server, target: Path) -> Non
 
 
 def test_a_connection_that_is_cut_off_is_continued(server: Server, target: Path) -> None:
-    server.tricks = [lambda handler: handler.answer(stop_after=300_000)] * 2
-    seen: list[tuple[int, int | None]] = []
-    get(server, target, progress=lambda done, total: seen.append((done, total)))
+    server.faults = [lambda handler: handler.send_data(stop_after=300_000)] * 2
+    progress: list[tuple[int, int | None]] = []
+    fetch_from(server, target, progress=lambda *counts: progress.append(counts))
     assert target.read_bytes() == DATA
     assert server.ranges == [None, "bytes=300000-", "bytes=600000-"]
-    assert seen[-1] == (len(DATA), len(DATA))
+    assert progress[-1] == (len(DATA), len(DATA))
 
 
-def test_a_second_call_goes_on_from_the_first(server: Server, target: Path) -> None:
-    server.tricks = [lambda handler: handler.answer(stop_after=300_000), lambda handler: handler.status(503)]
+def test_a_second_call_continues_the_first(server: Server, target: Path) -> None:
+    server.faults = [lambda handler: handler.send_data(stop_after=300_000), lambda handler: handler.status(503)]
     with pytest.raises(FetchError, match="next call goes on from there"):
-        get(server, target, attempts=2)
+        fetch_from(server, target, attempts=2)
     assert not target.exists()
-    get(server, target)
+    fetch_from(server, target)
     assert target.read_bytes() == DATA
     assert server.ranges == [None, "bytes=300000-", "bytes=300000-"]
 
 
-def test_a_server_without_ranges_begins_again(server: Server, target: Path) -> None:
-    server.tricks = [
-        lambda handler: handler.answer(stop_after=300_000),
-        lambda handler: handler.answer(ranges=False),
+def test_a_server_without_ranges_sends_the_whole_file(server: Server, target: Path) -> None:
+    server.faults = [
+        lambda handler: handler.send_data(stop_after=300_000),
+        lambda handler: handler.send_data(ranges=False),
     ]
-    get(server, target)
+    fetch_from(server, target)
     assert target.read_bytes() == DATA
 
 
-def test_a_range_from_another_place_is_not_appended(server: Server, target: Path) -> None:
-    server.tricks = [lambda handler: handler.answer(stop_after=300_000), lambda handler: handler.answer(start=100)]
-    get(server, target)
+def test_a_range_from_another_offset_is_not_appended(server: Server, target: Path) -> None:
+    server.faults = [
+        lambda handler: handler.send_data(stop_after=300_000),
+        lambda handler: handler.send_data(start=100),
+    ]
+    fetch_from(server, target)
     assert target.read_bytes() == DATA
 
 
-def test_a_length_that_promises_too_much(server: Server, target: Path) -> None:
-    """The file is whole, though every connection ends in an error."""
-    server.tricks = [lambda handler: handler.answer(stated_length=len(DATA) + 999)] * 9
-    get(server, target, attempts=3)
+def test_a_stated_length_that_is_too_large(server: Server, target: Path) -> None:
+    """The file is complete, though every connection ends in an error."""
+    server.faults = [lambda handler: handler.send_data(stated_length=len(DATA) + 999)] * 9
+    fetch_from(server, target, attempts=3)
     assert target.read_bytes() == DATA
 
 
-def test_a_length_that_promises_too_little(server: Server, target: Path) -> None:
-    server.tricks = [lambda handler: handler.answer(stated_length=1000)] * 9
+def test_a_stated_length_that_is_too_small(server: Server, target: Path) -> None:
+    server.faults = [lambda handler: handler.send_data(stated_length=1000)] * 9
     with pytest.raises(FetchError, match="its SHA-256 is"):
-        get(server, target)
+        fetch_from(server, target)
     assert_nothing_kept(target)
 
 
 def test_wrong_bytes(server: Server, target: Path) -> None:
     server.data = b"<html>Please log in to the network</html>"
     with pytest.raises(FetchError, match=rf"127\.0\.0\.1 sent is not weights\.pth.*{DIGEST}.*Nothing was kept"):
-        get(server, target)
+        fetch_from(server, target)
     assert_nothing_kept(target)
 
 
-def test_what_was_there_survives_a_failure(server: Server, target: Path) -> None:
+def test_an_existing_file_is_kept_after_a_failure(server: Server, target: Path) -> None:
     target.parent.mkdir()
     target.write_bytes(b"old")
     server.data = b"wrong"
     with pytest.raises(FetchError):
-        get(server, target)
+        fetch_from(server, target)
     assert target.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("rest", [b"another file's beginning", DATA + b"and more"], ids=["other", "longer"])
-def test_a_part_of_another_file_is_thrown_away(server: Server, target: Path, rest: bytes) -> None:
+@pytest.mark.parametrize("content", [b"another file's beginning", DATA + b"and more"], ids=["other", "longer"])
+def test_a_part_of_another_file_is_deleted(server: Server, target: Path, content: bytes) -> None:
     target.parent.mkdir()
-    target.with_name("weights.pth.part").write_bytes(rest)
-    get(server, target)
+    target.with_name("weights.pth.part").write_bytes(content)
+    fetch_from(server, target)
     assert target.read_bytes() == DATA
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_part_that_is_whole_needs_no_more(server: Server, target: Path) -> None:
+def test_a_complete_part_is_not_downloaded_again(server: Server, target: Path) -> None:
     target.parent.mkdir()
     target.with_name("weights.pth.part").write_bytes(DATA)
-    get(server, target)
+    fetch_from(server, target)
     assert target.read_bytes() == DATA
     assert server.ranges == [f"bytes={len(DATA)}-"]
 
 
-def test_a_busy_server_is_asked_again(server: Server, target: Path) -> None:
-    server.tricks = [lambda handler: handler.status(503), lambda handler: handler.status(429)]
-    assert get(server, target).read_bytes() == DATA
+def test_a_busy_server_gets_another_request(server: Server, target: Path) -> None:
+    server.faults = [lambda handler: handler.status(503), lambda handler: handler.status(429)]
+    assert fetch_from(server, target).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_file_that_is_not_there(server: Server, target: Path, status: int) -> None:
-    server.tricks = [lambda handler: handler.status(status)]
+    server.faults = [lambda handler: handler.status(status)]
     with pytest.raises(FetchError, match=f"answered {status}"):
-        get(server, target)
+        fetch_from(server, target)
     assert len(server.ranges) == 1, "asking again would not help"
 
 
 def test_redirects_are_followed(server: Server, target: Path) -> None:
-    server.tricks = [lambda handler: handler.status(302, Location="/elsewhere")]
-    assert get(server, target).read_bytes() == DATA
+    server.faults = [lambda handler: handler.status(302, Location="/elsewhere")]
+    assert fetch_from(server, target).read_bytes() == DATA
 
 
 def test_a_redirect_that_drops_encryption_is_refused(target: Path) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def response(request: httpx.Request) -> httpx.Response:
         if request.url.scheme == "https":
             return httpx.Response(302, headers={"Location": "http://example.org/weights.pth"})
         return httpx.Response(200, content=DATA)
 
-    transport = httpx.MockTransport(answer)
+    transport = httpx.MockTransport(response)
     with (
         httpx.Client(transport=transport, follow_redirects=True) as client,
         pytest.raises(FetchError, match="not encrypted"),
@@ -235,21 +238,21 @@ def test_a_redirect_that_drops_encryption_is_refused(target: Path) -> None:
     assert_nothing_kept(target)
 
 
-def test_an_endless_answer_ends(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_response_is_stopped(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.cli.fetch.MAX_BYTES", 1000)
     with pytest.raises(FetchError, match="more than 1000 bytes"):
-        get(server, target)
+        fetch_from(server, target)
 
 
-def test_offline_says_what_to_do(target: Path) -> None:
+def test_without_a_network_the_message_has_advice(target: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(FetchError) as raised:
+    with pytest.raises(FetchError) as error:
         download(f"http://127.0.0.1:{port}/weights.pth", target, DIGEST, attempts=2, pause=0.001)
-    sentence = str(raised.value)
+    message = str(error.value)
     for advice in ("HTTPS_PROXY", str(target.parent), "FRCNN_WEIGHTS", f"127.0.0.1:{port}/weights.pth"):
-        assert advice in sentence
+        assert advice in message
 
 
 def test_the_environments_proxy_is_used(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +262,7 @@ def test_the_environments_proxy_is_used(server: Server, target: Path, monkeypatc
     assert download("http://far.invalid/weights.pth", target, DIGEST).read_bytes() == DATA
 
 
-def test_a_proxy_that_cannot_be(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_proxy(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", "gopher://127.0.0.1:1")
     with pytest.raises(FetchError, match="proxy"):
         download("http://far.invalid/weights.pth", target, DIGEST)
@@ -268,18 +271,18 @@ def test_a_proxy_that_cannot_be(target: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FetchError, match=r"Cannot write .*FRCNN_CACHE_DIR"):
-        get(server, tmp_path / "file" / "weights.pth")
+        fetch_from(server, tmp_path / "file" / "weights.pth")
 
 
 class TestFetch:
     @pytest.fixture
     def manifest(self, tmp_path: Path) -> Path:
         path = tmp_path / "manifest.toml"
-        about = 'preset = "RESNET50_FPN"\nclasses = ["cat"]\nlicence = "none"\ndescription = "none"\n'
+        common = 'preset = "RESNET50_FPN"\nclasses = ["cat"]\nlicence = "none"\ndescription = "none"\n'
         path.write_text(
-            f'[[checkpoint]]\nname = "far"\nfile = "far.pth"\nsha256 = "{DIGEST[:8]}"\n{about}'
+            f'[[checkpoint]]\nname = "far"\nfile = "far.pth"\nsha256 = "{DIGEST[:8]}"\n{common}'
             'source = "FasterRCNN_ResNet50_FPN_Weights.COCO_V1"\n'
-            f'[[checkpoint]]\nname = "lost"\nfile = "lost.pth"\nsha256 = "{DIGEST}"\n{about}'
+            f'[[checkpoint]]\nname = "lost"\nfile = "lost.pth"\nsha256 = "{DIGEST}"\n{common}'
         )
         return path
 

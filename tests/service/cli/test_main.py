@@ -24,9 +24,9 @@ def test_serve_refuses_a_wrong_setting_with_its_range():
 
 
 def test_serve_has_an_option_for_every_setting():
-    help = run(app, ["serve", "--help"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).output
+    help_text = run(app, ["serve", "--help"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).output
     for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')}" in help
+        assert f"--{name.replace('_', '-')}" in help_text
 
 
 def test_a_detector_that_does_not_load_stops_the_start(repo, tmp_path):
@@ -48,13 +48,13 @@ def test_a_detector_that_does_not_load_stops_the_start(repo, tmp_path):
         timeout=120,
         check=False,
     )
-    assert done.returncode == 2, done.stderr  # a restart would not find it either
+    assert done.returncode == 2, done.stderr  # a restart would not help
     assert str(missing) in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @without_gpu
-def test_serve_on_a_gpu_that_is_not_there_ends_at_once_with_one_line(repo: Path):
+def test_serve_on_a_missing_gpu_ends_with_one_line(repo: Path):
     command = [
         sys.executable,
         "-c",
@@ -84,7 +84,7 @@ def test_serve_on_a_gpu_that_is_not_there_ends_at_once_with_one_line(repo: Path)
         ["train", "--data", "nowhere", "--out", "nothing"],
     ],
 )
-def test_the_other_commands_print_the_same_and_end_with_2(command, saved, tmp_path, monkeypatch):
+def test_other_commands_on_a_missing_gpu_end_with_2_and_one_line(command, saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = [] if command[0] == "train" else ["--weights", str(saved)]
     done = run(app, [*command, *weights, "--device", "cuda"])
@@ -93,7 +93,7 @@ def test_the_other_commands_print_the_same_and_end_with_2(command, saved, tmp_pa
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_without_ray_the_command_says_what_to_install() -> None:
+def test_without_ray_the_message_has_the_command_that_installs_it() -> None:
     program = "import sys; sys.modules['ray'] = None; from service.cli.main import app; app()"
     done = subprocess.run(
         [sys.executable, "-c", program, "serve", "--ray"], capture_output=True, text=True, check=False

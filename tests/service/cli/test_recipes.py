@@ -19,15 +19,15 @@ from service.cli.recipes import read_recipe
 
 @pytest.fixture
 def write(tmp_path: Path):
-    def write(what: object) -> Path:
+    def write(content: object) -> Path:
         file = tmp_path / "recipe.json"
-        file.write_text(what if isinstance(what, str) else json.dumps(what))
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
         return file
 
     return write
 
 
-def test_a_file_says_what_differs_from_the_defaults(write):
+def test_a_file_overrides_the_defaults(write):
     file = write({"epochs": 2, "augment": {"mosaic": 0.2}, "finish": {"epochs": 1, "canvas": [96, 128], "augment": {}}})
     expected = TrainingConfig(
         epochs=2.0, augment=AugmentConfig(mosaic=0.2), finish=Finish(1, canvas=(96, 128), augment=AugmentConfig())
@@ -35,21 +35,21 @@ def test_a_file_says_what_differs_from_the_defaults(write):
     assert read_recipe(file, {}) == expected
 
 
-def test_options_go_before_the_file_and_neither_is_needed(write):
+def test_options_override_the_file_and_both_are_optional(write):
     file = write({"epochs": 2, "lr": 1e-3})
     assert read_recipe(file, {"lr": 1e-4}) == TrainingConfig(epochs=2.0, lr=1e-4)
     assert read_recipe(None, {"epochs": 3.0}) == TrainingConfig(epochs=3.0)
     assert read_recipe(None, {}) == TrainingConfig()
 
 
-def test_what_a_run_writes_is_read_again(write):
+def test_a_recipe_that_a_run_wrote_can_be_read(write):
     recipe = replace(
         TrainingConfig(), seed=7, frozen=("backbone.",), finish=Finish(2, (96, 128), AugmentConfig(flip=0.0))
     )
     assert read_recipe(write({"schedule": "joint"} | asdict(recipe)), {}) == recipe
 
 
-def test_the_bundled_weights_recipe_is_one():
+def test_the_recipe_of_the_bundled_weights_has_a_finish():
     recipe = read_recipe(weights_dir() / "recipes" / "lite-voc20.json", {})
     assert recipe.finish is not None
     assert recipe.epoch_settings(0) != recipe.epoch_settings(int(recipe.epochs) - 1)
@@ -67,7 +67,7 @@ def test_the_papers_recipe_freezes_its_first_two_stages():
 
 
 @pytest.mark.parametrize(
-    ("what", "complaint"),
+    ("content", "message"),
     [
         ({"epoch": 3}, "a recipe has no epoch"),
         ({"augment": {"flp": 0.5}}, "a recipe has no augment.flp"),
@@ -80,13 +80,13 @@ def test_the_papers_recipe_freezes_its_first_two_stages():
         ("[1, 2]", "not a recipe"),
     ],
 )
-def test_a_slip_of_the_pen_is_named_with_its_file(write, what, complaint):
-    file = write(what)
-    with pytest.raises(TrainingError) as caught:
+def test_a_mistake_is_reported_with_the_name_of_the_file(write, content, message):
+    file = write(content)
+    with pytest.raises(TrainingError) as error:
         read_recipe(file, {})
-    assert str(caught.value).startswith(f"{file}: ")
-    assert complaint in str(caught.value)
-    assert "pydantic" not in str(caught.value)
+    assert str(error.value).startswith(f"{file}: ")
+    assert message in str(error.value)
+    assert "pydantic" not in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -94,7 +94,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_recipe(tmp_path / "none.json", {})
 
 
-def test_train_refuses_a_bad_recipe_before_it_looks_at_the_data(write, tmp_path):
+def test_train_refuses_a_bad_recipe_before_it_reads_the_data(write, tmp_path):
     file = write({"epoch": 3})
     done = CliRunner().invoke(
         app,

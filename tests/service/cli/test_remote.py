@@ -26,10 +26,10 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_a_folder_becomes_lines_and_a_second_run_goes_on_where_the_first_was_cut_off(
+def test_a_second_run_continues_where_the_first_was_interrupted(
     serve_faulty, faulty, folder: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "found.jsonl"
+    out = tmp_path / "detections.jsonl"
     with serve_faulty() as live:
         command = ["detect", str(folder), "--url", live.url, "--out", str(out)]
         done = run(app, command)
@@ -37,17 +37,15 @@ def test_a_folder_becomes_lines_and_a_second_run_goes_on_where_the_first_was_cut
         assert len(lines(out)) == 3
         assert finished_files(out) == {str(path) for path in find_images([folder])}
         content = out.read_bytes()
-        out.write_bytes(content[: -len(content) // 3 - 5])  # the power failed in the middle of a line
-        asked = sum(map(len, faulty.batches))  # images, however they were batched
+        out.write_bytes(content[: -len(content) // 3 - 5])  # as if a run was interrupted in the middle of a line
+        image_count = sum(map(len, faulty.batches))  # images, in any number of batches
         assert run(app, command).exit_code == 0
         assert sorted(lines(out)) == sorted(content.decode().splitlines())
-        assert sum(map(len, faulty.batches)) - asked == 3 - content[: -len(content) // 3 - 5].count(b"\n")
+        assert sum(map(len, faulty.batches)) - image_count == 3 - content[: -len(content) // 3 - 5].count(b"\n")
 
 
-def test_an_image_that_fails_is_named_has_no_line_and_is_tried_again(
-    serve_faulty, folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "found.jsonl"
+def test_a_failed_image_is_named_and_tried_again(serve_faulty, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "detections.jsonl"
     (folder / "broken.png").write_bytes((folder / "b.png").read_bytes()[:40])
     with serve_faulty() as live:
         command = ["detect", str(folder), "--url", live.url, "--out", str(out)]
@@ -70,9 +68,9 @@ def test_a_wrong_key_stops_the_folder_at_its_first_image(serve_faulty, folder: P
 
 
 def test_a_file_that_holds_something_else_is_not_written_to(tmp_path: Path, folder: Path) -> None:
-    out = tmp_path / "precious.txt"
-    out.write_text("precious\n")
+    out = tmp_path / "important.txt"
+    out.write_text("important\n")
     done = run(app, ["detect", str(folder), "--url", "http://127.0.0.1:9", "--out", str(out)])
     assert done.exit_code == 1
     assert "something else" in done.stderr
-    assert out.read_text() == "precious\n"
+    assert out.read_text() == "important\n"

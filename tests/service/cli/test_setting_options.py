@@ -12,7 +12,7 @@ from service.settings import Settings
 
 @pytest.fixture
 def command():
-    """A command with an option for every setting and one of its own; it prints what it was called with."""
+    """Return an app with a command that has an option for every setting and one of its own, and prints their values."""
     app = typer.Typer()
 
     @app.command()
@@ -27,14 +27,13 @@ def test_values_have_the_types_of_their_settings(command):
     options = "--own 2 --port 9000 --drain-seconds 1 --cache-dir somewhere --precision bf16 --deepstack"
     done = CliRunner().invoke(command, options.split())
     assert done.exit_code == 0, done.output
-    expected = "'cache_dir': PosixPath('somewhere')"
     assert done.output.startswith("2 {'port': 9000, 'precision': 'bf16', ")
-    assert expected in done.output
+    assert "'cache_dir': PosixPath('somewhere')" in done.output
     assert "'drain_seconds': 1.0" in done.output
     assert "'deepstack': True" in done.output
 
 
-def test_options_that_are_not_given_override_nothing(command):
+def test_options_that_are_left_out_override_nothing(command):
     assert CliRunner().invoke(command, []).output == "1 {}\n"
 
 

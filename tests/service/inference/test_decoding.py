@@ -1,4 +1,4 @@
-"""Files to RGB: every format as shown, and hostile bytes refused."""
+"""Decoding: every format becomes RGB as shown, and damaged bytes are refused."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ def save(image: Image.Image, format: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def shown(data: bytes) -> np.ndarray:
+def decode_checked(data: bytes) -> np.ndarray:
     pixels = decode(data, max_pixels=1_000_000)
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
@@ -34,50 +34,50 @@ def shown(data: bytes) -> np.ndarray:
 def test_every_supported_format_is_known_by_its_content_and_decoded(format):
     data = save(Image.new("RGB", (20, 10), RED), format)
     assert sniff_format(data) == format
-    pixels = shown(data)
+    pixels = decode_checked(data)
     assert pixels.shape == (10, 20, 3)
     assert np.abs(pixels.astype(int) - RED).max() <= 4
 
 
 @pytest.mark.parametrize(("mode", "format"), [("L", "PNG"), ("L", "JPEG"), ("1", "PNG"), ("1", "TIFF")])
 def test_greyscale_has_three_equal_channels(mode, format):
-    pixels = shown(save(Image.new(mode, (8, 8), 255 if mode == "1" else 77), format))
+    pixels = decode_checked(save(Image.new(mode, (8, 8), 255 if mode == "1" else 77), format))
     assert np.abs(pixels.astype(int) - (255 if mode == "1" else 77)).max() <= 1
 
 
-def test_a_palette_is_looked_up():
+def test_palette_indices_become_colours():
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, *BLUE])
-    assert (shown(save(image, "PNG")) == BLUE).all()
+    assert (decode_checked(save(image, "PNG")) == BLUE).all()
 
 
 def test_alpha_lies_over_white():
     half = save(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "PNG")
-    assert np.abs(shown(half).astype(int) - (255, 127, 127)).max() <= 1
-    assert (shown(save(Image.new("LA", (4, 4), (0, 0)), "PNG")) == WHITE).all()
-    assert (shown(save(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "WEBP", lossless=True)) == WHITE).all()
+    assert np.abs(decode_checked(half).astype(int) - (255, 127, 127)).max() <= 1
+    assert (decode_checked(save(Image.new("LA", (4, 4), (0, 0)), "PNG")) == WHITE).all()
+    assert (decode_checked(save(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "WEBP", lossless=True)) == WHITE).all()
 
 
 def test_a_transparent_palette_colour_lies_over_white():
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, *BLUE])
-    assert (shown(save(image, "PNG", transparency=1)) == WHITE).all()
+    assert (decode_checked(save(image, "PNG", transparency=1)) == WHITE).all()
 
 
 def test_cmyk_is_converted():
-    pixels = shown(save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95))
+    pixels = decode_checked(save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95))
     assert np.abs(pixels.astype(int) - RED).max() <= 6
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_and_not_clipped(format):
-    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
-    assert shown(save(Image.fromarray(deep), format))[0, :, 0].tolist() == [0, 1, 128, 255]
+    samples = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    assert decode_checked(save(Image.fromarray(samples), format))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 def test_thirty_two_bits_are_stretched_from_their_darkest_to_their_brightest():
-    deep = np.array([[-5.0, 0.0, 5.0]], dtype=np.float32)
-    assert shown(save(Image.fromarray(deep), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
+    samples = np.array([[-5.0, 0.0, 5.0]], dtype=np.float32)
+    assert decode_checked(save(Image.fromarray(samples), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -85,12 +85,12 @@ def test_thirty_two_bits_are_stretched_from_their_darkest_to_their_brightest():
 def test_exif_orientation_is_applied(orientation, format):
     upright = Image.new("RGB", (48, 32), BLUE)
     upright.paste(RED, (0, 0, 24, 16))  # the quarter at the top left, as shown
-    # What a camera held so stores: the inverse of what the viewer is told to do.
+    # A camera in this orientation stores the inverse of what a viewer has to do.
     inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(inverse[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = shown(save(stored, format, exif=exif))
+    pixels = decode_checked(save(stored, format, exif=exif))
     assert pixels.shape == (32, 48, 3)
     assert np.abs(pixels[4:12, 4:20].astype(int) - RED).max() < 40
     assert np.abs(pixels[20:, 28:].astype(int) - BLUE).max() < 40
@@ -98,8 +98,8 @@ def test_exif_orientation_is_applied(orientation, format):
 
 def test_broken_exif_on_a_whole_image_changes_nothing():
     data = save(Image.new("RGB", (16, 8), GREEN), "JPEG")
-    junk = b"Exif\x00\x00II*\x00\xff\xff\xff\xff"
-    pixels = shown(data[:2] + b"\xff\xe1" + struct.pack(">H", len(junk) + 2) + junk + data[2:])
+    exif = b"Exif\x00\x00II*\x00\xff\xff\xff\xff"
+    pixels = decode_checked(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
     assert pixels.shape == (8, 16, 3)
 
 
@@ -107,7 +107,7 @@ def test_broken_exif_on_a_whole_image_changes_nothing():
 def test_of_several_frames_the_first_is_taken(format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
     options = {"lossless": True} if format == "WEBP" else {}
-    assert (shown(save(frames[0], format, save_all=True, append_images=frames[1:], **options)) == RED).all()
+    assert (decode_checked(save(frames[0], format, save_all=True, append_images=frames[1:], **options)) == RED).all()
 
 
 def test_the_pixel_limit_is_exact():
@@ -117,18 +117,18 @@ def test_the_pixel_limit_is_exact():
         decode(data, max_pixels=9_999)
 
 
-def test_a_format_that_is_not_asked_for_is_not_offered_to_pillow():
+def test_formats_that_only_pillow_supports_are_refused():
     for format in ("PPM", "ICO", "TGA", "PCX"):
         with pytest.raises(UnsupportedImage):
             decode(save(Image.new("RGB", (8, 8)), format), max_pixels=100)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_damaged_bytes_are_decoded_or_refused_and_nothing_else(format):
+def test_damaged_bytes_are_decoded_or_refused(format):
     rng = np.random.default_rng(0)
-    whole = np.frombuffer(save(Image.effect_noise((40, 30), 60).convert("RGB"), format), np.uint8)
+    intact = np.frombuffer(save(Image.effect_noise((40, 30), 60).convert("RGB"), format), np.uint8)
     for _ in range(150):
-        data = whole.copy()
+        data = intact.copy()
         data[rng.integers(0, len(data), rng.integers(1, 12))] = rng.integers(0, 256)
         try:
             pixels = decode(data[: rng.integers(1, len(data) + 1)].tobytes(), max_pixels=100_000)
@@ -139,15 +139,18 @@ def test_damaged_bytes_are_decoded_or_refused_and_nothing_else(format):
 
 
 def cross(width: int, height: int) -> Image.Image:
-    """Grey, with a black cross: a line an eighth of the sides thick, a third of the way down and two fifths across."""
+    """Return a grey image with a black cross.
+
+    Its lines begin at a third of the height and two fifths of the width, and are an eighth of the sides thick.
+    """
     pixels = np.full((height, width, 3), 200, np.uint8)
     pixels[height // 3 : height // 3 + height // 8] = 0
     pixels[:, width * 2 // 5 : width * 2 // 5 + width // 8] = 0
     return Image.fromarray(pixels)
 
 
-def place(pixels: np.ndarray) -> np.ndarray:
-    """Where the middle of each line of the cross is, down and across, as a part of the side."""
+def cross_centre(pixels: np.ndarray) -> np.ndarray:
+    """Return the centre of the cross, y and x, as fractions of the sides."""
     dark = 1 - pixels[..., 0].astype(float) / 200
     lines = dark[:, :3].mean(axis=1), dark[:3].mean(axis=0)
     return np.array([(line * (np.arange(len(line)) + 0.5)).sum() / line.sum() / len(line) for line in lines])
@@ -157,7 +160,7 @@ def place(pixels: np.ndarray) -> np.ndarray:
     ("canvas", "pixels"),
     [((80, 120), (80, 120)), ((81, 120), (160, 240)), ((160, 200), (160, 240)), ((320, 480), (320, 480))],
 )
-def test_a_jpeg_is_decoded_as_small_as_still_covers_the_canvas(canvas, pixels):
+def test_a_jpeg_is_reduced_to_the_smallest_size_that_covers_the_canvas(canvas, pixels):
     decoded = decode_image(save(cross(960, 640), "JPEG"), max_pixels=1_000_000, canvas_for=lambda *_: canvas)
     assert decoded.pixels.shape == (*pixels, 3)
     assert (decoded.height, decoded.width) == (640, 960)
@@ -174,24 +177,24 @@ def test_a_jpeg_less_than_twice_the_canvas_and_what_is_no_jpeg_are_decoded_in_fu
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("part", [2, 4, 8])
 @pytest.mark.parametrize("size", [(960, 640), (961, 647), (967, 641)])
-def test_a_place_in_a_jpeg_decoded_smaller_is_where_it_was(size, part, orientation):
+def test_a_point_of_a_reduced_jpeg_is_at_the_same_fraction_of_the_sides(size, part, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = save(cross(*size), "JPEG", quality=95, exif=exif)
-    asked = []
+    sizes = []
 
     def canvas(height: int, width: int) -> tuple[int, int]:
-        asked.append((height, width))
+        sizes.append((height, width))
         return height // part, width // part
 
     full, reduced = decode(data, max_pixels=1_000_000), decode_image(data, max_pixels=1_000_000, canvas_for=canvas)
-    # The canvas is that of the image as shown, and so is the size that is told.
-    assert asked == [full.shape[:2]]
+    # Both the canvas and the reported size are those of the image as shown.
+    assert sizes == [full.shape[:2]]
     assert (reduced.height, reduced.width) == full.shape[:2]
     assert reduced.pixels.shape[:2] == (full.shape[0] // part, full.shape[1] // part)
     # A tenth of a pixel of the smaller image.
-    off = np.abs(place(reduced.pixels) - place(full)) * reduced.pixels.shape[:2]
-    assert off.max() < 0.1
+    shifts = np.abs(cross_centre(reduced.pixels) - cross_centre(full)) * reduced.pixels.shape[:2]
+    assert shifts.max() < 0.1
 
 
 def test_greyscale_and_cmyk_jpegs_may_be_decoded_smaller_too():
@@ -202,7 +205,7 @@ def test_greyscale_and_cmyk_jpegs_may_be_decoded_smaller_too():
         assert np.abs(decoded.pixels[:20, :20].astype(int) - 200).max() < 8
 
 
-def test_a_cut_jpeg_is_refused_however_small_it_is_decoded():
+def test_a_truncated_jpeg_is_refused_where_it_is_reduced_too():
     data = save(Image.effect_noise((400, 300), 60), "JPEG")
     with pytest.raises(BadImage):
         decode_image(data[: len(data) // 2], max_pixels=1_000_000, canvas_for=lambda *_: (50, 50))
@@ -211,11 +214,11 @@ def test_a_cut_jpeg_is_refused_however_small_it_is_decoded():
 MAX_PIXELS = 1_000_000
 
 
-SOUND = {format: corpus.sound(format) for format in corpus.FORMATS}
+INTACT = {format: corpus.intact(format) for format in corpus.FORMATS}
 
 
-def outcome(data: bytes) -> int:
-    """200 or the status of the problem; whatever else is raised fails the test."""
+def status_of(data: bytes) -> int:
+    """Return 200, or the status of the error; another exception fails the test."""
     problem = None
     try:
         pixels = decode(data, max_pixels=MAX_PIXELS)
@@ -234,7 +237,7 @@ def outcome(data: bytes) -> int:
 
 
 def test_every_file_of_the_corpus_is_an_image_or_a_problem():
-    statuses = {name: outcome(data) for name, data in corpus.everything()}
+    statuses = {name: status_of(data) for name, data in corpus.all_files()}
     assert len(statuses) > 1000
     assert statuses["PNG of 400 megapixels"] == 413
     assert statuses["JPEG of ten thousand scans"] == 400
@@ -243,7 +246,7 @@ def test_every_file_of_the_corpus_is_an_image_or_a_problem():
     assert statuses["orientation 9 in a loop"] == 200
 
 
-def test_a_jpeg_of_a_thousand_passes_is_refused_before_they_are_made():
+def test_a_jpeg_of_thousands_of_passes_is_refused_before_it_is_decoded():
     [bomb] = [data for name, data in corpus.bombs() if "scans" in name]
     with pytest.raises(BadImage, match="passes"):
         decode(bomb, max_pixels=1_000_000)
@@ -251,18 +254,18 @@ def test_a_jpeg_of_a_thousand_passes_is_refused_before_they_are_made():
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(corpus.FORMATS), st.data())
-def test_no_mutation_of_an_image_gets_through_as_anything_else(format, data):
-    body = bytearray(SOUND[format])
+def test_every_mutation_of_an_image_is_an_image_or_a_problem(format, data):
+    body = bytearray(INTACT[format])
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(body)))
-        body[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=30))
-    outcome(bytes(body))
+        offset = data.draw(st.integers(0, len(body)))
+        body[offset : offset + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=30))
+    status_of(bytes(body))
 
 
-BEGINNINGS = sorted({body[:length] for body in SOUND.values() for length in (0, 2, 4, 8, 16, 26, 40)})
+BEGINNINGS = sorted({body[:length] for body in INTACT.values() for length in (0, 2, 4, 8, 16, 26, 40)})
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(BEGINNINGS), st.binary(max_size=400))
-def test_no_bytes_behind_the_beginning_of_an_image_get_through_as_anything_else(beginning, noise):
-    outcome(beginning + noise)
+def test_any_bytes_after_the_beginning_of_an_image_are_an_image_or_a_problem(beginning, noise):
+    status_of(beginning + noise)

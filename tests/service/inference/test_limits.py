@@ -6,39 +6,39 @@ from service.errors import QueueFull
 from service.inference.limits import BatchSizeLimit, Budget, Throughput
 
 
-def test_the_time_to_come_back_is_measured():
+def test_retry_after_is_measured():
     throughput = Throughput()
     assert throughput.retry_after(100) == 1
-    took(throughput, 1.0, images=2)
+    record_batches(throughput, 1.0, images=2)
     assert throughput.retry_after(1) == 1
     assert throughput.retry_after(21) == 11
     assert throughput.retry_after(10_000) == 60
 
 
-def took(throughput: Throughput, *seconds: float, images: int = 1) -> None:
-    for each in seconds:
+def record_batches(throughput: Throughput, *seconds: float, images: int = 1) -> None:
+    for value in seconds:
         throughput.batch_started()
-        throughput.batch_finished(images, each)
+        throughput.batch_finished(images, value)
 
 
 def test_one_slow_batch_does_not_change_the_throughput():
     throughput = Throughput()
-    took(throughput, 0.1, 0.1, 0.1, 30.0)
+    record_batches(throughput, 0.1, 0.1, 0.1, 30.0)
     assert throughput.seconds(10) == pytest.approx(1.0)
 
 
-def test_a_slow_spell_is_forgotten_after_three_batches_however_long_it_was():
+def test_slow_batches_are_forgotten_after_three_fast_ones():
     throughput = Throughput()
-    took(throughput, *[5.0] * 100)
+    record_batches(throughput, *[5.0] * 100)
     assert throughput.seconds(1) == 5.0
-    took(throughput, 0.1, 0.1, 0.1)
+    record_batches(throughput, 0.1, 0.1, 0.1)
     assert throughput.seconds(1) == pytest.approx(0.1)
 
 
-def test_throughput_of_long_ago_turns_nobody_away():
+def test_an_old_throughput_is_forgotten():
     now = 0.0
     throughput = Throughput(lambda: now)
-    took(throughput, 5.0, 5.0, 5.0)
+    record_batches(throughput, 5.0, 5.0, 5.0)
     now = Throughput.FORGET_AFTER / 2
     assert throughput.seconds(1) == 5.0
     now += Throughput.FORGET_AFTER
@@ -49,10 +49,10 @@ def test_throughput_of_long_ago_turns_nobody_away():
     assert throughput.seconds(1) == pytest.approx(0.1)  # and the old ones do not come back
 
 
-def test_a_long_batch_is_no_idleness():
+def test_the_throughput_is_kept_during_a_long_batch():
     now = 0.0
     throughput = Throughput(lambda: now)
-    took(throughput, 5.0)
+    record_batches(throughput, 5.0)
     throughput.batch_started()
     now = 100.0
     assert throughput.seconds(1) == 5.0
@@ -83,11 +83,11 @@ def test_the_throughput_is_kept_while_any_device_is_busy():
     assert throughput.seconds(4) == 0.0
 
 
-def test_the_only_body_may_be_larger_than_the_sum_of_all():
+def test_a_single_body_may_be_over_the_limit_of_all():
     budget = Budget(100, lambda: 1)
     with budget.reserve() as take:
         take(60)
         take(60)
-        with budget.reserve() as other, pytest.raises(QueueFull):
-            other(1)
+        with budget.reserve() as reserve_second, pytest.raises(QueueFull):
+            reserve_second(1)
     assert budget.reserved == 0

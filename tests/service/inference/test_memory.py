@@ -1,4 +1,4 @@
-"""Which errors mean that memory ran out."""
+"""Recognising errors that mean that memory ran out."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.service.memory_errors import CPU_OUT_OF_MEMORY, OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(
-    ("error", "memory"),
+    ("error", "expected"),
     [
         (OUT_OF_MEMORY, True),
         (CPU_OUT_OF_MEMORY, True),
@@ -18,5 +18,5 @@ from tests.service.memory_errors import CPU_OUT_OF_MEMORY, OUT_OF_MEMORY
         (RuntimeError("device-side assert triggered"), False),
     ],
 )
-def test_what_counts_as_out_of_memory(error, memory):
-    assert is_out_of_memory(error) is memory
+def test_errors_of_every_backend_are_recognised(error, expected):
+    assert is_out_of_memory(error) is expected

@@ -1,4 +1,4 @@
-"""Several devices: a worker each, one queue, and one end; memory that is released while they serve."""
+"""The pipeline with several devices, each with a worker, and one queue; release of memory."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ DEVICES = ("cuda:0", "cuda:1")
 
 @pytest.fixture
 def pair():
-    """Two faulty detectors, by the device that each was loaded for."""
+    """Return two faulty detectors by device."""
     return {device: FaultyDetector() for device in DEVICES}
 
 
@@ -41,85 +41,85 @@ def serve_pair(pair):
 
 def hold_both(clients, live, pair, body):
     """Keep each device busy with one image until its gate is set."""
-    held = []
-    for detector in pair.values():  # the first that is idle takes it
+    responses = []
+    for detector in pair.values():  # whichever device is idle gets it
         detector.gate.clear()
         calls = len(detector.batches)
-        held.append(send(clients, live, body))
+        responses.append(send(clients, live, body))
         wait_for(lambda detector=detector, calls=calls: len(detector.batches) > calls)
-    return held
+    return responses
 
 
-def test_each_device_has_a_detector_that_was_loaded_for_it_and_passed_the_self_test(serve_pair, pair):
+def test_each_device_has_a_detector_that_ran_the_self_test(serve_pair, pair):
     with serve_pair():
         assert all(detector.batches for detector in pair.values())
 
 
 def test_no_image_waits_while_a_device_is_idle(serve_pair, pair, clients, small):
     with serve_pair() as live:
-        held = hold_both(clients, live, pair, small)
+        first_responses = hold_both(clients, live, pair, small)
         assert queued(live) == 0
         for detector in pair.values():
             detector.gate.set()
-        assert [answer.result().status_code for answer in held] == [200, 200]
+        assert [response.result().status_code for response in first_responses] == [200, 200]
 
 
-def test_what_waits_goes_to_the_device_that_is_free_first(serve_pair, pair, clients, small):
+def test_waiting_images_go_to_the_first_idle_device(serve_pair, pair, clients, small):
     with serve_pair() as live:
-        held = hold_both(clients, live, pair, small)
-        behind = [send(clients, live, small) for _ in range(3)]
+        first_responses = hold_both(clients, live, pair, small)
+        queued_responses = [send(clients, live, small) for _ in range(3)]
         wait_for(lambda: queued(live) == 3)
         pair["cuda:1"].gate.set()
-        assert [answer.result().status_code for answer in (held[1], *behind)] == [200] * 4
+        assert [response.result().status_code for response in (first_responses[1], *queued_responses)] == [200] * 4
         assert len(pair["cuda:1"].batches[-1]) == 3
-        assert not held[0].done()
+        assert not first_responses[0].done()
         pair["cuda:0"].gate.set()
-        assert held[0].result().status_code == 200
+        assert first_responses[0].result().status_code == 200
 
 
-def test_a_device_that_runs_out_of_memory_bounds_its_own_batches_alone(serve_pair, pair, clients, small):
+def test_out_of_memory_limits_the_batches_of_that_device_alone(serve_pair, pair, clients, small):
     first, second = pair.values()
     first.memory_for = 1
     with serve_pair() as live:
-        held = hold_both(clients, live, pair, small)
-        answers = [send(clients, live, small) for _ in range(4)]
+        first_responses = hold_both(clients, live, pair, small)
+        responses = [send(clients, live, small) for _ in range(4)]
         wait_for(lambda: queued(live) == 4)
         first.gate.set()
-        assert [answer.result().status_code for answer in (held[0], *answers)] == [200] * 5
+        assert [response.result().status_code for response in (first_responses[0], *responses)] == [200] * 5
         assert 4 in map(len, first.batches)  # it tried
         first.gate.clear()
         calls = len(first.batches)
-        again = send(clients, live, small)
+        late_response = send(clients, live, small)
         wait_for(lambda: len(first.batches) > calls)
-        answers = [send(clients, live, small) for _ in range(4)]
+        responses = [send(clients, live, small) for _ in range(4)]
         wait_for(lambda: queued(live) == 4)
         second.gate.set()
-        assert [answer.result().status_code for answer in (held[1], *answers)] == [200] * 5
+        assert [response.result().status_code for response in (first_responses[1], *responses)] == [200] * 5
         assert len(second.batches[-1]) == 4
         first.gate.set()
-        assert again.result().status_code == 200
+        assert late_response.result().status_code == 200
 
 
-def test_one_dead_worker_ends_the_service_and_the_other_finishes_its_batch(serve_pair, pair, clients, small):
+def test_a_dead_worker_ends_the_service_after_the_others_batch(serve_pair, pair, clients, small):
     first, second = pair.values()
     with serve_pair() as live:
         deaths = []
         died = threading.Event()
         live.app.state.pipeline.batcher.on_death = lambda: (deaths.append(1), died.set())
-        held = hold_both(clients, live, pair, small)
-        behind = send(clients, live, small)
+        first_responses = hold_both(clients, live, pair, small)
+        queued_response = send(clients, live, small)
         wait_for(lambda: queued(live) == 1)
         calls = len(second.batches)
         first.broken = True
         first.gate.set()
         assert died.wait(10)
-        assert behind.result().status_code == 503
+        assert queued_response.result().status_code == 503
         assert live.client.get("/readyz").status_code == 503
         assert live.metric("frcnn_ready") == 0
         assert live.detect(small).status_code == 503
         assert "self-test" in live.app.state.pipeline.dead
         second.gate.set()
-        assert held[1].result().status_code == 200
+        assert first_responses[1].result().status_code == 200
         assert len(second.batches) == calls  # and nothing new begins
         wait_for(lambda: waiting(live) == 0)
         assert deaths == [1]
@@ -155,15 +155,16 @@ def test_the_model_and_the_metrics_name_every_device(monkeypatch):
 
 
 def test_free_memory_is_released_while_the_pipeline_is_open(monkeypatch):
-    own = contextvars.ContextVar("own", default=False)  # the services of other tests may run in this process too
+    # The services of other tests may run in this process too.
+    in_this_test = contextvars.ContextVar("in_this_test", default=False)
     calls = []
     monkeypatch.setattr("service.inference.pipeline.RELEASE_SECONDS", 0.01)
     monkeypatch.setattr(
-        "service.inference.pipeline.release_free_memory", lambda: calls.append(1) if own.get() else None
+        "service.inference.pipeline.release_free_memory", lambda: calls.append(1) if in_this_test.get() else None
     )
 
     async def open_and_close():
-        own.set(True)
+        in_this_test.set(True)
         pipeline = create_app(load_settings(), detector_factory=lambda _: FaultyDetector()).state.pipeline
         await pipeline.open()
         while len(calls) < 3:

@@ -16,7 +16,7 @@ SMALL, LARGE = (64, 64), (128, 128)
 
 @pytest.fixture(scope="module")
 def make_task() -> Iterator[Callable[..., Task]]:
-    """Make a task whose future nobody answers."""
+    """Make tasks on an event loop that does not run."""
     loop = asyncio.new_event_loop()
 
     def make(canvas: tuple[int, int] = SMALL, arrived: float = 0.0, deadline: float = math.inf) -> Task:
@@ -29,8 +29,8 @@ def make_task() -> Iterator[Callable[..., Task]]:
 
 def filled(*tasks: Task) -> ImageQueue:
     queue = ImageQueue()
-    for each in tasks:
-        queue.add(each)
+    for task in tasks:
+        queue.add(task)
     return queue
 
 
@@ -53,10 +53,10 @@ def test_a_batch_is_bounded_by_images_and_padded_pixels_but_never_empty(
     assert len(queue) == 5 - size
 
 
-def test_tasks_past_their_deadline_or_answered_do_not_reach_a_device(make_task) -> None:
-    late, answered, waiting = make_task(SMALL, deadline=time.monotonic() - 1), make_task(SMALL), make_task(SMALL)
-    answered.result.cancel()
-    assert filled(late, answered, waiting).next_batch(8, 10**9) == [waiting]
+def test_tasks_past_their_deadline_or_cancelled_do_not_reach_a_device(make_task) -> None:
+    late, done, waiting = make_task(SMALL, deadline=time.monotonic() - 1), make_task(SMALL), make_task(SMALL)
+    done.result.cancel()
+    assert filled(late, done, waiting).next_batch(8, 10**9) == [waiting]
 
 
 def test_a_discarded_task_is_gone_and_may_be_discarded_again(make_task) -> None:
@@ -68,6 +68,6 @@ def test_a_discarded_task_is_gone_and_may_be_discarded_again(make_task) -> None:
     assert len(queue) == 0
 
 
-def test_a_task_costs_its_decoded_or_its_padded_pixels_whichever_is_more(make_task) -> None:
+def test_a_task_counts_its_decoded_or_padded_pixels_whichever_is_more(make_task) -> None:
     assert make_task(SMALL).pixels == 64 * 64
     assert make_task((20, 20)).pixels == make_task((20, 20)).image_pixels == 30 * 40

@@ -1,4 +1,4 @@
-"""The self-test passes a working detector, and no other."""
+"""The self-test passes a working detector and fails others."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ def detector() -> Detector:
     return Detector.random("LITE", seed=0)
 
 
-def test_the_self_test_passes_a_sound_detector_and_not_one_whose_weights_have_moved(detector):
+def test_the_self_test_passes_a_working_detector_and_fails_other_weights(detector):
     self_test = SelfTest.prepare(detector)
     self_test.check(detector)
     with pytest.raises(SelfTestError, match="not found again"):
@@ -34,9 +34,9 @@ BOX, NEIGHBOUR, ELSEWHERE = [0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 100.0, 80.0], [
         ([(NEIGHBOUR, 0.3)], False),
         ([(ELSEWHERE, 0.9)], False),
     ],
-    ids=["there", "gave way to a better neighbour", "its neighbour is worse", "nothing is near"],
+    ids=["there", "replaced by a better neighbour", "a worse neighbour", "no neighbour"],
 )
-def test_a_proposal_may_give_way_to_a_neighbour_and_not_vanish(proposals, passes, monkeypatch):
+def test_a_neighbour_may_replace_a_proposal(proposals, passes, monkeypatch):
     boxes, objectness = [box for box, _ in proposals], [score for _, score in proposals]
     monkeypatch.setattr(
         "service.inference.self_test.run_detector", lambda *_: ReferenceAnswer([], [], [], objectness, boxes)
@@ -49,7 +49,7 @@ def test_a_proposal_may_give_way_to_a_neighbour_and_not_vanish(proposals, passes
             self_test.check(None)
 
 
-def test_not_all_proposals_may_give_way(monkeypatch):
+def test_the_number_of_replaced_proposals_is_limited(monkeypatch):
     monkeypatch.setattr(
         "service.inference.self_test.run_detector", lambda *_: ReferenceAnswer([], [], [], [0.9], [NEIGHBOUR])
     )
@@ -60,7 +60,7 @@ def test_not_all_proposals_may_give_way(monkeypatch):
             self_test.check(None)
 
 
-def test_the_self_test_does_not_pass_numbers_that_are_none(detector, monkeypatch):
+def test_the_self_test_fails_scores_that_are_not_finite(detector, monkeypatch):
     self_test = SelfTest.prepare(detector)
     detect = detector.detect
 
@@ -75,7 +75,7 @@ def test_the_self_test_does_not_pass_numbers_that_are_none(detector, monkeypatch
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_bundled_weights_give_their_stored_answer(precision):
-    """Where this fails after a training: `python -m service.inference.self_test lite-voc20`."""
+    """Store the answers of new weights with `python -m service.inference.self_test lite-voc20`."""
     detector = Detector.from_checkpoint("lite-voc20", precision=precision)
     assert stored_answer(detector.info.sha256) is not None
     SelfTest.prepare(detector).check(detector)

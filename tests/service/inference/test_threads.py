@@ -1,4 +1,4 @@
-"""How many threads do what."""
+"""The numbers of threads and cores."""
 
 import os
 
@@ -16,13 +16,13 @@ def bound_to_eight(monkeypatch):
     ("quota", "expected"),
     [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("1600000 100000", 8)],
 )
-def test_a_containers_quota_counts_and_not_the_hosts_cores(bound_to_eight, tmp_path, quota, expected):
+def test_the_containers_quota_limits_the_cores(bound_to_eight, tmp_path, quota, expected):
     (tmp_path / "cpu.max").write_text(quota + "\n")
     assert available_cores(tmp_path) == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("300000", 3)])
-def test_the_older_form_of_a_quota_is_read_too(bound_to_eight, tmp_path, quota, expected):
+def test_a_quota_of_cgroup_v1_is_read(bound_to_eight, tmp_path, quota, expected):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota + "\n")
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
@@ -35,6 +35,6 @@ def test_without_a_quota_the_process_has_the_cores_it_is_bound_to(bound_to_eight
     assert available_cores(tmp_path) == 8
 
 
-def test_decoding_keeps_up_and_lets_the_network_compute():
+def test_decode_threads_are_a_quarter_of_the_cores_or_with_a_gpu_all_but_one():
     assert [decode_thread_count(count, "cpu") for count in (1, 2, 8, 16, 64)] == [2, 2, 2, 4, 16]
     assert [decode_thread_count(count, "cuda:0") for count in (1, 2, 8, 16)] == [2, 2, 7, 15]

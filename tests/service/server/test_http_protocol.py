@@ -1,36 +1,17 @@
-"""The server around the app: heads that never end, nonsense, connections kept open, TLS."""
+"""Limits on the head of a request, and requests that cannot be parsed."""
 
-import contextlib
 import http.client
 import json
 import socket
-import ssl
-import subprocess
-import threading
 import time
-from shutil import which
 
 import httpx
 import pytest
 
 from service.app import create_app
 from service.server.http_protocol import LimitedHttpProtocol
-from service.server.uvicorn_server import Server
 from service.settings import load_settings
-from tests.service.exchange import wait_for
-
-
-@contextlib.contextmanager
-def served(app, settings):
-    server = Server(app, settings)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_for(lambda: server.started, 30)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(20)
+from tests.service.server.conftest import served
 
 
 @pytest.fixture
@@ -42,22 +23,22 @@ def port(faulty, monkeypatch):
 
 
 @pytest.mark.parametrize("head", [b"", b"POST /detect HTTP/1.1\r\nHost: x\r\n"])
-def test_a_head_that_never_ends_is_cut_off(port, head):
+def test_a_slow_head_ends_the_connection(port, head):
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(head)
         assert connection.recv(100) == b""
 
 
-def test_a_head_without_bounds_is_cut_off(port):
+def test_a_large_head_ends_the_connection(port):
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
         endless = b"".join(b"X-%d: %s\r\n" % (i, b"x" * 1000) for i in range(10_000))
-        with pytest.raises(OSError, match=r"reset|pipe"):  # cut off while there is more to read
+        with pytest.raises(OSError, match=r"reset|pipe"):  # the server closes while the client still sends
             connection.sendall(endless)
 
 
 @pytest.mark.parametrize(
-    ("request_bytes", "why"),
+    ("request_bytes", "reason"),
     [
         (b"nonsense\r\n\r\n", "not HTTP"),
         (b"POST /detect?regions=" + b"1" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "too long"),
@@ -66,53 +47,35 @@ def test_a_head_without_bounds_is_cut_off(port):
     ],
     ids=["no HTTP", "long address", "long head", "broken chunk"],
 )
-def test_a_request_that_cannot_be_read_is_a_problem_of_400(port, request_bytes, why):
+def test_a_request_that_cannot_be_read_is_a_problem_of_400(port, request_bytes, reason):
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request_bytes)
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        problem = json.loads(answer.read())
-        assert (answer.status, problem["status"], problem["code"]) == (400, 400, "bad_request")
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        assert answer.headers["X-Request-ID"] == problem["request_id"]
-        assert why in problem["detail"]
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        problem = json.loads(response.read())
+        assert (response.status, problem["status"], problem["code"]) == (400, 400, "bad_request")
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert response.headers["X-Request-ID"] == problem["request_id"]
+        assert reason in problem["detail"]
         assert connection.recv(100) == b"", "the connection ends"
 
 
-def test_nonsense_behind_a_request_does_not_take_its_answer(port, faulty, small):
+def test_invalid_bytes_after_a_request_do_not_lose_its_response(port, faulty, small):
     faulty.delay = 0.5
     head = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(small)
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(head + small)
         time.sleep(0.2)
         connection.sendall(b"nonsense\r\n\r\n")
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        assert answer.status == 200
-        assert len(json.loads(answer.read())["boxes"]) == 1
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 200
+        assert len(json.loads(response.read())["boxes"]) == 1
         assert connection.recv(100) == b"", "the connection ends"
 
 
-def test_a_slow_answer_on_a_connection_kept_open_is_not_cut_off(port, faulty, small):
+def test_a_slow_response_on_a_kept_connection_is_sent(port, faulty, small):
     faulty.delay = 0.7
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         for _ in range(2):
             assert client.post("/detect", content=small).status_code == 200
-
-
-def test_a_connection_is_kept_longer_than_clients_keep_it(faulty):
-    # Or their next request and our closing cross on the way: httpx waits 5 s, nginx 60.
-    settings = load_settings(port=0)
-    assert Server(create_app(settings, detector_factory=lambda _: faulty), settings).config.timeout_keep_alive > 60
-
-
-@pytest.mark.skipif(which("openssl") is None, reason="needs the openssl command, to make a certificate")
-def test_it_speaks_tls_where_a_certificate_is_set(faulty, tmp_path):
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -keyout {key} -out {cert} -subj /CN=localhost"
-    subprocess.run([*make.split(), "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
-    settings = load_settings(port=0, tls_cert_file=cert, tls_key_file=key)
-    with served(create_app(settings, detector_factory=lambda _: faulty), settings) as port:
-        trusted = ssl.create_default_context(cafile=str(cert))
-        with httpx.Client(verify=trusted) as client:
-            assert client.get(f"https://127.0.0.1:{port}/readyz").status_code == 200

@@ -13,7 +13,7 @@ def record(**extra: object) -> logging.LogRecord:
     return entry
 
 
-def test_json_has_an_object_a_line_with_the_extra_fields():
+def test_json_is_one_object_a_line_with_the_extra_fields():
     line = JsonFormatter().format(record(status=200, path=object))
     assert "\n" not in line
     entry = json.loads(line)
@@ -27,7 +27,7 @@ def test_json_has_an_object_a_line_with_the_extra_fields():
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"])
 
 
-def test_text_has_the_same_in_one_line():
+def test_text_has_the_same_fields_in_one_line():
     line = TextFormatter().format(record(status=200))
     assert re.fullmatch(r"\S+Z info frcnn\.access request one status=200", line)
 
@@ -38,6 +38,6 @@ def test_an_exception_follows_its_line():
     except ValueError as error:
         entry = record(exc_info=(type(error), error, error.__traceback__))
     assert json.loads(JsonFormatter().format(entry))["exception"].endswith("ValueError: a fault")
-    first, *rest = TextFormatter().format(entry).splitlines()
-    assert first.endswith("request one")
-    assert rest[-1] == "ValueError: a fault"
+    first_line, *traceback = TextFormatter().format(entry).splitlines()
+    assert first_line.endswith("request one")
+    assert traceback[-1] == "ValueError: a fault"

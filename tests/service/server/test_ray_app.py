@@ -1,4 +1,4 @@
-"""The application for Ray Serve, built but not started."""
+"""The application for Ray Serve, deployed but not started."""
 
 import contextlib
 import logging
@@ -39,22 +39,22 @@ def deployment(application: Any) -> Any:
     return application._bound_deployment
 
 
-def test_a_replica_takes_more_than_its_queue_holds_so_that_it_can_refuse_by_itself(ray_app: Any) -> None:
+def test_a_replica_gets_more_requests_than_its_queue_holds(ray_app: Any) -> None:
     settings = Settings(max_queue=10, drain_seconds=7, device="cpu")
-    built = deployment(ray_app.build(settings, ray_app.Scale(min_replicas=2, max_replicas=2)))
-    assert built.num_replicas == 2
-    assert built.max_ongoing_requests > settings.max_queue
-    assert built.max_queued_requests == settings.max_queue
-    assert built._deployment_config.backpressure_config.status_code == 429
-    assert built._deployment_config.graceful_shutdown_timeout_s > settings.drain_seconds
-    assert built.ray_actor_options["num_gpus"] == 0
+    deployed = deployment(ray_app.build(settings, ray_app.Scale(min_replicas=2, max_replicas=2)))
+    assert deployed.num_replicas == 2
+    assert deployed.max_ongoing_requests > settings.max_queue
+    assert deployed.max_queued_requests == settings.max_queue
+    assert deployed._deployment_config.backpressure_config.status_code == 429
+    assert deployed._deployment_config.graceful_shutdown_timeout_s > settings.drain_seconds
+    assert deployed.ray_actor_options["num_gpus"] == 0
 
 
-def test_between_two_numbers_replicas_are_scaled_on_what_they_have_under_way(ray_app: Any) -> None:
-    built = deployment(ray_app.app(ray_app.Scale(max_replicas=5, num_gpus=1, max_batch=4)))
-    scaling = built._deployment_config.autoscaling_config
+def test_replicas_are_scaled_on_their_ongoing_requests(ray_app: Any) -> None:
+    deployed = deployment(ray_app.app(ray_app.Scale(max_replicas=5, num_gpus=1, max_batch=4)))
+    scaling = deployed._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 5, 8)
-    assert built.ray_actor_options["num_gpus"] == 1
+    assert deployed.ray_actor_options["num_gpus"] == 1
 
 
 def test_a_wrong_argument_is_refused_before_anything_starts(ray_app: Any) -> None:
@@ -66,7 +66,7 @@ def test_a_wrong_argument_is_refused_before_anything_starts(ray_app: Any) -> Non
         ray_app.build(Settings(device="cpu"), ray_app.Scale(min_replicas=3, max_replicas=2))
 
 
-def test_each_replica_of_a_node_serves_its_own_metrics_on_a_port_of_its_own(ray_app: Any, unused_tcp_port: int) -> None:
+def test_each_replica_of_a_node_serves_its_metrics_on_its_own_port(ray_app: Any, unused_tcp_port: int) -> None:
     ports = []
     for ready in (0, 1):
         metrics = Metrics()
@@ -77,7 +77,7 @@ def test_each_replica_of_a_node_serves_its_own_metrics_on_a_port_of_its_own(ray_
     assert [f"frcnn_ready {ready}.0" in text for ready, text in enumerate(texts)] == [True, True]
 
 
-def test_a_replica_is_unhealthy_when_its_detector_is(ray_app: Any) -> None:
+def test_a_replica_with_a_dead_worker_is_unhealthy(ray_app: Any) -> None:
     replica = ray_app.Replica(Settings(device="cpu", log_level="error"), None)
     with restored_logging():
         pipeline = replica.__serve_build_asgi_app__().state.pipeline

@@ -21,11 +21,11 @@ def client_of(ray: ASGIApp, max_bytes: int = 10**9) -> httpx.AsyncClient:
 
 
 def error_response(status: int, text: str, **headers: str) -> ASGIApp:
-    """Return an app that answers as Ray itself does: plain text, and a request id of its own."""
+    """Return an app that responds as Ray itself does: plain text, and a request id of its own."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        named = {"content-type": "text/plain", "x-request-id": "id-of-ray", **headers}
-        raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()]
+        all_headers = {"content-type": "text/plain", "x-request-id": "id-of-ray", **headers}
+        raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in all_headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": text.encode()})
 
@@ -38,11 +38,11 @@ async def replica_that_dies(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def test_a_request_whose_replica_died_gets_503_and_retry_after() -> None:
     async with client_of(replica_that_dies) as client:
-        answer = await client.post("/detect", content=b"image", headers={"X-Request-ID": "mine"})
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "1"
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["request_id"] == answer.headers["x-request-id"] == "mine"
+        response = await client.post("/detect", content=b"image", headers={"X-Request-ID": "client-id"})
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["request_id"] == response.headers["x-request-id"] == "client-id"
 
 
 @pytest.mark.parametrize(
@@ -53,23 +53,27 @@ async def test_rays_own_errors_become_problem_documents(
     ray_status: int, status: int, code: str, retry_after: str | None
 ) -> None:
     async with client_of(error_response(ray_status, "no", retry_after="7")) as client:
-        answer = await client.post("/detect", content=b"image")
-    assert (answer.status_code, answer.json()["code"], answer.headers.get("retry-after")) == (status, code, retry_after)
+        response = await client.post("/detect", content=b"image")
+    assert (response.status_code, response.json()["code"], response.headers.get("retry-after")) == (
+        status,
+        code,
+        retry_after,
+    )
 
 
-async def test_before_any_replica_serves_the_answer_is_503_and_not_404() -> None:
+async def test_before_any_replica_serves_the_status_is_503_and_not_404() -> None:
     async with client_of(error_response(404, "Path '/' not found.")) as client:
-        answer = await client.get("/readyz")
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "5"
+        response = await client.get("/readyz")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "5"
 
 
-async def test_answers_of_the_app_pass_with_one_request_id() -> None:
+async def test_responses_of_the_app_pass_with_one_request_id() -> None:
     app = error_response(413, '{"status": 413}', x_content_type_options="nosniff")
     async with client_of(app) as client:
-        answer = await client.post("/detect", content=b"image", headers={"X-Request-ID": "mine"})
-    assert (answer.status_code, answer.text) == (413, '{"status": 413}')
-    assert answer.headers.get_list("x-request-id") == ["mine"]
+        response = await client.post("/detect", content=b"image", headers={"X-Request-ID": "client-id"})
+    assert (response.status_code, response.text) == (413, '{"status": 413}')
+    assert response.headers.get_list("x-request-id") == ["client-id"]
 
 
 async def test_ray_waits_a_little_longer_than_the_replica_and_clients_cannot_set_its_headers() -> None:
@@ -79,8 +83,12 @@ async def test_ray_waits_a_little_longer_than_the_replica_and_clients_cannot_set
         headers.update({name.decode(): value.decode() for name, value in scope["headers"]})
 
     async with client_of(ray) as client:
-        sent = {"X-Request-Disconnect-Disabled": "?1", "X-Request-Timeout-Seconds": "0", "X-Request-ID": "a b\t"}
-        await client.get("/", headers=sent | {"X-Request-Timeout-Ms": "5000"})
+        request_headers = {
+            "X-Request-Disconnect-Disabled": "?1",
+            "X-Request-Timeout-Seconds": "0",
+            "X-Request-ID": "a b\t",
+        }
+        await client.get("/", headers=request_headers | {"X-Request-Timeout-Ms": "5000"})
         assert float(headers["x-request-timeout-seconds"]) == 7
         assert headers.get("x-request-disconnect-disabled", "?0") == "?0"
         assert headers["x-request-id"].isalnum()
@@ -101,7 +109,7 @@ def proxy_that_reads(sizes: list[int], message_types: list[str]) -> ASGIApp:
     return app
 
 
-async def test_the_proxy_keeps_no_more_of_all_bodies_than_it_may() -> None:
+async def test_the_proxy_bounds_the_bytes_of_all_bodies() -> None:
     async def body() -> Any:
         for _ in range(4):
             yield b"x" * 1000
@@ -112,10 +120,10 @@ async def test_the_proxy_keeps_no_more_of_all_bodies_than_it_may() -> None:
     with middleware._bodies.reserve() as reserve_others:
         reserve_others(1500)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://proxy") as client:
-            answer = await client.post("/detect", content=body())
-    assert answer.status_code == 429
-    assert answer.headers["retry-after"] == "1"
-    assert (sum(sizes), message_types) == (1000, ["http.disconnect"])  # so Ray takes the request back
+            response = await client.post("/detect", content=body())
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "1"
+    assert (sum(sizes), message_types) == (1000, ["http.disconnect"])  # so that Ray cancels the request
     assert middleware._bodies.reserved == 0
 
 

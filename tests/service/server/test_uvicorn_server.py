@@ -1,10 +1,14 @@
-"""A start that fails: one sentence, no traceback where the sentence says all, and an exit code for the supervisor."""
+"""The server: failed starts with one sentence and an exit code; kept connections; TLS."""
 
 import logging
 import os
 import signal
 import socket
+import ssl
+import subprocess
+from shutil import which
 
+import httpx
 import pytest
 
 from model.detector import CheckpointError, DeviceError
@@ -13,6 +17,7 @@ from service.server.uvicorn_server import Server
 from service.settings import SettingsError, load_settings
 from tests.service.conftest import FaultyDetector
 from tests.service.memory_errors import CPU_OUT_OF_MEMORY, OUT_OF_MEMORY
+from tests.service.server.conftest import served
 
 
 class Failing(FaultyDetector):
@@ -58,7 +63,7 @@ def serve_until_exit(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("step", "error", "code", "words"),
+    ("step", "error", "code", "phrases"),
     [
         ("load", OUT_OF_MEMORY, 1, ["The GPU ran out of memory while the weights were loaded", "nvidia-smi", "bf16"]),
         ("warm_up", OUT_OF_MEMORY, 1, ["The GPU ran out of memory while the detector warmed up", "smaller preset"]),
@@ -69,39 +74,37 @@ def serve_until_exit(monkeypatch, caplog):
         ("load", ValueError("precision fp16 is for GPUs"), 2, ["precision fp16 is for GPUs"]),
     ],
 )
-def test_a_start_that_fails_says_why_in_one_sentence_and_the_code_says_if_a_restart_may_help(
-    serve_until_exit, step, error, code, words
-):
+def test_a_failed_start_logs_one_sentence_and_has_an_exit_code(serve_until_exit, step, error, code, phrases):
     exit_code, errors = serve_until_exit(step, error)
     assert exit_code == code
     assert [record.name for record in errors] == ["frcnn.app", "uvicorn.error"]
-    for part in words:
-        assert part in errors[0].reason
+    for phrase in phrases:
+        assert phrase in errors[0].reason
     assert not any(record.exc_info or "Traceback" in record.getMessage() for record in errors)
 
 
-def test_a_start_that_fails_for_no_known_reason_shows_where(serve_until_exit):
+def test_an_unexpected_failure_of_the_start_logs_its_traceback_once(serve_until_exit):
     exit_code, errors = serve_until_exit("load", RuntimeError("a fault"))
     assert exit_code == 1
     assert errors[0].exc_info
-    assert not any("Traceback" in record.getMessage() for record in errors)  # and not twice
+    assert not any("Traceback" in record.getMessage() for record in errors)
 
 
-def test_a_failed_self_test_says_what_to_try(serve_until_exit):
-    class Wrong(Failing):
+def test_a_failed_self_test_has_advice(serve_until_exit):
+    class NotFinite(Failing):
         @staticmethod
-        def _answer(size, batch_size):
-            detections = FaultyDetector._answer(size, batch_size)
+        def _detections(size, batch_size):
+            detections = FaultyDetector._detections(size, batch_size)
             detections.scores[0] = float("nan")
             return detections
 
-    exit_code, errors = serve_until_exit("never", RuntimeError(), Wrong)
+    exit_code, errors = serve_until_exit("never", RuntimeError(), NotFinite)
     assert exit_code == 1
     assert "not the right one: the detector's numbers are not finite" in errors[0].reason
     assert "FRCNN_PRECISION=fp32" in errors[0].reason
 
 
-def test_a_signal_while_it_loads_ends_it_with_0(serve_until_exit):
+def test_a_signal_while_the_detector_loads_ends_the_process_with_0(serve_until_exit):
     class Interrupted(Failing):
         def warm_up(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -109,14 +112,32 @@ def test_a_signal_while_it_loads_ends_it_with_0(serve_until_exit):
     assert serve_until_exit("never", RuntimeError(), Interrupted) == (0, [])
 
 
-def test_a_port_that_is_taken_ends_it_with_1(serve_until_exit):
+def test_a_port_in_use_ends_the_process_with_1(serve_until_exit):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         exit_code, errors = serve_until_exit("never", RuntimeError(), port=listener.getsockname()[1])
     assert exit_code == 1
     assert "address already in use" in str(errors[-1].msg)
 
 
-def test_a_certificate_that_is_not_there_is_a_wrong_setting(tmp_path):
+def test_a_missing_certificate_is_a_wrong_setting(tmp_path):
     settings = load_settings(tls_cert_file=tmp_path / "none.pem")
     with pytest.raises(SettingsError, match=r"FRCNN_TLS_CERT_FILE is '.*none\.pem'; it cannot be read"):
         Server(create_app(settings), settings)
+
+
+def test_a_connection_is_kept_longer_than_clients_keep_it(faulty):
+    # Otherwise a request that a client sends while the server closes would be lost: httpx waits 5 s, nginx 60.
+    settings = load_settings(port=0)
+    assert Server(create_app(settings, detector_factory=lambda _: faulty), settings).config.timeout_keep_alive > 60
+
+
+@pytest.mark.skipif(which("openssl") is None, reason="needs the openssl command, to make a certificate")
+def test_tls_is_used_where_a_certificate_is_set(faulty, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -keyout {key} -out {cert} -subj /CN=localhost"
+    subprocess.run([*make.split(), "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    settings = load_settings(port=0, tls_cert_file=cert, tls_key_file=key)
+    with served(create_app(settings, detector_factory=lambda _: faulty), settings) as port:
+        trusted = ssl.create_default_context(cafile=str(cert))
+        with httpx.Client(verify=trusted) as client:
+            assert client.get(f"https://127.0.0.1:{port}/readyz").status_code == 200

@@ -1,7 +1,6 @@
-"""The page in a real browser against the running service: what it draws is what the service says."""
+"""The page in a real browser, against a running service."""
 
 import io
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 @pytest.fixture(scope="module")
 def bundled() -> Iterator[Live]:
-    """The service on the bundled weights: a cat must be found in the cat."""
-    from service.app import load_detector
+    """Serve the bundled weights, which detect the cat of the first example."""
+    from service.inference.detector import load_detector
 
     with serving(load_detector) as live:
         yield live
@@ -45,16 +44,16 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def page(browser, bundled: Live):  # type: ignore[no-untyped-def]
-    """The page with its first example open; afterwards the console is empty, and no other host was contacted."""
+    """Open the page with its first example; check at the end for messages in the console and for other hosts."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     console: list[str] = []
     hosts: set[str] = set()
     page.on("console", lambda message: console.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: console.append(str(error)))
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
-    with page.expect_response("**/detect?*") as answered:
+    with page.expect_response("**/detect?*") as exchange:
         page.goto(bundled.url)
-    page.detections = answered.value.json()
+    page.detections = exchange.value.json()
     page.locator("#detections button").first.wait_for()
     page.console_messages = console
     yield page
@@ -82,23 +81,23 @@ def coloured(screenshot: np.ndarray, box: list[float], size: dict[str, int], rgb
 
 
 @browser_only
-def test_boxes_lie_where_the_json_says_and_the_slider_takes_them_away(page, bundled: Live) -> None:  # type: ignore[no-untyped-def]
-    answer = bundled.client.post("/detect", content=(EXAMPLES / "chelsea.jpg").read_bytes()).json()
-    assert answer["labels"][0] == "cat"
-    cat = answer["boxes"][0]
-    assert coloured(pixels(page), cat, answer["image"], colour(answer["class_ids"][0])) > 0.9
-    assert coloured(pixels(page), [side * 0.6 + 20 for side in cat], answer["image"], colour(8)) < 0.2
+def test_boxes_are_drawn_where_the_json_has_them_and_the_slider_removes_them(page, bundled: Live) -> None:  # type: ignore[no-untyped-def]
+    response = bundled.client.post("/detect", content=(EXAMPLES / "chelsea.jpg").read_bytes()).json()
+    assert response["labels"][0] == "cat"
+    cat = response["boxes"][0]
+    assert coloured(pixels(page), cat, response["image"], colour(response["class_ids"][0])) > 0.9
+    assert coloured(pixels(page), [side * 0.6 + 20 for side in cat], response["image"], colour(8)) < 0.2
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     slider = page.locator("#score")
     slider.evaluate("s => { s.max = 1; s.value = 1; s.dispatchEvent(new Event('input')) }")
     assert page.locator("#detections button").count() == 0
-    assert coloured(pixels(page), cat, answer["image"], colour(answer["class_ids"][0])) < 0.1
-    assert requests == []  # the data was there
+    assert coloured(pixels(page), cat, response["image"], colour(response["class_ids"][0])) < 0.1
+    assert requests == []  # the page has the data already
 
 
 @browser_only
-def test_what_the_page_filters_is_what_the_service_would_answer(page, bundled: Live) -> None:  # type: ignore[no-untyped-def]
+def test_the_page_filters_as_the_service_does(page, bundled: Live) -> None:  # type: ignore[no-untyped-def]
     page.locator("[data-example='camera.jpg']").click()
     page.locator("canvas[aria-label^='camera.jpg']").wait_for()
     for score, nms in ((0.05, 0.5), (0.2, 0.3), (0.1, 0.8)):
@@ -108,8 +107,8 @@ def test_what_the_page_filters_is_what_the_service_would_answer(page, bundled: L
             )
         options = {"score_threshold": score, "nms_threshold": nms}
         content = (EXAMPLES / "camera.jpg").read_bytes()
-        answer = bundled.client.post("/detect", params=options, content=content).json()
-        assert page.locator("#detections .number").all_inner_texts() == [f"{s:.3f}" for s in answer["scores"]]
+        response = bundled.client.post("/detect", params=options, content=content).json()
+        assert page.locator("#detections .number").all_inner_texts() == [f"{s:.3f}" for s in response["scores"]]
 
 
 @browser_only
@@ -117,7 +116,7 @@ def test_a_detection_shows_its_proposal_and_its_anchor(page) -> None:  # type: i
     page.locator("#canvas").click()
     assert page.locator("#detections button[aria-pressed='true']").count() == 1
     row = page.detections["proposal_indices"][0]
-    text = page.locator("#lineage").inner_text()
+    text = page.locator("#origin").inner_text()
     assert f"number {row + 1}, objectness {page.detections['proposals']['objectness'][row]:.3f}" in text
     page.locator("#detections button").first.press("Enter")  # by keyboard, too
     assert page.locator("#detections button[aria-pressed='true']").count() == 0
@@ -126,9 +125,9 @@ def test_a_detection_shows_its_proposal_and_its_anchor(page) -> None:  # type: i
 @browser_only
 def test_proposals_by_level_and_heat_maps(page) -> None:  # type: ignore[no-untyped-def]
     bare = pixels(page)
-    with page.expect_response("**/proposals?*") as answered:
+    with page.expect_response("**/proposals?*") as exchange:
         page.get_by_label("Proposals", exact=True).check(force=True)
-    stage_counts = answered.value.json()["stage_counts"]
+    stage_counts = exchange.value.json()["stage_counts"]
     page.locator("#stage-counts table").wait_for()
     assert page.locator("#stage-counts tbody tr").first.locator("td").count() == len(stage_counts)
     assert page.locator("#count-value").inner_text() == "30"
@@ -143,23 +142,23 @@ def test_proposals_by_level_and_heat_maps(page) -> None:  # type: ignore[no-unty
 def test_a_drawn_box_is_explained(page) -> None:  # type: ignore[no-untyped-def]
     page.get_by_label("Missed?", exact=True).check(force=True)
     frame = page.locator("#canvas").bounding_box()
-    with page.expect_response("**/explain?*") as answered:
+    with page.expect_response("**/explain?*") as exchange:
         page.mouse.move(frame["x"] + 5, frame["y"] + 5)
         page.mouse.down()
         page.mouse.move(frame["x"] + frame["width"] * 0.9, frame["y"] + frame["height"] * 0.95, steps=4)
         page.mouse.up()
-    (explanation,) = answered.value.json()["explanations"]
+    (explanation,) = exchange.value.json()["explanations"]
     page.locator(f"[data-stage='{explanation['stage']}']").wait_for()
     assert explanation["stage"] == "found"
     assert explanation["sentence"] in page.locator("#explanation").inner_text()
     # Without a pointer: another class, and the box by its corners.
-    with page.expect_response("**/explain?*") as answered:
+    with page.expect_response("**/explain?*") as exchange:
         page.locator("#label").select_option("dog")
-    assert answered.value.json()["explanations"][0]["stage"] != "found"
+    assert exchange.value.json()["explanations"][0]["stage"] != "found"
     page.get_by_text("Type the box instead").click()
-    with page.expect_response("**/explain?*") as answered:
+    with page.expect_response("**/explain?*") as exchange:
         page.get_by_role("button", name="Ask").click()
-    assert answered.value.ok
+    assert exchange.value.ok
 
 
 @browser_only
@@ -172,30 +171,6 @@ def test_an_upload_and_a_broken_file(page, tmp_path: Path) -> None:  # type: ign
     page.locator("#file").set_input_files(broken)
     page.locator("#problem:visible").wait_for()
     assert len(page.locator("#problem").inner_text()) > 20
-    # The browser itself reports a failed request; that one line was requests for here.
+    # The browser itself reports the failed request in one line.
     assert len(page.console_messages) == 1
     assert "400" in page.console_messages.pop()
-
-
-def test_the_page_and_its_files_carry_their_headers(service: Live) -> None:
-    page = service.client.get("/")
-    assert page.headers["content-type"].startswith("text/html")
-    policy = page.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert page.headers["x-content-type-options"] == "nosniff"
-    for path, kind in (("style.css", "text/css"), ("js/app.js", "javascript"), ("examples/chelsea.jpg", "image/jpeg")):
-        answer = service.client.get(f"/web/{path}")
-        assert kind in answer.headers["content-type"]
-        assert answer.headers["cache-control"] == "no-cache"
-    assert service.client.get("/web/../app.py").status_code == 404
-    assert service.client.get("/web/nothing.js").status_code == 404
-
-
-def test_the_page_names_no_other_host() -> None:
-    folder = EXAMPLES.parent
-    for path in [*folder.glob("*.html"), *folder.glob("*.css"), *folder.rglob("*.js")]:
-        text = path.read_text()
-        assert "http://" not in text, path
-        assert "https://" not in text, path
-    assert json.dumps(sorted(p.name for p in EXAMPLES.glob("*.jpg"))) == '["camera.jpg", "chelsea.jpg"]'

@@ -7,7 +7,7 @@ from tools.docs.page import fill_sections, markdown_table
 PAGE = "Before.\n<!-- made: first -->\nold\n<!-- end -->\nBetween.\n<!-- made: second -->\n<!-- end -->\nAfter.\n"
 
 
-def test_named_sections_are_replaced_and_the_rest_stays() -> None:
+def test_only_the_named_sections_are_replaced() -> None:
     filled = fill_sections(PAGE, {"first": "a \\1\n", "second": "b\n"})
     assert filled == PAGE.replace("old\n", "a \\1\n").replace("second -->\n", "second -->\nb\n")
     assert fill_sections(filled, {"first": "a \\1\n"}) == filled

@@ -69,7 +69,7 @@ export function render(state, { onSelect }) {
   $("none").textContent = detections?.boxes.length
     ? `Nothing scores above ${state.score.toFixed(2)}; the best is ${caption(state, 0)}.`
     : "Nothing was found.";
-  $("lineage").replaceChildren(...originDetails(state, indices));
+  $("origin").replaceChildren(...originDetails(state, indices));
 }
 
 /** Return a table of the selected detection's anchor, offsets and proposal, or a hint to select one. */

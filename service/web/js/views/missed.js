@@ -16,7 +16,7 @@ const OUTCOMES = {
   score_threshold: "Recognised, but too uncertain",
   misplaced: "Recognised, but misplaced",
   class_nms: "Lost to NMS of its class",
-  detection_limit: "Too far down the answer",
+  detection_limit: "Too far down the detections",
   found: "Found",
 };
 // What an expected box must pass, in order, each with the stages at which it can fail.
@@ -34,13 +34,13 @@ export function marks({ expected, explanation }) {
   const drawn = { box: expected, colour: ROLES.expected, dash: [6, 4], label: "expected" };
   if (!explanation) return [drawn];
   const { anchor, proposal, detection } = explanation;
-  const rival = detection?.suppressed_by ?? proposal.suppressed_by;
+  const suppressor = detection?.suppressed_by ?? proposal.suppressed_by;
   return [
     drawn,
     ...(detection ? [{ box: detection.box, colour: ROLES.detection }] : []),
     { box: proposal.box, colour: ROLES.proposal, width: 1.5 },
     { box: anchor.box, colour: ROLES.anchor, dash: [2, 3], width: 1.5 },
-    ...(rival ? [{ box: rival.box, colour: ROLES.rival, width: 1.5 }] : []),
+    ...(suppressor ? [{ box: suppressor.box, colour: ROLES.suppressor, width: 1.5 }] : []),
   ];
 }
 
@@ -62,12 +62,12 @@ function details({ stage, sentence, anchor, proposal, detection }) {
   const steps = STEPS.map(([title], i) =>
     element("li", { className: failed < 0 || i < failed ? "" : i === failed ? "failed" : "not-reached" }, title),
   );
-  const rival = detection?.suppressed_by ?? proposal.suppressed_by;
+  const suppressor = detection?.suppressed_by ?? proposal.suppressed_by;
   const entries = [
     [ROLES.anchor, "best anchor", `IoU ${anchor.iou.toFixed(2)}; level ${anchor.level}, size ${anchor.size}, ratio ${anchor.ratio}; rank ${anchor.rank + 1} of ${anchor.level_anchors}`],
     [ROLES.proposal, "RPN's box", `IoU ${proposal.iou.toFixed(2)}, objectness ${proposal.anchor.objectness.toFixed(3)}${proposal.index === null ? "" : `, number ${proposal.index + 1}`}`],
     ...(detection ? [[ROLES.detection, "detector", `${detection.label} ${detection.score.toFixed(3)}, IoU ${detection.iou.toFixed(2)}; likeliest ${detection.top_label.replaceAll("_", "")} ${detection.top_score.toFixed(3)}`]] : []),
-    ...(rival ? [[ROLES.rival, "lost to", `score ${rival.score.toFixed(3)}, box ${cornersText(rival.box)}`]] : []),
+    ...(suppressor ? [[ROLES.suppressor, "lost to", `score ${suppressor.score.toFixed(3)}, box ${cornersText(suppressor.box)}`]] : []),
   ];
   const list = element("dl");
   for (const [tint, term, text] of entries) list.append(element("dt", {}, swatch(tint), term), element("dd", {}, text));

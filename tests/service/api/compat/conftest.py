@@ -1,4 +1,4 @@
-"""A service with every other interface switched on."""
+"""A service with the interfaces of other services switched on."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ from tests.service.conftest import FaultyDetector, Live, serving
 
 
 @pytest.fixture(scope="module")
-def speaking() -> Iterator[Live]:
+def compat_service() -> Iterator[Live]:
+    """Serve the faulty detector with every compatible interface."""
     with serving(lambda _: FaultyDetector(), deepstack=True, huggingface=True, open_inference=True) as live:
         yield live

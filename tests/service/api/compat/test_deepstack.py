@@ -7,8 +7,8 @@ import pytest
 from tests.service.conftest import FaultyDetector, Live, serving
 
 
-def frigate(response: httpx.Response, size: tuple[int, int]) -> np.ndarray:
-    """What Frigate's DeepStack detector makes of an answer: a row of label, confidence and y, x, y, x a prediction."""
+def parse_as_frigate(response: httpx.Response, size: tuple[int, int]) -> np.ndarray:
+    """Parse a response as Frigate's DeepStack detector does: rows of label, confidence, y1, x1, y2, x2."""
     rows = np.zeros((20, 6), np.float32)
     for i, prediction in enumerate(response.json().get("predictions") or []):
         if prediction["confidence"] < 0.4:
@@ -18,9 +18,9 @@ def frigate(response: httpx.Response, size: tuple[int, int]) -> np.ndarray:
     return rows
 
 
-def test_deepstack_answers_as_frigate_reads_it(speaking: Live, encoded) -> None:
+def test_a_deepstack_response_is_as_frigate_parses_it(compat_service: Live, encoded) -> None:
     form = {"api_key": "unused"}
-    response = speaking.client.post(
+    response = compat_service.client.post(
         "/v1/vision/detection", data=form, files={"image": encoded((48, 32), format="JPEG")}
     )
     assert response.status_code == 200, response.text
@@ -36,10 +36,10 @@ def test_deepstack_answers_as_frigate_reads_it(speaking: Live, encoded) -> None:
         "x_max": 48,
         "y_max": 32,
     }
-    np.testing.assert_allclose(frigate(response, (48, 32))[0], [1, 0.9, 0, 0, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(parse_as_frigate(response, (48, 32))[0], [1, 0.9, 0, 0, 1, 1], rtol=1e-6)
 
 
-def test_deepstack_min_confidence_is_the_threshold_and_there_are_never_more_than_frigate_has_room_for(encoded) -> None:
+def test_min_confidence_is_the_threshold_and_predictions_are_limited_to_twenty(encoded) -> None:
     detector = FaultyDetector()
     with serving(lambda _: detector, deepstack=True) as live:
         image = encoded()
@@ -50,10 +50,10 @@ def test_deepstack_min_confidence_is_the_threshold_and_there_are_never_more_than
     assert second.score_threshold == 0.7
 
 
-def test_deepstack_failures_keep_our_status_and_say_it_in_its_words(speaking: Live, encoded) -> None:
-    response = speaking.client.post("/v1/vision/detection", files={"image": b"\x89PNG\r\n\x1a\nno"})
+def test_a_deepstack_failure_keeps_its_status_and_has_success_and_error(compat_service: Live, encoded) -> None:
+    response = compat_service.client.post("/v1/vision/detection", files={"image": b"\x89PNG\r\n\x1a\nno"})
     assert response.status_code in (400, 415)
     body = response.json()
     assert body["success"] is False
     assert body["error"] == body["detail"]
-    assert not frigate(response, (1, 1)).any()
+    assert not parse_as_frigate(response, (1, 1)).any()

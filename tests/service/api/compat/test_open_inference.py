@@ -11,8 +11,8 @@ triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient[htt
 
 
 @pytest.fixture
-def client(speaking: Live) -> Iterator[object]:
-    with triton.InferenceServerClient(speaking.url.removeprefix("http://")) as client:
+def client(compat_service: Live) -> Iterator[object]:
+    with triton.InferenceServerClient(compat_service.url.removeprefix("http://")) as client:
         yield client
 
 
@@ -51,7 +51,7 @@ def test_tritonclient_infers_from_several_files_at_once_with_options(client, enc
     assert result.as_numpy("scores").dtype == np.float32
 
 
-def test_tritonclient_is_told_what_is_wrong(client) -> None:
+def test_tritonclient_gets_the_message_of_an_error(client) -> None:
     image = triton.InferInput("image", [2, 2, 4], "UINT8")
     image.set_data_from_numpy(np.zeros((2, 2, 4), np.uint8))
     with pytest.raises(triton.InferenceServerException, match=r"\[H, W, 3\]"):

@@ -19,7 +19,7 @@ from tests.service.conftest import Live
         b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": "x"}}]}',
     ],
 )
-def test_broken_inference_requests_are_refused_with_a_sentence(speaking: Live, body: bytes) -> None:
-    response = speaking.client.post("/v2/models/fake/infer", content=body)
+def test_broken_inference_requests_are_refused_with_a_message(compat_service: Live, body: bytes) -> None:
+    response = compat_service.client.post("/v2/models/fake/infer", content=body)
     assert response.status_code in (400, 422), response.text
     assert response.json()["error"]

@@ -1,4 +1,4 @@
-"""``POST /explain``: boxes in, what became of each out, for one forward pass."""
+"""``POST /explain``: an explanation for each expected box, for one forward pass."""
 
 import base64
 import json
@@ -23,40 +23,40 @@ def ask(service, cat_jpeg):
     return ask
 
 
-def _refused(answer, *words):
-    assert answer.status_code == 422, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    for word in words:
-        assert word in answer.json()["detail"], answer.json()["detail"]
-    return answer.json()["errors"][0]["name"]
+def _option_error(response, *phrases):
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    for phrase in phrases:
+        assert phrase in response.json()["detail"], response.json()["detail"]
+    return response.json()["errors"][0]["name"]
 
 
-def test_what_detect_finds_explain_calls_found(service, ask, cat_jpeg):
+def test_the_detections_of_detect_are_explained_as_found(service, ask, cat_jpeg):
     detections = service.detect(cat_jpeg, params=LOW).json()
     body = ask(detections["boxes"], labels=detections["labels"], **LOW).json()
     assert body["iou"] == 0.5
-    assert [it["stage"] for it in body["explanations"]] == ["found"] * len(detections["boxes"])
-    for number, it in enumerate(body["explanations"]):
-        assert it["box"] == detections["boxes"][number]
-        assert it["label"] == detections["labels"][number]
-        if it["detection"]["index"] == number:
-            assert it["detection"]["box"] == detections["boxes"][number]
-            assert it["detection"]["score"] == detections["scores"][number]
-    assert {"found"} == {it["stage"] for it in ask(detections["boxes"], **LOW).json()["explanations"]}
+    assert [explanation["stage"] for explanation in body["explanations"]] == ["found"] * len(detections["boxes"])
+    for number, explanation in enumerate(body["explanations"]):
+        assert explanation["box"] == detections["boxes"][number]
+        assert explanation["label"] == detections["labels"][number]
+        if explanation["detection"]["index"] == number:
+            assert explanation["detection"]["box"] == detections["boxes"][number]
+            assert explanation["detection"]["score"] == detections["scores"][number]
+    assert {"found"} == {explanation["stage"] for explanation in ask(detections["boxes"], **LOW).json()["explanations"]}
 
 
-def test_an_explanation_tells_the_whole_story(ask):
+def test_an_explanation_has_anchor_proposal_and_detection(ask):
     body = ask([BOX, [0, 0, 3, 3]], labels=["cat", None], score_threshold=0.9).json()
     assert body["image"] == {"width": 451, "height": 300}
     assert body["timings_ms"]["total"] > 0
     missed, tiny = body["explanations"]
-    for it in (missed, tiny):
-        assert it["stage"] in STAGES
-        assert it["sentence"].endswith(".")
-        assert set(it["anchor"]) == {
+    for explanation in (missed, tiny):
+        assert explanation["stage"] in STAGES
+        assert explanation["sentence"].endswith(".")
+        assert set(explanation["anchor"]) == {
             "index", "level", "cell", "size", "ratio", "box", "iou", "objectness", "rank", "level_anchors"
         }  # fmt: skip
-        assert set(it["proposal"]) == {"index", "anchor", "box", "iou", "suppressed_by"}
+        assert set(explanation["proposal"]) == {"index", "anchor", "box", "iou", "suppressed_by"}
     assert missed["stage"] in ("classified_background", "classified_other", "score_threshold")
     detection = missed["detection"]
     assert detection["label"] == "cat"
@@ -69,20 +69,20 @@ def test_an_explanation_tells_the_whole_story(ask):
     assert tiny["label"] is None
 
 
-def test_a_form_says_the_same(service, ask, cat_jpeg):
+def test_a_form_gives_the_same_explanations_as_json(service, ask, cat_jpeg):
     boxes = [BOX, [10, 10, 60, 90]]
     by_json = ask(boxes, labels=["cat", None], **LOW).json()["explanations"]
     for labels in ('["cat", null]', '["1", null]'):
         form = {"boxes": json.dumps(boxes), "labels": labels, "score_threshold": "0.01"}
-        answer = service.client.post("/explain", files={"image": cat_jpeg}, data=form)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["explanations"] == by_json
-    one = {"boxes": json.dumps([BOX]), "labels": "cat"}
-    answer = service.client.post("/explain", files={"image": cat_jpeg}, data=one, params=LOW)
-    assert answer.json()["explanations"] == by_json[:1]
+        response = service.client.post("/explain", files={"image": cat_jpeg}, data=form)
+        assert response.status_code == 200, response.text
+        assert response.json()["explanations"] == by_json
+    single = {"boxes": json.dumps([BOX]), "labels": "cat"}
+    response = service.client.post("/explain", files={"image": cat_jpeg}, data=single, params=LOW)
+    assert response.json()["explanations"] == by_json[:1]
     repeated = {"boxes": json.dumps(boxes), "labels": ["cat", "dog"]}
-    answer = service.client.post("/explain", files={"image": cat_jpeg}, data=repeated, params=LOW)
-    assert [it["label"] for it in answer.json()["explanations"]] == ["cat", "dog"]
+    response = service.client.post("/explain", files={"image": cat_jpeg}, data=repeated, params=LOW)
+    assert [explanation["label"] for explanation in response.json()["explanations"]] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_form_says_the_same(service, ask, cat_jpeg):
         ({"normalized": True}, [100 / 451, 50 / 300, 300 / 451, 250 / 300]),
     ],
 )
-def test_boxes_go_in_and_come_out_in_the_frame_that_is_asked_for(ask, frame, box):
+def test_boxes_are_read_and_written_in_the_requested_frame(ask, frame, box):
     plain = ask([BOX], **LOW).json()["explanations"][0]
     framed = ask([box], **frame, **LOW).json()["explanations"][0]
     assert framed["stage"] == plain["stage"]
@@ -103,7 +103,7 @@ def test_boxes_go_in_and_come_out_in_the_frame_that_is_asked_for(ask, frame, box
     assert framed["anchor"]["box"] != plain["anchor"]["box"]
 
 
-def test_it_costs_one_forward_pass_however_many_boxes(service, ask):
+def test_many_boxes_cost_one_forward_pass(service, ask):
     worker = service.app.state.pipeline.worker
     model = worker.detector.model
     with (
@@ -114,43 +114,43 @@ def test_it_costs_one_forward_pass_however_many_boxes(service, ask):
     assert (convolutions.call_count, heads.call_count) == (1, 1)
 
 
-def test_boxes_that_make_no_sense_are_422_and_said_which(ask):
-    name = _refused(ask([BOX, [0, 0, 500, 100]]), "box 1", "451 x 300 pixels")
+def test_invalid_boxes_are_422_and_named(ask):
+    name = _option_error(ask([BOX, [0, 0, 500, 100]]), "box 1", "451 x 300 pixels")
     assert name == "boxes"
-    _refused(ask([[-5, 0, 50, 50]]), "reaches out of the image")
-    _refused(ask([[50, 50, 50, 90]]), "box 0", "has no area")
-    _refused(ask([[80, 50, 50, 90]]), "has no area")
-    _refused(ask([[10, 10, -5, 5]], box_format="xywh"), "has no area")
-    _refused(ask([[0, 0, 2, 1]], normalized=True), "reaches out of the image")
-    _refused(ask([[1, 2, 3]]), "4 items")
-    _refused(ask([]), "at least 1")
-    _refused(ask([BOX] * 101), "at most 100")
-    _refused(ask([[1, 2, "wide", 4]]), "number")
-    _refused(ask({"x": 1}), "list")
-    _refused(ask("[[1, 2"), "JSON")
+    _option_error(ask([[-5, 0, 50, 50]]), "reaches out of the image")
+    _option_error(ask([[50, 50, 50, 90]]), "box 0", "has no area")
+    _option_error(ask([[80, 50, 50, 90]]), "has no area")
+    _option_error(ask([[10, 10, -5, 5]], box_format="xywh"), "has no area")
+    _option_error(ask([[0, 0, 2, 1]], normalized=True), "reaches out of the image")
+    _option_error(ask([[1, 2, 3]]), "4 items")
+    _option_error(ask([]), "at least 1")
+    _option_error(ask([BOX] * 101), "at most 100")
+    _option_error(ask([[1, 2, "wide", 4]]), "number")
+    _option_error(ask({"x": 1}), "list")
+    _option_error(ask("[[1, 2"), "JSON")
     assert ask([[0, 0, 451.6, 300.4]]).status_code == 200  # clients round
 
 
-def test_boxes_must_be_there(service, cat_jpeg):
-    _refused(service.client.post("/explain", files={"image": cat_jpeg}), "boxes: field required")
-    _refused(service.client.post("/explain", content=cat_jpeg), "boxes: field required")
+def test_missing_boxes_are_422(service, cat_jpeg):
+    _option_error(service.client.post("/explain", files={"image": cat_jpeg}), "boxes: field required")
+    _option_error(service.client.post("/explain", content=cat_jpeg), "boxes: field required")
 
 
-def test_labels_and_options_that_make_no_sense_are_422(ask):
-    assert _refused(ask([BOX], labels=["cat", "dog"]), "2 for 1 boxes") == "labels"
-    assert _refused(ask([BOX], labels=["unicorn"]), "'unicorn' is not a class") == "labels"
-    assert _refused(ask([BOX], labels=[0]), "ids are 1 to 3") == "labels"
-    assert _refused(ask([BOX], iou=0), "the range is 0.05 to 1") == "iou"
-    assert _refused(ask([BOX], classes=["cat"]), "no such option") == "classes"
+def test_invalid_labels_and_options_are_422(ask):
+    assert _option_error(ask([BOX], labels=["cat", "dog"]), "2 for 1 boxes") == "labels"
+    assert _option_error(ask([BOX], labels=["unicorn"]), "'unicorn' is not a class") == "labels"
+    assert _option_error(ask([BOX], labels=[0]), "ids are 1 to 3") == "labels"
+    assert _option_error(ask([BOX], iou=0), "the range is 0.05 to 1") == "iou"
+    assert _option_error(ask([BOX], classes=["cat"]), "no such option") == "classes"
 
 
-def test_openapi_tells_of_the_boxes_and_the_words(service):
+def test_openapi_describes_boxes_labels_and_stages(service):
     document = service.client.get("/openapi.json").json()
     route = document["paths"]["/explain"]["post"]
     assert set(route["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
     for form in route["requestBody"]["content"].values():
         assert form["schema"]["required"] == ["image", "boxes"]
         assert {"boxes", "labels", "iou", "score_threshold"} <= set(form["schema"]["properties"])
-    words = document["components"]["schemas"]["ExplanationAnswer"]["properties"]["stage"]
-    assert words["enum"] == list(STAGES)
+    stage = document["components"]["schemas"]["ExplainedBox"]["properties"]["stage"]
+    assert stage["enum"] == list(STAGES)
     assert "/explain" in service.client.get("/docs").text

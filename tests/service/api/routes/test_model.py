@@ -1,7 +1,7 @@
 """``GET /model``."""
 
 
-def test_the_model_says_what_it_is(service):
+def test_the_model_reports_preset_classes_and_limits(service):
     model = service.client.get("/model").json()
     assert model["preset"] == "LITE"
     assert model["classes"] == ["__background__", "cat", "dog", "person"]

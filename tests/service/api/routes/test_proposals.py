@@ -1,4 +1,4 @@
-"""``POST /proposals``, and the lineage that ``POST /detect`` gives with its proposals."""
+"""``POST /proposals``, and the proposals that ``POST /detect`` returns with its detections."""
 
 import io
 
@@ -26,8 +26,8 @@ def ask(service, cat_jpeg):
     return ask
 
 
-def _moved(anchors, deltas):
-    """Equation 2 of the paper, read backwards."""
+def _apply_deltas(anchors, deltas):
+    """Return ``anchors`` moved by ``deltas`` (equation 2 of the paper), clipped to the image."""
     size = anchors[:, 2:] - anchors[:, :2]
     centre = anchors[:, :2] + size / 2 + deltas[:, :2] * size
     half = size * np.exp(deltas[:, 2:]) / 2
@@ -35,11 +35,11 @@ def _moved(anchors, deltas):
 
 
 @pytest.mark.parametrize("stage", ["final", "pre_nms"])
-def test_every_box_is_its_anchor_moved_and_the_anchor_stands_in_its_cell(ask, stage):
+def test_every_box_is_its_anchor_plus_deltas_and_the_anchor_is_centred_on_its_cell(ask, stage):
     body = ask(stage=stage, limit=10_000).json()
     assert body["stage"] == stage
     boxes, anchors, deltas = (np.array(body[key]) for key in ("boxes", "anchors", "deltas"))
-    np.testing.assert_allclose(boxes, _moved(anchors, deltas), atol=0.05)
+    np.testing.assert_allclose(boxes, _apply_deltas(anchors, deltas), atol=0.05)
     scale = 451 / LONG
     step = np.array(STRIDES)[body["levels"]][:, None] * scale
     np.testing.assert_allclose(
@@ -50,7 +50,7 @@ def test_every_box_is_its_anchor_moved_and_the_anchor_stands_in_its_cell(ask, st
     np.testing.assert_allclose(np.sqrt(height * width), np.array(body["sizes"]) * scale, rtol=0.02)
 
 
-def test_what_the_rpn_hands_over_is_what_nms_kept_of_the_candidates(ask):
+def test_the_final_proposals_are_the_candidates_that_nms_kept(ask):
     before, final = ask(stage="pre_nms", limit=10_000).json(), ask(limit=10_000).json()
     assert before["count"] == sum(min(row["anchors"], LITE.rpn.pre_nms) for row in before["stage_counts"])
     assert before["objectness"] == sorted(before["objectness"], reverse=True)
@@ -62,7 +62,7 @@ def test_what_the_rpn_hands_over_is_what_nms_kept_of_the_candidates(ask):
         assert index is None or final["boxes"][index] == box
 
 
-def test_the_stage_counts_fall_and_no_filter_changes_it(ask):
+def test_the_stage_counts_fall_and_no_filter_changes_them(ask):
     whole = ask(limit=10_000).json()
     names = ("anchors", "above_threshold", "after_top_k", "after_size", "after_nms", "kept")
     for row in whole["stage_counts"]:
@@ -79,20 +79,20 @@ def test_candidates_are_filtered_and_limited(ask):
     assert body["ranks"] == list(range(7))
 
 
-def test_a_level_that_there_is_not_is_422(ask):
-    answer = ask(level=3)
-    assert answer.status_code == 422
-    assert "from 0 to 2" in answer.json()["detail"]
+def test_an_unknown_level_is_422(ask):
+    response = ask(level=3)
+    assert response.status_code == 422
+    assert "from 0 to 2" in response.json()["detail"]
 
 
-def test_stages_and_views_that_there_are_not_are_422(ask):
+def test_unknown_stages_and_views_are_422(ask):
     for params in ({"stage": "during"}, {"view": "x-ray"}):
-        answer = ask(**params)
-        assert answer.status_code == 422
-        assert answer.json()["errors"][0]["name"] in params
+        response = ask(**params)
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["name"] in params
 
 
-def test_the_heat_maps_come_as_numbers_with_their_place(ask):
+def test_the_heat_maps_have_values_origin_and_step(ask):
     body = ask(view="objectness", limit=1).json()
     assert [heat["level"] for heat in body["maps"]] == [0, 1, 2]
     for heat, stride, row in zip(body["maps"], STRIDES, body["stage_counts"], strict=True):
@@ -109,8 +109,8 @@ def test_the_heat_maps_come_as_numbers_with_their_place(ask):
 
 
 def test_the_heat_map_is_drawn_over_the_image(ask):
-    one = Image.open(io.BytesIO(ask("image/png", view="objectness", level=1).content))
-    assert one.size == (451, 300)
+    single = Image.open(io.BytesIO(ask("image/png", view="objectness", level=1).content))
+    assert single.size == (451, 300)
     row = Image.open(io.BytesIO(ask("image/png", view="objectness").content))
     assert row.size == (3 * 451, 300)
     drawn = ask("image/png", stage="pre_nms", limit=5)
@@ -130,22 +130,22 @@ def test_a_detection_names_its_proposal(service, cat_jpeg):
     assert "proposal_indices" not in service.detect(cat_jpeg, params=LOW).json()
 
 
-def test_openapi_tells_of_stages_views_and_the_counts(service):
+def test_openapi_describes_stages_views_and_counts(service):
     document = service.client.get("/openapi.json").json()
-    answer = document["components"]["schemas"]["ProposalsAnswer"]["properties"]
-    assert {"stage_counts", "outcomes", "cells", "sizes", "ratios", "maps", "stage"} <= set(answer)
+    response = document["components"]["schemas"]["ProposalsResponse"]["properties"]
+    assert {"stage_counts", "outcomes", "cells", "sizes", "ratios", "maps", "stage"} <= set(response)
     parameters = {p["name"]: p["schema"] for p in document["paths"]["/proposals"]["post"]["parameters"]}
     assert parameters["stage"]["enum"] == ["final", "pre_nms"]
     assert parameters["view"]["enum"] == ["boxes", "objectness"]
 
 
-def test_proposals_are_the_boxes_that_the_rpn_made_from_anchors(service, cat_jpeg):
+def test_the_centre_of_a_proposal_is_moved_by_its_delta(service, cat_jpeg):
     headers = {"Content-Type": "image/jpeg"}
     body = service.client.post("/proposals", content=cat_jpeg, headers=headers, params={"limit": 20}).json()
     assert body["count"] > len(body["boxes"]) == 20
     assert body["objectness"] == sorted(body["objectness"], reverse=True)
     anchors, deltas, boxes = (np.array(body[key]) for key in ("anchors", "deltas", "boxes"))
-    # Equation 2 of the paper, read backwards: the centre moves by tx of the anchor's width.
+    # Equation 2 of the paper: the centre moves by tx of the anchor's width.
     centres = (anchors[:, 0] + anchors[:, 2]) / 2 + deltas[:, 0] * (anchors[:, 2] - anchors[:, 0])
     inside = (boxes[:, 0] > 0.01) & (boxes[:, 2] < 450.9)
     np.testing.assert_allclose(((boxes[:, 0] + boxes[:, 2]) / 2)[inside], centres[inside], atol=1.0)
@@ -164,14 +164,14 @@ def test_proposals_can_be_filtered_by_level_and_objectness(service, cat_jpeg):
     assert min(ask(min_objectness=middle, limit=10000)["objectness"]) >= middle
 
 
-def test_proposals_are_drawn_for_who_accepts_an_image(service, cat_jpeg):
-    answer = service.client.post("/proposals", content=cat_jpeg, headers={"Accept": "image/png"})
-    assert answer.headers["content-type"] == "image/png"
-    assert Image.open(io.BytesIO(answer.content)).size == (451, 300)
+def test_proposals_are_drawn_where_the_client_accepts_an_image(service, cat_jpeg):
+    response = service.client.post("/proposals", content=cat_jpeg, headers={"Accept": "image/png"})
+    assert response.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(response.content)).size == (451, 300)
 
 
-def test_a_photograph_far_larger_than_the_canvas_is_answered_in_its_own_pixels(service, chelsea):
-    """It is decoded at a part of its size: boxes stay where they are in a file that must be decoded in full."""
+def test_boxes_of_a_reduced_jpeg_are_in_the_pixels_of_the_file(service, chelsea):
+    """A JPEG far larger than the canvas is decoded reduced; a BMP, which cannot be, has the same boxes."""
     large = Image.fromarray(chelsea).resize((1204, 800), Image.Resampling.BICUBIC)
     files = [io.BytesIO(), io.BytesIO()]
     large.save(files[0], "JPEG", quality=95)

@@ -1,4 +1,4 @@
-"""The whole service with ``device=cuda`` on a simulated GPU: it starts, passes its self-test, answers as on a CPU."""
+"""The whole service with ``device=cuda`` on a simulated GPU: it starts, and its results are as on a CPU."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from PIL import Image
 
 from model.detector import Detector
 from model.structures import DetectOptions
-from service.app import each_device, load_detector
+from service.inference.detector import load_detector, resolve_devices
 from service.inference.worker import Worker
 from tests.gpu.simulated_gpu import SimulatedGPU, simulated_gpu
 from tests.service.conftest import Live, serving
@@ -31,7 +31,7 @@ def serving_on_gpu(monkeypatch: pytest.MonkeyPatch, **settings: object) -> Itera
                 live_on_cpu(worker)
 
         monkeypatch.setattr(Worker, "_run_thread", live)
-        with serving(load_detector, devices=each_device, device="cuda", **settings) as service:
+        with serving(load_detector, devices=resolve_devices, device="cuda", **settings) as service:
             yield service, gpu
 
 
@@ -59,10 +59,10 @@ def test_it_starts_by_itself_in_half_precision_and_passes_the_self_test(
 ) -> None:
     monkeypatch.setattr(Detector, "warm_up", lambda _: None)  # on nine canvases, which the other tests' service does
     with serving_on_gpu(monkeypatch) as (live, gpu):  # the start runs the self-test against the stored answer
-        about = live.client.get("/model").json()
-        assert about["device"] == "cuda:0"
-        assert about["precision"] == "fp16"
-        assert "fp16 was chosen for compute capability 9.0" in " ".join(about["optimizations"])
+        info = live.client.get("/model").json()
+        assert info["device"] == "cuda:0"
+        assert info["precision"] == "fp16"
+        assert "fp16 was chosen for compute capability 9.0" in " ".join(info["optimizations"])
         assert live.client.get("/readyz").status_code == 200
         post(live, "/detect", cat_jpeg)
         gpu.reset()
@@ -71,19 +71,19 @@ def test_it_starts_by_itself_in_half_precision_and_passes_the_self_test(
         assert "frcnn_device_memory_bytes" in live.client.get("/metrics").text
 
 
-def test_detect_answers_as_on_a_cpu(gpu_service: Live, on_cpu: Detector, chelsea: np.ndarray, encoded) -> None:  # type: ignore[no-untyped-def]
+def test_detect_gives_the_boxes_of_a_cpu(gpu_service: Live, on_cpu: Detector, chelsea: np.ndarray, encoded) -> None:  # type: ignore[no-untyped-def]
     file = BytesIO()
     Image.fromarray(chelsea).save(file, "PNG")
-    answer = post(gpu_service, "/detect", file.getvalue(), proposals=5)
-    [right] = on_cpu.detect([chelsea], DetectOptions(proposals=5))
-    assert answer["labels"] == list(right.labels) == ["cat"]
-    np.testing.assert_allclose(answer["boxes"], right.boxes.numpy(), atol=BOX)
-    np.testing.assert_allclose(answer["scores"], right.scores.numpy(), atol=1e-4)
-    assert right.proposals is not None
-    np.testing.assert_allclose(answer["proposals"]["boxes"], right.proposals.boxes.numpy(), atol=BOX)
+    response = post(gpu_service, "/detect", file.getvalue(), proposals=5)
+    [expected] = on_cpu.detect([chelsea], DetectOptions(proposals=5))
+    assert response["labels"] == list(expected.labels) == ["cat"]
+    np.testing.assert_allclose(response["boxes"], expected.boxes.numpy(), atol=BOX)
+    np.testing.assert_allclose(response["scores"], expected.scores.numpy(), atol=1e-4)
+    assert expected.proposals is not None
+    np.testing.assert_allclose(response["proposals"]["boxes"], expected.proposals.boxes.numpy(), atol=BOX)
 
 
-def test_proposals_and_explanations_answer(gpu_service: Live, cat_jpeg: bytes) -> None:
+def test_proposals_and_explanations_work(gpu_service: Live, cat_jpeg: bytes) -> None:
     proposals = post(gpu_service, "/proposals", cat_jpeg, limit=3)
     assert proposals["count"] == 300
     assert proposals["outcomes"] == ["kept"] * 3
@@ -108,10 +108,11 @@ def test_requests_with_all_kinds_of_options_share_batches(gpu_service: Live, cat
     alone = [post(gpu_service, "/detect", cat_jpeg, **query) for query in queries]
     with ThreadPoolExecutor(12) as threads:
         together = list(threads.map(lambda query: post(gpu_service, "/detect", cat_jpeg, **query), queries * 2))
-    assert max(answer["batch_size"] for answer in together) > 1
-    for answer, right in zip(together, alone * 2, strict=True):
-        assert answer["labels"] == right["labels"]
-        np.testing.assert_allclose(np.reshape(answer["boxes"], (-1, 4)), np.reshape(right["boxes"], (-1, 4)), atol=BOX)
+    assert max(response["batch_size"] for response in together) > 1
+    for response, expected in zip(together, alone * 2, strict=True):
+        assert response["labels"] == expected["labels"]
+        boxes, expected_boxes = (np.reshape(body["boxes"], (-1, 4)) for body in (response, expected))
+        np.testing.assert_allclose(boxes, expected_boxes, atol=BOX)
     assert len(alone[1]["boxes"]) == 3
     assert set(alone[2]["labels"]) <= {"cat", "dog"}
     assert len(alone[3]["proposals"]["boxes"]) == 4
