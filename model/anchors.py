@@ -1,4 +1,4 @@
-"""Anchors: k reference boxes at every cell of every level (P 3.1.1)."""
+"""Anchors: k reference boxes at every cell of every level (arXiv 1506.01497, section 3.1.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes as tensors [..., 4] of x1, y1, x2, y2: area, overlap, clipping, and the paper's offsets (P eq. 2).
+"""Boxes as tensors [..., 4] of x1, y1, x2, y2: area, overlap, clipping, and offsets (arXiv 1506.01497, equation 2).
 
 All functions are pure and work in whichever frame their boxes are in. Boxes must be float32: bfloat16 has 8 significant
 bits, and would move a corner near the right edge of a 1344 pixels wide canvas by up to 3 pixels.
@@ -32,7 +32,7 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the intersection over union [G, N] of every box of ``a`` [G, 4] with every box of ``b`` [N, 4].
 
-    0 for two boxes without area.
+    It is 0 for two boxes without area.
     """
     shared = intersection(a, b)
     union = area(a)[:, None] + area(b)[None, :] - shared
@@ -46,9 +46,9 @@ def clip(boxes: Tensor, height: Tensor | float, width: Tensor | float) -> Tensor
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: Weights = _NO_WEIGHTS) -> Tensor:
-    """Return the offsets [..., 4] that ``decode`` turns back into ``boxes``, times ``weights`` (P eq. 2).
+    """Return the offsets (tx, ty, tw, th) [..., 4] from ``anchors`` to ``boxes`` (arXiv 1506.01497, equation 2).
 
-    boxes and anchors: [..., 4].
+    boxes and anchors: [..., 4]. weights: multipliers of the four. ``decode`` is the inverse.
     """
     widths, heights = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
     centre_x, centre_y = anchors[..., 0] + 0.5 * widths, anchors[..., 1] + 0.5 * heights
@@ -82,9 +82,9 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Weights = _NO_WEIGHTS) -> T
 
 
 def rescale(boxes: Tensor, from_size: Tensor, to_size: Tensor) -> Tensor:
-    """Carry boxes [..., 4] from a frame of ``from_size`` to one of ``to_size``, each (height, width).
+    """Rescale boxes [..., 4] from a frame of ``from_size`` to one of ``to_size``, each (height, width).
 
-    The axes have a ratio each: resized sides are rounded to whole pixels, which makes the two ratios differ.
+    Each axis has its own ratio: resized sides are rounded to whole pixels, which makes the two ratios differ.
     """
     height, width = (to_size.to(torch.float32) / from_size.to(torch.float32)).unbind(-1)
     return boxes * torch.stack((width, height, width, height), dim=-1)

@@ -19,7 +19,7 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """How an image is resized and normalised.
+    """Settings of the resize and the normalisation of images.
 
     min_size, max_size: the short side is scaled to min_size unless the long side would exceed max_size; pixels.
     mean, std: per channel of RGB in [0, 1]; in RGB order for ``bgr`` too.
@@ -64,13 +64,14 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class RPNConfig:
-    """The region proposal network.
+    """Settings of the region proposal network.
 
     convs: how many 3x3 convolutions precede the two sibling layers (P 3.1: one; TV v2: two).
     channels: width of those convolutions; None keeps the map's.
     softmax: two logits for each anchor, [k background | k object] (P 3.1, PFR), instead of one logit and a sigmoid.
     pre_nms: candidates kept on each level before NMS. post_nms: proposals kept of each image after it. Both at
         inference; ``pre_nms_train`` and ``post_nms_train`` in training.
+    nms_threshold: of two boxes of a level that overlap by more (IoU), the less likely is dropped.
     min_size: proposals whose width or height on the canvas is below this are dropped (TV 1e-3; PFR 16 x scale).
     scale_min_size: ``min_size`` is in pixels of the original image, and multiplied by the resize scale (PFR).
     score_threshold: objectness at or above this is kept (TV; the detector's threshold, in contrast, is exclusive).
@@ -91,9 +92,10 @@ class RPNConfig:
 
 @dataclass(frozen=True)
 class RoIHeadConfig:
-    """The Fast R-CNN detector.
+    """Settings of the Fast R-CNN detector.
 
     pool: ``align`` (RoIAlign with ``aligned=False``, as TV) or ``max`` (the paper's RoIPool).
+    resolution: bins along each side of a pooled region.
     sampling: samples in a bin along each axis; RoIAlign only.
     levels: pyramid levels that regions are pooled from, as positions in the backbone's output.
     scales: map cells per canvas pixel, by pooled level. Fixed, where TV derives them from the first batch that it sees.
@@ -103,6 +105,8 @@ class RoIHeadConfig:
     fc6_rank: channels between the two factors of the first of them; None keeps it one layer of full rank.
     dropout: between fully connected layers in training (PFR prototxt: 0.5).
     box_weights: multipliers of (tx, ty, tw, th); the inverse of PFR's target standard deviations.
+    score_threshold, nms_threshold, max_detections: defaults of the options of the same names.
+    min_size: detections whose width or height on the canvas is below this are dropped.
     """
 
     pool: str = "align"
@@ -125,7 +129,7 @@ class RoIHeadConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Which anchors and regions the losses are computed on, and where smooth L1 bends (P 3.1.2, PFR config, TV).
+    """Settings of the sampling of anchors and regions for the losses, and of smooth L1 (P 3.1.2, PFR config, TV).
 
     rpn_positive_iou, rpn_negative_iou: an anchor is positive at or above the first, background below the second.
     rpn_batch, rpn_positive_fraction: anchors sampled from each image.
@@ -151,7 +155,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """A whole detector. ``num_classes`` counts background; ``dataclasses.replace`` makes variants.
+    """Settings of a whole detector. ``num_classes`` counts background; ``dataclasses.replace`` makes variants.
 
     backbone: a name in ``model.backbones.BACKBONES``.
     norm_eps: epsilon of the backbone's frozen batch norms. 0 for ResNet-50 v1 alone, whose checkpoint TV trained with

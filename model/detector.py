@@ -28,11 +28,12 @@ from model.checkpoint import (
     read_state,
     resolve,
 )
-from model.config import DetectorConfig
+from model.config import BACKGROUND_NAME, DetectorConfig
 from model.explain.explain import explain
 from model.explain.stages import STAGES, Explanation, Stage
 from model.faster_rcnn import FasterRCNN
 from model.presets import PRESETS, find_preset
+from model.roi_align import map_shapes
 from model.runtime.buckets import Buckets, Canvas, CanvasMode
 from model.runtime.device import DeviceError, choose_device, choose_devices
 from model.runtime.forward import ForwardPass
@@ -72,7 +73,7 @@ _NOWHERE = Path("random")
 
 
 class Detector:
-    """A Faster R-CNN that is ready to answer.
+    """A Faster R-CNN that is ready for inference.
 
     Not thread-safe: one thread owns it. Make one with ``from_checkpoint``.
     """
@@ -123,9 +124,11 @@ class Detector:
     ) -> Detector:
         """Load a checkpoint: a name of the manifest, a .safetensors or a .pth file.
 
-        preset: needed only where neither the manifest, nor the file, nor its keys tell it. device: ``auto``, ``cpu``,
-        ``cuda`` or ``cuda:N``. precision: ``auto``, ``fp32``, ``tf32``, ``bf16``, ``fp16``, or ``int8``, which also
-        reads FILE.ranges.json. canvas: pad images to one of a few ``buckets``, or ``exact``, as torchvision does.
+        preset: needed only where it follows neither from the manifest, nor from the file, nor from its keys.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``auto``, ``fp32``, ``tf32``, ``bf16``, ``fp16``, or ``int8``, which also reads FILE.ranges.json.
+        canvas: pad images to one of a few ``buckets``, or ``exact``, as torchvision does.
+
         Raises ``CheckpointError`` for a file that is missing, damaged or of another detector, ``DeviceError`` for a
         device that cannot be used, and ``ValueError`` for another argument out of range.
         """
@@ -148,7 +151,7 @@ class Detector:
 
     @classmethod
     def random(
-        cls, preset: str, *, seed: int = 0, classes: Sequence[str] = ("__background__", "thing"), **options: str
+        cls, preset: str, *, seed: int = 0, classes: Sequence[str] = (BACKGROUND_NAME, "thing"), **options: str
     ) -> Detector:
         """Make a detector with random weights, for tests and benchmarks: its detections mean nothing.
 
@@ -257,8 +260,8 @@ class Detector:
         return [None if result is None else replace(result, timings=seconds) for result in results]
 
     def _resolve(self, options: DetectOptions) -> ResolvedOptions:
-        """Fill in the checkpoint's defaults for what ``options`` leave open."""
-        given = {
+        """Return ``options`` with this detector's defaults in place of None."""
+        overrides = {
             name: value
             for name in ("score_threshold", "nms_threshold", "max_detections")
             if (value := getattr(options, name)) is not None
@@ -268,7 +271,7 @@ class Detector:
             class_ids=options.class_ids,
             proposals=options.proposals,
             trace=options.trace,
-            **given,
+            **overrides,
         )
 
     def _check(self, options: DetectOptions) -> None:
@@ -295,16 +298,18 @@ class Detector:
                 raise ValueError(f"There is no class {class_id}: ids run from 1 to {len(self.checkpoint.classes) - 1}.")
 
     def _strides(self, canvas: Canvas) -> tuple[int, ...]:
+        """Return the vertical canvas pixels between cells, by level."""
         if self.config.anchors.strides is not None:
             return self.config.anchors.strides
         # torchvision computes a stride as canvas // map, which differs between canvases; these are the largest's.
         with torch.device("meta"):
             maps = FasterRCNN(self.config).backbone(torch.empty(1, 3, *canvas))
-        shapes = tuple((level.shape[2], level.shape[3]) for level in maps)
-        return tuple(vertical for vertical, _ in level_strides(self.config.anchors, canvas, shapes))
+        strides = level_strides(self.config.anchors, canvas, map_shapes(maps))
+        return tuple(vertical for vertical, _ in strides)
 
 
 def _to_boxes(regions: Regions) -> tuple[Box, ...]:
+    """Convert regions [R, 4] to tuples; raise ``ValueError`` for another shape."""
     rows = np.asarray(regions, dtype=np.float64)
     if rows.size and (rows.ndim != 2 or rows.shape[1] != 4):
         raise ValueError(f"Regions must have the shape [R, 4], not {list(rows.shape)}.")

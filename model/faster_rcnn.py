@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.backbones import build_backbone
 from model.config import DetectorConfig
+from model.roi_align import map_shapes
 from model.roi_head import RoIHead
 from model.rpn import RPN, Candidates
 from model.structures import ImageBatch
@@ -19,7 +20,7 @@ from model.transfer import upload
 
 
 class RPNOutput(NamedTuple):
-    """What the convolutions make of a batch, before anything is selected.
+    """The output of the backbone and the RPN's head for a batch: logit and offsets of every anchor.
 
     maps: the feature maps, L of [B, C, Hl, Wl], finest first. logits: [B, N], objectness of every anchor.
     deltas: [B, N, 4], offsets of every anchor. Anchors are level-major, then row, column, anchor of the cell.
@@ -32,7 +33,7 @@ class RPNOutput(NamedTuple):
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Return (Hl, Wl) of each level's map."""
-        return tuple((int(level.shape[2]), int(level.shape[3])) for level in self.maps)
+        return map_shapes(self.maps)
 
 
 class FasterRCNN(nn.Module):

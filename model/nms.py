@@ -1,7 +1,8 @@
 """Non-maximum suppression (NMS): of boxes of one group that overlap too much, the one with the highest score stays.
 
-A group is a pyramid level of an image (P 3.1), or a class of an image. A box is dropped where its IoU with a kept box
-of its group is above the threshold (TV; not at it). Equal scores are ordered by index, on every device.
+A group is a pyramid level of an image, or a class of an image. A box is dropped where its IoU with a kept box of its
+group is above the threshold; one at the threshold stays, as in torchvision. Equal scores are ordered by index, on every
+device.
 
 On a CPU torchvision's operator does the work, group by group. On a GPU that operator makes the host wait at every call,
 since the number of kept boxes decides the size of its output. There ``PairwiseNMS`` computes all groups of a batch
@@ -107,7 +108,7 @@ class PairwiseNMS:
         self._keep = self._valid
 
     def advance(self, iterations: int) -> tuple[Tensor, Tensor]:
-        """Iterate; return keep, bool [G, K], and whether the last iteration changed nothing, bool []."""
+        """Run ``iterations``; return keep, bool [G, K], and whether the last iteration changed nothing, bool []."""
         before = self._keep
         # In training, autocast would copy the mask to another type at each iteration.
         with torch.autocast(before.device.type, enabled=False):
@@ -171,7 +172,7 @@ def nms_per_level(
 def _nms_per_level_together(
     boxes: Tensor, valid: Tensor, scores: Tensor, counts: tuple[int, ...], threshold: float
 ) -> list[Tensor]:
-    """Do the same as ``nms_per_level`` for all images and levels at once.
+    """Run ``nms_per_level`` for all images and levels at once, on a GPU, with the same result.
 
     The host waits once for most boxes, and again where ``LEVEL_ITERATIONS`` are not enough.
     """
@@ -198,12 +199,12 @@ def _order_kept(
     ``nms_per_class``.
     """
     images, levels, longest = len(boxes), len(counts), max(counts)
-    index, inside, back = _level_layout(counts, boxes.device)
+    index, inside, padded_index = _level_layout(counts, boxes.device)
     padded = boxes[:, index].view(images * levels, longest, 4)
     alive = (valid[:, index] & inside).view(images * levels, longest)
     limits = boxes.new_full((images * levels,), exact_threshold(threshold))
     keep, settled = _converge(PairwiseNMS(padded, alive, limits), LEVEL_ITERATIONS, settle)
-    keep = keep.view(images, levels * longest)[:, back]
+    keep = keep.view(images, levels * longest)[:, padded_index]
     order = torch.where(keep, scores, -1.0).sort(dim=1, descending=True, stable=True).indices
     return order, keep.sum(dim=1), settled
 

@@ -1,4 +1,4 @@
-"""The Fast R-CNN detector on the proposals (arXiv 1506.01497, section 3.2): which class, and where exactly?
+"""The Fast R-CNN detector (arXiv 1506.01497, section 3.2): a class and a refined box for each proposal.
 
 1. pool each region to 7x7 from the pyramid level that fits its size                -> ``RoIHead.pool``
 2. convolutions or fully connected layers, then class logits and an offset per class -> ``RoIHead.classify``
@@ -44,6 +44,7 @@ class BoxHead(nn.Sequential):
 
 
 def _low_rank(inputs: int, rank: int, outputs: int) -> nn.Sequential:
+    """Return a linear layer [R, inputs] -> [R, outputs] as the product of two."""
     return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs))
 
 
@@ -100,8 +101,8 @@ class BatchDetections(NamedTuple):
     region_rows: Tensor
     images: Tensor
 
-    def at(self, index: Tensor) -> BatchDetections:
-        """Take the rows ``index``, int64 [K]."""
+    def select(self, index: Tensor) -> BatchDetections:
+        """Return the detections in rows ``index``, int64 [K]."""
         return BatchDetections(*(field[index] for field in self))
 
 
@@ -144,7 +145,7 @@ class RoIHead(nn.Module):
     def classify(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Run step 2: pooled regions [R, C, r, r] to class logits [R, classes] and offsets [R, classes, 4]."""
         logits, offsets = self.box_predictor(self.box_head(pooled))
-        return logits, offsets.reshape(-1, self.num_classes, 4)  # (R, -1, 4) has no one meaning where R is 0
+        return logits, offsets.reshape(-1, self.num_classes, 4)  # not (R, -1, 4): -1 is ambiguous where R is 0
 
     def forward(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
         """Run steps 1 and 2: logits [R, classes] and offsets [R, classes, 4] for regions [R, 5] of (image, box)."""
@@ -189,26 +190,26 @@ class RoIHead(nn.Module):
         candidates = BatchDetections(boxes, scores[rows, classes], classes, rows, images)
         if keep.is_cuda:
             return self._nms_on_gpu(candidates, large, counts, nms_thresholds)
-        return self._nms(candidates.at(large.nonzero().squeeze(1)), nms_thresholds)
+        return self._nms(candidates.select(large.nonzero().squeeze(1)), nms_thresholds)
 
     def _nms(self, candidates: BatchDetections, thresholds: Sequence[float]) -> BatchDetections:
         """Run NMS within each class of each image, at the image's threshold, on a CPU."""
         boxes, scores, classes, _, images = candidates
         groups = images * self.num_classes + classes
         if len(set(thresholds)) == 1:
-            return candidates.at(grouped_nms(boxes, scores, groups, thresholds[0]))
+            return candidates.select(grouped_nms(boxes, scores, groups, thresholds[0]))
         keep_per_image = []
         for i, threshold in enumerate(thresholds):
             members = torch.nonzero(images == i).squeeze(1)
             keep = grouped_nms(boxes[members], scores[members], groups[members], threshold)
             keep_per_image.append(members[keep])
         keep = torch.cat(keep_per_image).sort().values
-        return candidates.at(keep[scores[keep].sort(descending=True, stable=True).indices])
+        return candidates.select(keep[scores[keep].sort(descending=True, stable=True).indices])
 
     def _nms_on_gpu(
         self, candidates: BatchDetections, large: Tensor, counts: Sequence[int], thresholds: Sequence[float]
     ) -> BatchDetections:
-        """Run the same on a GPU: the host waits once, for the result, unless NMS needs more than its usual rounds.
+        """Run NMS within each class of each image on a GPU: the host waits once, unless NMS converges unusually slowly.
 
         large: bool [N], the candidates that may be kept. counts: candidates of each class of each image, image-major.
         """
@@ -221,7 +222,7 @@ class RoIHead(nn.Module):
             *fields, keep, done = download(*candidates, keep, done)
             settled, settle = bool(done), True
         kept = keep.nonzero().squeeze(1)
-        return BatchDetections(*fields).at(kept[fields[1][kept].sort(descending=True, stable=True).indices])
+        return BatchDetections(*fields).select(kept[fields[1][kept].sort(descending=True, stable=True).indices])
 
 
 def stack_regions(boxes: Sequence[Tensor]) -> Tensor:

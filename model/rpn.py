@@ -1,4 +1,4 @@
-"""The region proposal network (arXiv 1506.01497, section 3.1): which boxes may hold an object?
+"""The region proposal network (arXiv 1506.01497, section 3.1): boxes that may hold an object.
 
     1. slide a 3x3 convolution over each map; two sibling 1x1 convolutions give, for each of the k anchors of a cell,
        an objectness logit and 4 offsets                                               -> ``RPNHead``

@@ -102,14 +102,14 @@ class Proposals:
     locations: AnchorLocations | None = None
 
     @classmethod
-    def of(cls, tensors: tuple[Tensor, ...], locations: AnchorLocations | None = None) -> Proposals:
-        """Make proposals of ``tensors``, as that property orders them."""
+    def from_tensors(cls, tensors: tuple[Tensor, ...], locations: AnchorLocations | None = None) -> Proposals:
+        """Build proposals from ``tensors``, in the order of the property of that name."""
         boxes, objectness, levels, anchor_indices, anchors, deltas, ranks = tensors
         return cls(boxes, objectness, levels, anchor_indices, anchors, deltas, ranks, locations)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return everything but the locations, in the order of the fields."""
+        """Return all fields but ``locations``, in their order."""
         return (
             self.boxes,
             self.objectness,
@@ -125,7 +125,7 @@ class Proposals:
 
     def __getitem__(self, index: slice | Tensor) -> Proposals:
         locations = None if self.locations is None else self.locations[index]
-        return Proposals.of(tuple(tensor[index] for tensor in self.tensors), locations)
+        return Proposals.from_tensors(tuple(tensor[index] for tensor in self.tensors), locations)
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Detections:
     labels: the D class names.
     proposal_indices: int64 [D], the proposal that each detection was refined from: a row of the RPN's whole final
         list, which ``proposals`` holds the first rows of.
-    proposals: the first rows of the RPN's final list, as many as were asked for; None where none were.
-    trace: everything between the backbone and the boxes; None where it was not asked for.
+    proposals: the first rows of the RPN's final list, as many as were requested; None where none were.
+    trace: everything between the backbone and the boxes; None where it was not requested.
     timings: seconds by stage (transform, backbone, rpn, roi_head, postprocess) of the batch this image was in.
     batch_size: images in that batch.
     """
@@ -159,7 +159,7 @@ class Detections:
 
 
 class NotFiniteError(ArithmeticError):
-    """Values of the network were infinite or no numbers for some images, as where fp16 overflows.
+    """Values of the network were infinite or NaN for some images, as where fp16 overflows.
 
     results: for each image of the call its detections, or None where its values were not finite.
     """
@@ -188,7 +188,7 @@ class DetectOptions:
         ``proposal_indices`` are rows of these. What lies outside the image is cut off; a region with no area left
         gives no detection.
     full_size: (height, width) of the image where its pixels were decoded smaller: boxes are in pixels of that size,
-        and it alone decides the canvas. None where the pixels are at full size.
+        and the canvas is chosen for that size. None where the pixels are at full size.
     """
 
     score_threshold: float | None = None

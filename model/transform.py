@@ -1,4 +1,4 @@
-"""The preparation of images: resize, normalise, pad to a canvas; and the sizes, which one image alone decides."""
+"""The preparation of images for the network: resize, normalise, pad to a canvas."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Transform:
         if planes.device.type == "cpu":
             # uint8 in channels-last memory takes the vectorised path, and rounds to whole values as Pillow does.
             return F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)[0].float()
-        # The kernel wants planes that lie one after the other: another order would be copied once more.
+        # The kernel needs contiguous planes, and would copy any other memory layout once more.
         return _antialias_on_gpu(planes.to(torch.float32, memory_format=torch.contiguous_format), size)[0]
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Transform:
             height, width = resized_size(self.config, *originals[row])
             if height > canvas[0] or width > canvas[1]:
                 raise ValueError(f"An image of {height}x{width} after resizing does not fit the canvas {canvas}.")
-            # A read-only array, as Pillow's, is copied: torch would warn of it.
+            # torch warns about read-only arrays, such as Pillow's: they are copied.
             tensor = upload(np.require(image, requirements=["C", "W"]), torch.uint8, device)
             pixels[row, :, :height, :width] = self.resize(tensor, (height, width))
             sizes.append((height, width))

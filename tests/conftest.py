@@ -1,5 +1,6 @@
 """Fixtures and hooks of all tests: few threads, the data sets where they exist, and a notice of what is not checked."""
 
+import json
 import os
 
 # Before torch is imported, which reads it once. More threads than cores would make a small machine slower.
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from model.checkpoint import save
 from model.detector import Detector
@@ -76,3 +78,32 @@ def saved(tmp_path: Path) -> Path:
     detector = Detector.random("LITE", classes=classes, precision="fp32")
     save(path, detector.model.state_dict(), preset="LITE", classes=classes, metrics={})
     return path
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write COCO JSON, splits ``train`` (24) and ``test`` (8): a white square or a black disc on grey, 128 x 96."""
+    folder = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        (folder / "images" / split).mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(1, count + 1):
+            side = int(rng.integers(30, 60))
+            x, y = int(rng.integers(0, 128 - side)), int(rng.integers(0, 96 - side))
+            image = Image.new("RGB", (128, 96), (110, 110, 110))
+            draw = ImageDraw.Draw(image)
+            corners = (x, y, x + side, y + side)
+            if number % 2:
+                draw.rectangle(corners, fill="white")
+            else:
+                draw.ellipse(corners, fill="black")
+            image.save(folder / "images" / split / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png", "width": 128, "height": 96})
+            annotations.append(
+                {"id": number, "image_id": number, "category_id": 1 + number % 2, "bbox": [x, y, side, side]}
+            )
+        categories = [{"id": 1, "name": "disc"}, {"id": 2, "name": "square"}]
+        labels = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(labels))
+    return folder

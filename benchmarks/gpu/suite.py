@@ -44,9 +44,9 @@ def output(command: list[str], seconds: float) -> tuple[int | None, str]:
 
 def run(seconds: float) -> dict[str, Any]:
     """Run them. Failures are named, with the end of pytest's output."""
-    if not (_FOLDER / "alone.ini").is_file():
+    if not (_FOLDER / "standalone.ini").is_file():
         raise Skipped("there is no tests/gpu")
-    command = [sys.executable, "-m", "pytest", "-c", "tests/gpu/alone.ini", "-m", "gpu", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-c", "tests/gpu/standalone.ini", "-m", "gpu", "tests/gpu"]
     code, text = output([*command, "-q", "-rfEs", "--tb=short", "-p", "no:cacheprovider"], max(seconds, 1.0))
     outcome: dict[str, Any] = {"counts": counts(text), "exit_code": code}
     outcome["failed_tests"] = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)

@@ -38,10 +38,10 @@ def checkpoint(preset: str) -> str:
         return "lite-voc20"
     path = _CACHE / f"{preset}.pth"
     if not path.exists():
-        from tests.parity.reference import pair
+        from tests.parity.reference import make_pair
 
         _CACHE.mkdir(exist_ok=True)
-        reference, _ = pair(preset, seed=0)
+        reference, _ = make_pair(preset, seed=0)
         path.with_suffix(".classes.txt").write_text("\n".join(["__background__", *map(str, range(1, 91))]) + "\n")
         unfinished = path.with_suffix(".part")
         torch.save(reference.state_dict(), unfinished)

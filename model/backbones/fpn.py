@@ -14,8 +14,8 @@ class FeaturePyramid(nn.Module):
     """Project maps to a common width with 1x1 convolutions, add them from the coarsest down, and apply a 3x3 to each.
 
     channels: of the body's maps, finest first. width: channels of every output. norm: makes the norm after each
-    convolution, whose bias it replaces (TV v2); None for none. pool: append the coarsest output subsampled by 2 (TV's
-    LastLevelMaxPool).
+    convolution, whose bias it replaces; None for none. pool: append the coarsest output subsampled by 2, as
+    torchvision's LastLevelMaxPool.
     """
 
     def __init__(self, channels: Sequence[int], width: int, norm: Norm | None = None, *, pool: bool = True) -> None:

@@ -59,6 +59,7 @@ def _divisible_by_8(channels: float) -> int:
 def _conv_norm(
     inputs: int, outputs: int, kernel: int, norm: Norm, activation: nn.Module | None, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
+    """Return a convolution with its norm and, unless None, its activation."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, norm(outputs), *([] if activation is None else [activation]))
 

@@ -1,7 +1,7 @@
 """VGG-16 from conv1_1 to conv5_3 (Simonyan and Zisserman, arXiv 1409.1556), the paper's backbone.
 
-State-dict keys equal torchvision's ``vgg16``: ``features.<i>``, its last pooling left out (P 3.1.1: the proposals
-slide over the last *convolutional* map, at stride 16).
+State-dict keys equal torchvision's ``vgg16``: ``features.<i>``, its last pooling left out: the RPN slides over
+the last *convolutional* map, at stride 16 (arXiv 1506.01497, section 3.1).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class VGG16(nn.Module):
 
 
 def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename torchvision's ``vgg16`` to a detector's keys, fc6 and fc7 included (PFR trains from the whole classifier).
+    """Rename torchvision's ``vgg16`` to a detector's keys, fc6 and fc7 included, as py-faster-rcnn trains from them.
 
     In torchvision's IMAGENET1K_FEATURES those two are NaN, and are left out.
     """

@@ -57,7 +57,7 @@ def resolve(
     entries = load_manifest(manifest, cache)
     for entry in entries:
         if entry.name == os.fspath(source):
-            return _resolve_entry(entry, _present(entry))
+            return _resolve_entry(entry, _require_file(entry))
     path = Path(source).expanduser()
     if not path.is_file():
         names = ", ".join(entry.name for entry in entries)
@@ -143,12 +143,13 @@ def sha256(path: Path) -> str:
 
 def verify(entry: ManifestEntry) -> Path:
     """Check the hash of the entry's file and return its path; raise ``CheckpointError`` for a missing or other file."""
-    path = _present(entry)
+    path = _require_file(entry)
     _check_hash(path, entry.sha256, entry.name)
     return path
 
 
-def _present(entry: ManifestEntry) -> Path:
+def _require_file(entry: ManifestEntry) -> Path:
+    """Return the path of the entry's file; raise ``CheckpointError`` where it is not on this machine."""
     if entry.path is None:
         remedy = f"Fetch it: frcnn weights fetch {entry.name}." if entry.source else "It should be in the repository."
         raise CheckpointError(f"The file of {entry.name!r}, {entry.file}, is not on this machine. {remedy}")
@@ -156,6 +157,7 @@ def _present(entry: ManifestEntry) -> Path:
 
 
 def _resolve_entry(entry: ManifestEntry, path: Path) -> ResolvedCheckpoint:
+    """Return the manifest's entry with its file at ``path``."""
     return ResolvedCheckpoint(
         name=entry.name,
         path=path,
@@ -169,6 +171,7 @@ def _resolve_entry(entry: ManifestEntry, path: Path) -> ResolvedCheckpoint:
 
 
 def _check_hash(path: Path, expected: str, name: str) -> None:
+    """Raise ``CheckpointError`` unless the file's SHA-256 begins with ``expected``."""
     digest = sha256(path)
     if not digest.startswith(expected):
         raise CheckpointError(
@@ -184,6 +187,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_metadata(path: Path) -> dict[str, object]:
+    """Read preset, classes and metrics of a safetensors file, as ``save`` writes them; empty without any."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
@@ -193,6 +197,7 @@ def _read_metadata(path: Path) -> dict[str, object]:
 
 
 def _read_class_file(path: Path) -> tuple[str, ...]:
+    """Read the class names from a file beside ``path``; raise ``CheckpointError`` where that is missing or wrong."""
     for stem in (path.name, path.stem):
         for ending in ("txt", "json"):
             class_file = path.with_name(f"{stem}.classes.{ending}")
@@ -216,6 +221,7 @@ def _read_class_file(path: Path) -> tuple[str, ...]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a state dict in the types of the file; raise ``CheckpointError`` for a damaged one."""
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
@@ -223,6 +229,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """Read a state dict of ``torch.save`` without running code; raise ``CheckpointError`` where that is impossible."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -92,6 +92,11 @@ def with_background(classes: tuple[str, ...]) -> tuple[str, ...]:
 def _entry(
     table: Mapping[str, Any], lists: Mapping[str, list[str]], folders: tuple[Path, ...], path: Path
 ) -> ManifestEntry:
+    """Build an entry from its TOML table.
+
+    lists: the manifest's lists of classes by name. folders: where files may lie. path: the manifest's, for errors.
+    """
+
     def field(key: str, *kinds: type, default: object = ...) -> Any:
         value = table.get(key, default)
         if value is ... or (value is not default and not isinstance(value, kinds)):

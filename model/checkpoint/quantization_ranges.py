@@ -47,6 +47,6 @@ def save_quantization_ranges(checkpoint: ResolvedCheckpoint, ranges: Quantizatio
     """Save the ranges measured on so many images beside the weights, and return the file's path."""
     path = quantization_ranges_path(checkpoint)
     lines = [f"  {json.dumps(name)}: [{low:.4g}, {high:.4g}]" for name, (low, high) in ranges.items()]
-    head = f'{{\n "sha256": "{sha256(checkpoint.path)}",\n "pictures": {images},\n "ranges": {{\n'
+    head = f'{{\n "sha256": "{sha256(checkpoint.path)}",\n "images": {images},\n "ranges": {{\n'
     path.write_text(head + ",\n".join(lines) + "\n }\n}\n")
     return path

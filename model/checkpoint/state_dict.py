@@ -14,8 +14,8 @@ from model.presets import PRESETS
 
 _COUNTER = "num_batches_tracked"
 _PREDICTOR = "roi_heads.box_predictor."
-# torchvision up to 0.13 had one convolution where there is now a Sequential (TV rpn.py and feature_pyramid_network.py,
-# their _load_from_state_dict): rpn.head.conv.weight -> .0.0, backbone.fpn.inner_blocks.2.bias -> .0
+# torchvision up to 0.13 had one convolution where there is now a Sequential (_load_from_state_dict in its rpn.py and
+# feature_pyramid_network.py): rpn.head.conv.weight -> .0.0, backbone.fpn.inner_blocks.2.bias -> .0
 _OLD_RPN = re.compile(r"^(rpn\.head\.conv)\.(weight|bias)$")
 _OLD_FPN = re.compile(r"^(?:backbone\.)?(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$")
 
@@ -62,14 +62,14 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, partial: bool = 
     broken = [key for key in own if key in state and not bool(torch.isfinite(state[key]).all())]
     complaints = []
     if missing and not partial:
-        complaints.append(f"it lacks {_some(missing)}")
+        complaints.append(f"it lacks {_abbreviate(missing)}")
     if unexpected:
-        complaints.append(f"it has {_some(unexpected)}, which the model does not have")
+        complaints.append(f"it has {_abbreviate(unexpected)}, which the model does not have")
     if misshapen:
         shapes = [f"{key} {tuple(state[key].shape)} where the model's is {tuple(own[key].shape)}" for key in misshapen]
-        complaints.append(f"shapes differ: {_some(shapes)}")
+        complaints.append(f"shapes differ: {_abbreviate(shapes)}")
     if broken:
-        complaints.append(f"NaN or infinity in {_some(broken)}")
+        complaints.append(f"NaN or infinity in {_abbreviate(broken)}")
     if complaints:
         cause = _likely_cause(own, state, misshapen, missing, unexpected)
         raise CheckpointError(f"These weights do not fit: {'; '.join(complaints)}. {cause}")
@@ -77,9 +77,10 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, partial: bool = 
     return tuple(missing)
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _abbreviate(names: list[str], limit: int = 3) -> str:
+    """Join the first ``limit`` names, and count the others."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _likely_cause(
@@ -89,6 +90,7 @@ def _likely_cause(
     missing: list[str],
     unexpected: list[str],
 ) -> str:
+    """Return a sentence that says why ``state`` does not fit a model whose state dict is ``own``, most likely."""
     state_preset, model_preset = identify_preset(state), identify_preset(own)
     if "fc.weight" in state or "classifier.0.weight" in state:
         return "They are an ImageNet classifier's and not a detector's: a backbone to start training from."

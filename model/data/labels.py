@@ -1,4 +1,4 @@
-"""Check images and boxes while a data set is read, and build its samples: errors cost seconds here, and hours later."""
+"""Check images and boxes while a data set is read, so that training does not fail on them later; build its samples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from model.data.samples import DataError, Dataset, Sample
+from model.structures import Box
 
 OnBadBox = Literal["error", "skip"]
 
@@ -22,7 +23,7 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class ImageLabels:
-    """One image's labels while they are gathered.
+    """Labels of one image, while they are read.
 
     stated: width and height as the annotation has them. width, height: as the file has them, 0 until it was read.
     rows: (box xyxy in the image's pixels, class id, ignore, area) of each box that is kept.
@@ -32,7 +33,7 @@ class ImageLabels:
         self.path = path
         self.stated = (size.get("width"), size.get("height"))
         self.width = self.height = 0
-        self.rows: list[tuple[tuple[float, float, float, float], int, bool, float]] = []
+        self.rows: list[tuple[Box, int, bool, float]] = []
 
 
 class LabelChecks:
@@ -69,7 +70,7 @@ class LabelChecks:
         self,
         labels: ImageLabels,
         name: str,
-        box: tuple[float, float, float, float],
+        box: Box,
         class_id: int,
         ignore: bool,
         area: float | None = None,

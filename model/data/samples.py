@@ -120,9 +120,9 @@ class Dataset:
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Set a ``fraction`` of the images apart: (the rest, that part), each in the data set's order, decided by the seed.
+    """Return the data set without a random ``fraction`` of its images, and that fraction; both keep its order.
 
-    Raises ``ValueError`` where either would be empty.
+    The seed determines which images are drawn. Raises ``ValueError`` where either would be empty.
     """
     count = round(len(dataset) * fraction)
     if not 0 < count < len(dataset):
@@ -137,7 +137,7 @@ def _decoding_problem(path: Path, error: Exception) -> str:
 
 
 def _to_rgb(image: Image.Image) -> ImageArray:
-    """Convert as the service does, so that training sees the pixels that will be served."""
+    """Convert to RGB as the service does, so that training sees the pixels that will be served."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
         return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)

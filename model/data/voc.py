@@ -67,7 +67,7 @@ def _read_class_names(annotations: Path) -> list[str]:
 
 
 def _parse(path: Path, report: Callable[[str], None]) -> ET.Element | None:
-    """Parse a file; report a problem and return None where it cannot be."""
+    """Parse an XML file and return its root; report a problem and return None where that is impossible."""
     try:
         return ET.parse(path).getroot()
     except FileNotFoundError:
@@ -78,4 +78,5 @@ def _parse(path: Path, report: Callable[[str], None]) -> ET.Element | None:
 
 
 def _text(element: ET.Element, path: str) -> str:
+    """Return the text of the child at ``path``; empty where there is none."""
     return (element.findtext(path) or "").strip()

@@ -171,6 +171,7 @@ class _PlainOverlap(COCOeval_faster):  # type: ignore[misc]  # the library carri
     """
 
     def computeIoU(self, imgId: int, catId: int) -> Any:
+        """Return the IoU of an image's detections with its boxes of a class, [D, G]; an empty list without either."""
         truths, detections = (data.get(imgId, catId) for data in (self.gt_dataset, self.dt_dataset))
         if not truths or not detections:
             return []
@@ -187,6 +188,7 @@ def _size_ranges(areas: npt.NDArray[np.float32]) -> list[tuple[str, float, float
 
 
 def _ground_truth(dataset: Dataset) -> dict[str, Any]:
+    """Convert labels to the library's form, COCO JSON as a dictionary."""
     annotations: list[dict[str, Any]] = []
     for number, sample in enumerate(dataset.samples, start=1):
         rows = zip(_xywh(sample.boxes), sample.class_ids, sample.ignore, sample.areas, strict=True)
@@ -212,13 +214,13 @@ def _detections(predictions: Iterable[Prediction], dataset: Dataset) -> list[dic
     """Convert the 100 best predictions of each image to the library's form; raise ``ValueError`` for malformed ones."""
     number_of = {sample.image_id: number for number, sample in enumerate(dataset.samples, start=1)}
     results: list[dict[str, Any]] = []
-    seen: set[int | str] = set()
+    predicted_ids: set[int | str] = set()
     for image_id, raw_boxes, raw_scores, raw_classes in predictions:
         if image_id not in number_of:
             raise ValueError(f"the data set has no image {image_id!r}")
-        if image_id in seen:
+        if image_id in predicted_ids:
             raise ValueError(f"image {image_id!r} was predicted twice")
-        seen.add(image_id)
+        predicted_ids.add(image_id)
         boxes = np.asarray(raw_boxes, np.float64).reshape(-1, 4)
         scores, classes = np.asarray(raw_scores, np.float64), np.asarray(raw_classes, np.int64)
         if not len(boxes) == len(scores) == len(classes):
@@ -242,6 +244,7 @@ def _detections(predictions: Iterable[Prediction], dataset: Dataset) -> list[dic
 
 
 def _xywh(boxes: npt.NDArray[Any]) -> list[list[float]]:
+    """Convert boxes [N, 4] from corners to x, y, width, height."""
     wide = boxes.astype(np.float64)
     wide[:, 2:] -= wide[:, :2]
     return wide.tolist()  # type: ignore[no-any-return]
@@ -255,4 +258,5 @@ def _mean(values: npt.NDArray[np.float64]) -> float | None:
 
 
 def _format(value: float | None) -> str:
+    """Format a figure for the table."""
     return "-" if value is None else f"{value:.3f}"

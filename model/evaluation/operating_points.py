@@ -1,4 +1,4 @@
-"""Precision and recall by score threshold, and how far scores are from the share of detections that is right.
+"""Precision and recall by score threshold, and the calibration of scores.
 
 D  detections of an image      K  detections that are judged, of all images
 """
@@ -61,7 +61,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """How scores relate to being right, over all classes together; values from 0 to 1.
+    """Quality by score, over all classes together; values from 0 to 1.
 
     best: at the threshold of the best F1 on these images. served: at the detector's own default threshold, which was
         chosen on other images; None where no threshold was passed.
@@ -126,10 +126,11 @@ def precision_recall_curve(scores: Floats, right: npt.NDArray[np.bool_], boxes: 
     """Compute the curve of scores [K] and verdicts [K] with ``boxes`` to detect: a point for each different score."""
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(right[order])
-    taken = np.arange(1, len(order) + 1)
+    detections = np.arange(1, len(order) + 1)
     last = np.append(np.diff(scores[order]) < 0, True)[: len(order)]  # a threshold separates different scores only
-    hits, taken = hits[last], taken[last]
-    return PrecisionRecallCurve(scores[order][last], hits / taken, hits / max(1, boxes), 2 * hits / (taken + boxes))
+    hits, detections = hits[last], detections[last]
+    f1 = 2 * hits / (detections + boxes)
+    return PrecisionRecallCurve(scores[order][last], hits / detections, hits / max(1, boxes), f1)
 
 
 def build_score_report(
@@ -158,18 +159,18 @@ def operating_point(
 ) -> OperatingPoint:
     """Measure the detections that score strictly above the threshold; precision is 1 where there are none."""
     above = scores > threshold
-    hits, taken = int(right[above].sum()), int(above.sum())
+    hits, detections = int(right[above].sum()), int(above.sum())
     return OperatingPoint(
         threshold=threshold,
-        precision=hits / taken if taken else 1.0,
+        precision=hits / detections if detections else 1.0,
         recall=hits / max(1, boxes),
-        f1=2 * hits / max(1, taken + boxes),
-        false_per_image=(taken - hits) / max(1, images),
+        f1=2 * hits / max(1, detections + boxes),
+        false_per_image=(detections - hits) / max(1, images),
     )
 
 
 def reliability_bins(scores: Floats, right: npt.NDArray[np.bool_]) -> tuple[ReliabilityBin, ...]:
-    """Sort detections into ten bins of equal width by score, for a reliability diagram."""
+    """Return the detections in ten bins of equal width by score, for a reliability diagram."""
     return tuple(_bin(scores, right, i / _BINS, (i + 1) / _BINS) for i in range(_BINS))
 
 
@@ -184,6 +185,7 @@ def expected_calibration_error(scores: Floats, right: npt.NDArray[np.bool_]) -> 
 
 
 def _bin(scores: Floats, right: npt.NDArray[np.bool_], low: float, high: float) -> ReliabilityBin:
+    """Summarise the detections that score in [low, high); a score of 1 belongs to the last bin."""
     inside = (scores >= low) & ((scores < high) | (high >= 1))
     if not inside.any():
         return ReliabilityBin(low, high, 0, None, None)

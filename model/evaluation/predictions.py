@@ -13,7 +13,7 @@ from model.detector import Detector
 from model.structures import Detections, DetectOptions
 
 MAX_DETECTIONS = 100
-# Average precision is of the whole curve of precision and recall, so the threshold that serves does not apply.
+# Average precision needs the whole curve of precision and recall, so the serving threshold would cut it short.
 WHOLE_CURVE = DetectOptions(score_threshold=0.001, max_detections=MAX_DETECTIONS)
 
 # image id, boxes [D, 4] xyxy in the image's pixels, scores [D], class ids [D]; tensors or arrays
@@ -23,7 +23,7 @@ Prediction = tuple[int | str, Any, Any, Any]
 def run_detector(
     detector: Detector, dataset: Dataset, options: DetectOptions, *, batch_size: int = 8, progress: bool = True
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Yield each image's labels and detections, image by image, those of one canvas size after those of another.
+    """Yield the labels and detections of each image; images of one canvas size come together.
 
     progress: draw a bar on the terminal. Raises ``DataError`` for an image that cannot be decoded.
     """
@@ -47,7 +47,7 @@ def predict(
 ) -> list[Prediction]:
     """Run a detector over a data set and return predictions as ``coco.evaluate`` takes them.
 
-    options: None asks for ``WHOLE_CURVE``.
+    options: None means ``WHOLE_CURVE``.
     """
     results = run_detector(detector, dataset, options or WHOLE_CURVE, batch_size=batch_size, progress=progress)
     return [

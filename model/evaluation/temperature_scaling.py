@@ -1,4 +1,4 @@
-"""Correct scores to equal the share of detections that is right: temperature scaling and a background offset.
+"""Temperature scaling and a background offset: correct scores to equal the share of detections that is right.
 
 K  detections      C  classes, background first
 """
@@ -90,6 +90,7 @@ def _logits(distributions: npt.NDArray[np.floating]) -> torch.Tensor:
 def _scale_logits(
     logits: torch.Tensor, temperature: torch.Tensor | float, background: torch.Tensor | float
 ) -> torch.Tensor:
+    """Return logits [K, C] divided by the temperature, with ``background`` added to those of class 0."""
     class_0 = torch.zeros(logits.shape[1], dtype=logits.dtype)
     class_0[0] = 1.0
     return logits / temperature + background * class_0

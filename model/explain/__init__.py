@@ -1,1 +1,1 @@
-"""What the network saw: a trace of one image's forward pass, and the stage at which a given box was lost."""
+"""Traces of one image's forward pass, and the stage of it at which an expected box was lost."""

@@ -1,10 +1,10 @@
-"""Explains why an expected box was missed: follows it through a ``Trace``, from the anchors to the detections.
+"""Explain why an expected box was missed: follow it through a ``Trace``, from the anchors to the detections.
 
     1. does a detection overlap it enough?                                               -> found
     2. are final proposals near it? the pair (proposal, class) that passed most cuts names the stage: classification,
        score, misplacement, NMS or limit
     3. else the RPN's box on it that passed most cuts names the stage: objectness, top-k, size, NMS or limit
-    4. else no anchor leads there                                                        -> no_anchor
+    4. else no anchor, moved by its offsets, overlaps it enough                          -> no_anchor
 
 ``stages.STAGES`` says what each stage means. Each expected box is judged alone: the same detection may match two.
 """
@@ -36,7 +36,7 @@ _RPN_CUTS: tuple[Stage, ...] = ("low_objectness", "top_k", "too_small", "rpn_nms
 def explain(
     trace: Trace, boxes: Tensor, labels: Sequence[str | None] | None = None, *, iou: float = 0.5
 ) -> list[Explanation]:
-    """Explain how far each expected box came.
+    """Explain at which stage each expected box was lost, or which detection matches it.
 
     boxes: float [G, 4] xyxy in the image's pixels. labels: a class name each, None for any class. iou: in (0, 1], the
     least overlap at which a box matches the expected one. Raises ``ValueError`` for boxes without area, unknown or
@@ -58,7 +58,7 @@ def explain(
 
 
 class _Explainer:
-    """Holds what all expected boxes of one trace share: every anchor's decoded box, and the cuts that it passed."""
+    """Hold what the explanations of one trace share: every anchor's decoded box, and the cuts that it passed."""
 
     def __init__(self, trace: Trace, iou: float) -> None:
         self.trace, self.iou = trace, iou
@@ -99,7 +99,10 @@ class _Explainer:
         return Explanation(_to_tuple(box), label, stage, text, best, proposal, detection)
 
     def _match_detection(self, box: Tensor, label: str | None) -> tuple[Stage, int, DetectionFacts | None] | None:
-        """Step 1: the detection that overlaps the box most, if enough."""
+        """Run step 1: find the detection that overlaps the box most.
+
+        Returns the stage, the detection's anchor and the detection; None where no overlap is large enough.
+        """
         detected = self.trace.detected_pairs[: self.trace.options.max_detections]
         overlap = box_ops.iou(box[None], self.detected_boxes[: len(detected)])[0]
         if label is not None:
@@ -112,7 +115,11 @@ class _Explainer:
     def _match_pair(
         self, box: Tensor, label: str | None, decoded_ious: Tensor
     ) -> tuple[Stage, int, DetectionFacts | None] | None:
-        """Step 2: the best of the near pairs [R, K]; those whose refined box matches come first."""
+        """Run step 2: find the best of the near pairs [R, K]; those whose refined box matches come first.
+
+        decoded_ious: float32 [N], IoU of the box with every anchor's decoded box. Returns the stage, the pair's anchor
+        and the RoI head's output; None where no pair is near.
+        """
         trace = self.trace
         first, last = (1, len(trace.classes)) if label is None else (i := trace.classes.index(label), i + 1)
         scores, refined = trace.scores[:, first:last], trace.refined[:, first:last]
@@ -142,7 +149,10 @@ class _Explainer:
         return stage, int(self.proposal_anchors[proposal]), detection
 
     def _match_rpn_box(self, decoded_ious: Tensor) -> tuple[Stage, int, None]:
-        """Steps 3 and 4: of the RPN's boxes that match, the one that passed most cuts, then the likeliest."""
+        """Run steps 3 and 4: of the RPN's boxes that match, find the one that passed most cuts, then the likeliest.
+
+        decoded_ious: float32 [N]. Returns the stage, the anchor, and None for the detection.
+        """
         if float(decoded_ious.max()) < self.iou:
             return "no_anchor", int(decoded_ious.argmax()), None
         key = (2.0 * self.cuts_passed + self.trace.objectness).where(decoded_ious >= self.iou, torch.tensor(-1.0))
@@ -150,6 +160,7 @@ class _Explainer:
         return _RPN_CUTS[int(self.cuts_passed[anchor])], anchor, None
 
     def _anchor(self, index: int, anchor_ious: Tensor) -> AnchorFacts:
+        """Describe anchor ``index``. anchor_ious: float32 [N], IoU of the expected box with every anchor."""
         trace = self.trace
         location = anchor_locations(trace.config.anchors, trace.maps, torch.tensor([index]))
         level, candidate = int(location.levels), int(self.candidate_of[index])
@@ -174,6 +185,7 @@ class _Explainer:
         )
 
     def _proposal(self, anchor: int, anchor_ious: Tensor, decoded_ious: Tensor, *, suppressed: bool) -> ProposalFacts:
+        """Describe the box decoded from ``anchor``. suppressed: name the box for which NMS dropped it."""
         rows = torch.nonzero(self.proposal_anchors == anchor).flatten().tolist()
         return ProposalFacts(
             index=rows[0] if rows else None,
@@ -184,6 +196,7 @@ class _Explainer:
         )
 
     def _detection(self, proposal: int, class_id: int, box: Tensor) -> DetectionFacts:
+        """Describe the RoI head's output for a proposal and a class. box: the expected one, [4]."""
         trace = self.trace
         scores, refined = trace.scores[proposal], trace.refined[proposal, class_id]
         detected = trace.detected_pairs[: trace.options.max_detections]
@@ -203,6 +216,7 @@ class _Explainer:
         )
 
     def _suppressing_proposal(self, anchor: int) -> Suppressor | None:
+        """Return the proposal for which the RPN's NMS dropped the box decoded from ``anchor``."""
         trace, candidates = self.trace, self.trace.candidates
         own = self.candidate_of[anchor]
         likelier = candidates.levels[trace.after_nms] == candidates.levels[own]
@@ -215,6 +229,7 @@ class _Explainer:
         )
 
     def _suppressing_detection(self, proposal: int, class_id: int) -> Suppressor | None:
+        """Return the detection for which class NMS dropped the refined box of a proposal and a class."""
         trace = self.trace
         rows = torch.nonzero(trace.detected_pairs[:, 1] == class_id).flatten()
         scores = trace.scores[trace.detected_pairs[rows, 0], class_id]
@@ -243,5 +258,6 @@ def _suppressor(
 
 
 def _to_tuple(box: Tensor) -> Box:
+    """Convert a box [4] to numbers."""
     x1, y1, x2, y2 = box.tolist()
     return x1, y1, x2, y2

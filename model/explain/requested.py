@@ -1,4 +1,4 @@
-"""Proposals and traces, for the images of a batch whose options ask for them; most images ask for neither."""
+"""Proposals and traces, for those images of a batch whose options request them; most request neither."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class RequestedOutputs:
         return proposals + [tensor for trace in self.traces.values() for tensor in trace]
 
     def on_host(self, tensors: Iterable[Tensor]) -> RequestedOutputs:
-        """Return the same with ``tensors``, the copies of ``self.tensors`` in their order."""
+        """Return these outputs with ``tensors``, which are copies of ``self.tensors`` in the same order."""
         copies = iter(tensors)
         return replace(
             self,
             proposals={
-                i: Proposals.of(tuple(next(copies) for _ in each.tensors)) for i, each in self.proposals.items()
+                i: Proposals.from_tensors(tuple(next(copies) for _ in each.tensors))
+                for i, each in self.proposals.items()
             },
             traces={i: TraceTensors(*(next(copies) for _ in trace)) for i, trace in self.traces.items()},
         )
@@ -76,7 +77,7 @@ def collect_requested(
     offsets: Sequence[Tensor],
     options: Sequence[ResolvedOptions],
 ) -> RequestedOutputs:
-    """Collect what each image's options ask for, on the device.
+    """Collect the proposals and trace tensors that each image's options request, on the device.
 
     For each image: after_nms int64 [K], logits [R, classes] and offsets [R, classes, 4] of its R regions.
     """

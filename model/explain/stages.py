@@ -1,4 +1,4 @@
-"""The stages at which an expected box can be lost, what is known of it there, and a sentence that says so."""
+"""The stages at which an expected box can be lost, what is known of it there, and a sentence that tells it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class DetectionFacts:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How far one expected box came (image pixels; label None where any class matches).
+    """The stage that one expected box reached (image pixels; label None where any class matches).
 
     anchor: the one of the largest IoU. proposal: the RPN's box that passed most cuts; for ``no_anchor`` the one of the
     largest IoU. detection: the near pair that passed most cuts, None where no pair is near.
@@ -163,6 +163,7 @@ def sentence(
 def _sentence_after_rpn(
     stage: Stage, trace: Trace, iou: float, proposal: ProposalFacts, detection: DetectionFacts
 ) -> str:
+    """Return the sentence for the stages from the RoI head on."""
     options = trace.options
     name, score = f'"{detection.label}"', f"{detection.score:.3f}"
     if stage == "found":

@@ -1,6 +1,6 @@
 """Traces of a forward pass: what the network computed for one image, from the anchors to the detections.
 
-Nothing is computed twice: the network has run for the whole batch, and what a trace needs of it is copied.
+A trace costs no second forward pass: it copies tensors that the network has computed for the whole batch.
 """
 
 from __future__ import annotations

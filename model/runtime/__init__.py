@@ -1,1 +1,1 @@
-"""What makes inference fast: the forward pass in batches, buckets, precision, and passes that rewrite the model."""
+"""Inference: the forward pass in batches, buckets, devices, precision, and passes that rewrite the model for speed."""

@@ -1,7 +1,7 @@
 """The choice of the canvas, the size in pixels that an image is padded to: one of a few, the buckets.
 
-An image's size and the configuration alone decide it, never the other images of a batch: padding changes what the
-network computes near an image's edge, and so a batch mate would change the answer.
+It depends on the image's size and the configuration alone. Padding changes what the network computes near an image's
+edge: if the other images of a batch determined the canvas, they would change an image's detections.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Buckets:
 
 
 def _canvases(config: TransformConfig) -> tuple[Canvas, ...]:
+    """Return the buckets of a configuration, both orientations of each, by area."""
     # In the last aspect the short and the long side reach their limits together: no image needs a larger canvas.
     limits = (config.max_size, config.min_size)
     canvases = set()

@@ -16,7 +16,7 @@ _DRIVER_BRANCHES = {12: 525, 13: 580}
 
 
 class DeviceError(ValueError):
-    """The device that was asked for cannot be used here; the message says why and what to do."""
+    """The requested device cannot be used here; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -27,31 +27,31 @@ class _Unusable:
     present: bool
 
 
-def choose_device(asked: str) -> torch.device:
-    """Return the device for ``asked``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+def choose_device(requested: str) -> torch.device:
+    """Return the device for ``requested``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     ``auto`` is the first GPU that can be used, or the CPU where there is none. Raises ``DeviceError``.
     """
-    return torch.device(choose_devices(asked)[0])
+    return torch.device(choose_devices(requested)[0])
 
 
-def choose_devices(asked: str) -> tuple[str, ...]:
-    """Return the names of all devices that ``asked`` means, each ``cpu`` or ``cuda:N``; at least one.
+def choose_devices(requested: str) -> tuple[str, ...]:
+    """Return the names of all devices that ``requested`` means, each ``cpu`` or ``cuda:N``; at least one.
 
     ``cuda`` is every visible GPU. ``auto`` is every visible GPU that can be used, or the CPU where there is none; it
     logs a warning where a GPU is present and cannot be used. Raises ``DeviceError``, for ``cuda`` also where one of
     several GPUs cannot be used.
     """
-    named = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", asked)
+    named = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", requested)
     if named is None:
-        raise DeviceError(f"The device must be auto, cpu, cuda or cuda:N, not {asked!r}.")
-    if asked == "cpu":
+        raise DeviceError(f"The device must be auto, cpu, cuda or cuda:N, not {requested!r}.")
+    if requested == "cpu":
         return ("cpu",)
     unusable = _start_cuda()
-    if asked == "auto":
+    if requested == "auto":
         return _choose_automatically(unusable)
     if unusable is not None:
-        raise DeviceError(f"The device {asked} cannot be used: {unusable.sentence}")
+        raise DeviceError(f"The device {requested} cannot be used: {unusable.sentence}")
     count = torch.cuda.device_count()
     if named[1] is None:
         indices = range(count)
@@ -59,8 +59,8 @@ def choose_devices(asked: str) -> tuple[str, ...]:
         indices = range(index, index + 1)
     else:
         raise DeviceError(
-            f"There is no device {asked}: torch sees {count} GPU{'s' if count > 1 else ''}, and the largest index is "
-            f"{count - 1}. Choose a smaller index, or make more GPUs visible (CUDA_VISIBLE_DEVICES, and for a "
+            f"There is no device {requested}: torch sees {count} GPU{'s' if count > 1 else ''}, and the largest index "
+            f"is {count - 1}. Choose a smaller index, or make more GPUs visible (CUDA_VISIBLE_DEVICES, and for a "
             "container --gpus)."
         )
     for index in indices:
@@ -70,6 +70,7 @@ def choose_devices(asked: str) -> tuple[str, ...]:
 
 
 def _choose_automatically(unusable: _Unusable | None) -> tuple[str, ...]:
+    """Return the usable GPUs, or the CPU; log a warning for each GPU that is left out."""
     if unusable is not None:
         if unusable.present:
             log.warning("No GPU is used, the CPU is: %s", unusable.sentence)
@@ -103,7 +104,7 @@ def _start_cuda() -> _Unusable | None:
 
 
 def _explain(message: str) -> _Unusable:
-    """Return what to do about an error of torch's when CUDA does not start."""
+    """Return the reason for, and a remedy against, an error that torch raised when CUDA did not start."""
     if "Found no NVIDIA driver" in message:
         return _Unusable(
             f"there is no NVIDIA driver. Install one ({_driver_needed()}); in a container, start it with --gpus all on "
@@ -171,6 +172,7 @@ def has_kernels(capability: tuple[int, int], built: list[str]) -> bool:
 
 
 def _runs(capability: tuple[int, int], code: re.Match[str]) -> bool:
+    """Return whether a GPU of this capability runs one kind of code, parsed from torch's name for it."""
     kind, major, minor, suffix = code[1], int(code[2]), int(code[3]), code[4]
     if suffix == "a":
         return capability == (major, minor)

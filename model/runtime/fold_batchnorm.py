@@ -36,6 +36,7 @@ def fold_batchnorm(model: nn.Module) -> int:
 
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: nn.Module, path: str) -> None:
+    """Multiply and shift the weights of ``conv`` by ``norm``; path: the norm's name, for errors."""
     scale = _buffer(norm, "weight") / torch.sqrt(_buffer(norm, "running_var") + float(norm.eps))  # type: ignore[arg-type]
     shift = _buffer(norm, "bias") - _buffer(norm, "running_mean") * scale
     weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
@@ -48,6 +49,7 @@ def _fold(conv: nn.Conv2d, norm: nn.Module, path: str) -> None:
 
 
 def _buffer(norm: nn.Module, name: str) -> Tensor:
+    """Return a parameter or buffer of ``norm``, float64 [channels]."""
     value = getattr(norm, name)
     assert isinstance(value, Tensor)
     return value.detach().double()

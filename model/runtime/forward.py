@@ -4,7 +4,7 @@
     ``backbone``    backbone, feature pyramid, the RPN's head                none
     ``rpn``         the best anchors of each level, decoded; NMS; proposals  one, for the number of proposals
     ``roi_head``    RoIAlign, box head, class scores and offsets             none
-    ``postprocess`` decoding, class NMS, what was asked for, to the host     three: for the number of candidates,
+    ``postprocess`` decoding, class NMS, requested outputs, to the host      three: for the number of candidates,
                                                                              the detections, all else
 
 Everything that is served, evaluated or compared with torchvision goes through ``ForwardPass``. Training runs the same
@@ -31,7 +31,7 @@ from model.transfer import download, upload
 
 
 class HeadOutput(NamedTuple):
-    """What the RoI head makes of a batch's regions.
+    """The RoI head's output for a batch's regions.
 
     regions: float32 [R, 5] of (image, box), canvas pixels, in the images' order. counts: regions of each image.
     logits: [R, classes]. offsets: [R, classes, 4].
@@ -44,10 +44,10 @@ class HeadOutput(NamedTuple):
 
 
 class ForwardPass:
-    """Runs a ``FasterRCNN`` stage by stage; each stage is a method from tensors to tensors, and can be replaced."""
+    """The forward pass of a ``FasterRCNN``: each stage is a method from tensors to tensors, and can be overridden."""
 
     def __init__(self, model: FasterRCNN, dtype: torch.dtype, classes: tuple[str, ...]) -> None:
-        """dtype: what the network takes. classes: names by class id, the background first."""
+        """Keep ``model``. dtype: of the network's input. classes: names by class id, background first."""
         self.model = model
         self.dtype = dtype
         self.classes = classes
@@ -58,7 +58,7 @@ class ForwardPass:
         """Detect objects in each image of ``batch``, with options for each.
 
         Returns detections in each image's own pixels, on the CPU and without timings; None for an image for which a
-        feature map, a logit or an offset was not finite. ``timer`` is told of each stage's end.
+        feature map, a logit or an offset was not finite. ``timer`` marks the end of each stage.
         """
         output = self.run_convolutions(batch)
         finite = find_finite_images((*output.maps, output.logits, output.deltas))
@@ -112,7 +112,7 @@ class ForwardPass:
         return HeadOutput(regions, tuple(len(rows) for rows in boxes), *self.model.roi_heads(maps, regions))
 
     def postprocess(self, head: HeadOutput, batch: ImageBatch, options: Sequence[ResolvedOptions]) -> BatchDetections:
-        """Decode and suppress; the detections of all images, on the CPU, canvas pixels, before the limit an image."""
+        """Decode boxes and run class NMS; return all images' detections, on the CPU, in canvas pixels, not limited."""
         device = head.regions.device
         return self.model.roi_heads.postprocess(
             head.logits,
@@ -133,7 +133,7 @@ class ForwardPass:
         batch: ImageBatch,
         options: Sequence[ResolvedOptions],
     ) -> list[Detections | None]:
-        """Copy the rest to the host, divide by image, limit, and carry boxes into each image's pixels."""
+        """Copy the rest to the host, divide by image, limit, and rescale boxes to each image's pixels."""
         finite = finite & _find_finite_heads(head)
         flags, *tensors = download(finite, *requested.tensors)
         requested = requested.on_host(tensors)

@@ -29,7 +29,7 @@ RELEASE_SECONDS = 30.0  # between two releases in a server: seldom enough that t
 
 
 def configure_malloc() -> bool:
-    """Let all threads share one arena, keep freed blocks, and let oneDNN keep its kernels; True if glibc obeys.
+    """Let all threads share one arena, keep freed blocks, and let oneDNN keep its kernels; return whether glibc did.
 
     Call it before the first image, and before threads start: those that run keep their arenas. In return for its speed
     the process keeps its peak memory until ``release_free_memory``. Elsewhere than on glibc only oneDNN is configured.
@@ -44,7 +44,7 @@ def configure_malloc() -> bool:
 
 
 def release_free_memory() -> bool:
-    """Return every free page of the heap to the kernel; True if there were any.
+    """Give every free page of the heap back to the kernel; return whether there were any.
 
     Meanwhile no thread can allocate or free memory, but Python's lock is not held. Elsewhere than on glibc it does
     nothing.

@@ -1,4 +1,4 @@
-"""Making a trained model ready for inference: the passes, their order and its reasons.
+"""Make a trained model ready for inference: the passes, their order and its reasons.
 
 A pass is a function in a file of its own. It rewrites layers of the model in place, so that the model computes the same
 numbers faster, and returns how many layers it has rewritten. Each can be left out.

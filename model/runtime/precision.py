@@ -1,4 +1,4 @@
-"""The choice of the network's precision: from what is asked for and what the device can do."""
+"""The choice of the network's precision: from the setting and from what the device can do."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def multiplies_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def choose_precision(asked: str, device: torch.device, drift: Callable[[str], float]) -> tuple[str, str]:
-    """Return the precision that ``asked`` means on ``device``, and a sentence with the reason, empty without ``auto``.
+def choose_precision(requested: str, device: torch.device, drift: Callable[[str], float]) -> tuple[str, str]:
+    """Return the precision for ``requested`` on ``device``, and a sentence with the reason, empty without ``auto``.
 
     ``auto`` on a CPU is bf16 where the processor multiplies it (AMX, AVX512-bf16; docs/engine.md has the figures), and
     fp32 elsewhere. On a GPU it is fp16 or, from compute capability 8.0 on, bf16, whichever moves the network's output
@@ -47,25 +47,26 @@ def choose_precision(asked: str, device: torch.device, drift: Callable[[str], fl
     drift: measures for a precision how far the output moves from that of fp32, as a share of its size; inf where it is
     not finite. Raises ``ValueError`` for an unknown precision, and for one that the device does not offer.
     """
-    if asked == "auto":
+    if requested == "auto":
         if device.type == "cuda":
             return _choose_on_gpu(device, drift)
         return ("bf16" if multiplies_bf16(device) else "fp32"), ""
-    if asked not in PRECISIONS:
-        raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, not {asked!r}.")
-    if asked in ("fp16", "tf32") and device.type == "cpu":
-        raise ValueError(f"precision {asked} is for GPUs; on a CPU use bf16, int8 or fp32.")
-    if asked == "int8" and not can_quantize(device):
+    if requested not in PRECISIONS:
+        raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, not {requested!r}.")
+    if requested in ("fp16", "tf32") and device.type == "cpu":
+        raise ValueError(f"precision {requested} is for GPUs; on a CPU use bf16, int8 or fp32.")
+    if requested == "int8" and not can_quantize(device):
         raise ValueError("precision int8 is for CPUs, by oneDNN's operators in torch; use bf16, fp16 or fp32.")
-    if asked in ("bf16", "tf32") and device.type == "cuda" and not multiplies_bf16(device):
+    if requested in ("bf16", "tf32") and device.type == "cuda" and not multiplies_bf16(device):
         raise ValueError(
-            f"precision {asked} needs a GPU of compute capability 8.0 or more, and this one has {_capability(device)}; "
-            "use fp16 or fp32."
+            f"precision {requested} needs a GPU of compute capability 8.0 or more, and this one has "
+            f"{_capability(device)}; use fp16 or fp32."
         )
-    return asked, ""
+    return requested, ""
 
 
 def _choose_on_gpu(device: torch.device, drift: Callable[[str], float]) -> tuple[str, str]:
+    """Return the 16-bit precision that moves the output least, or fp32, and a sentence with the measured drifts."""
     names = ("fp16", "bf16") if multiplies_bf16(device) else ("fp16",)
     drifts = {name: drift(name) for name in names}
     best = min(drifts, key=lambda name: drifts[name])
@@ -76,6 +77,7 @@ def _choose_on_gpu(device: torch.device, drift: Callable[[str], float]) -> tuple
 
 
 def _capability(device: torch.device) -> str:
+    """Return the compute capability, as 8.0."""
     return ".".join(map(str, torch.cuda.get_device_capability(device)))
 
 
@@ -108,8 +110,9 @@ def measure_drift(model: FasterRCNN, pixels: Tensor, regions: Tensor, dtype: tor
 
 
 def _outputs(model: FasterRCNN, pixels: Tensor, regions: Tensor) -> list[Tensor]:
-    dense = model.run_convolutions(pixels)
-    return [part.float() for part in (dense.logits, dense.deltas, *model.roi_heads(dense.maps, regions))]
+    """Return logits and offsets of the RPN and of the RoI head, float32, for pixels [1, 3, H, W] and regions [R, 5]."""
+    output = model.run_convolutions(pixels)
+    return [part.float() for part in (output.logits, output.deltas, *model.roi_heads(output.maps, regions))]
 
 
 def probe_image(canvas: Canvas) -> Tensor:
@@ -133,7 +136,7 @@ _cublas: Any = torch.backends.cuda.matmul
 
 
 class _Float32Products:
-    """The way in which cuDNN and cuBLAS multiply float32, which torch can only set for the whole process.
+    """The arithmetic of float32 products in cuDNN and cuBLAS, which torch can set for the whole process only.
 
     While detectors run it is "ieee" if one of them is in fp32, else "tf32"; afterwards it is as it was before.
     """
@@ -144,6 +147,7 @@ class _Float32Products:
         self._before = ("none", "none")
 
     def enter(self, precision: str) -> None:
+        """Note that a detector in ``precision`` begins to run."""
         with self._lock:
             if not self._running.total():
                 self._before = (_cudnn.conv.fp32_precision, _cublas.fp32_precision)
@@ -151,11 +155,13 @@ class _Float32Products:
             self._apply()
 
     def leave(self, precision: str) -> None:
+        """Note that a detector in ``precision`` has run."""
         with self._lock:
             self._running[precision] -= 1
             self._apply()
 
     def _apply(self) -> None:
+        """Set the arithmetic that the running detectors need."""
         if self._running.total():
             modes = ("ieee", "ieee") if self._running["fp32"] else ("tf32", "tf32")
         else:

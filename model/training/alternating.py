@@ -1,4 +1,4 @@
-"""The schedules of training: joint, and the paper's 4-step alternating training (P 3.2).
+"""The schedules of training: joint, and the paper's 4-step alternating training (arXiv 1506.01497, section 3.2).
 
     1. the RPN, with a backbone of its own                               from the initial weights
     2. the detector, with a backbone of its own, on step 1's proposals   from the initial weights again
@@ -28,8 +28,8 @@ Schedule = Literal["joint", "alternating"]
 class Step:
     """One of the four steps.
 
-    share: of the run's epochs (PFR alt_opt: 80k, 40k, 80k and 40k of 240k iterations). frozen: prefixes of the
-    parameters that the step does not train.
+    share: of the run's epochs (py-faster-rcnn's alt_opt: 80k, 40k, 80k and 40k of 240k iterations).
+    frozen: prefixes of the parameters that the step does not train.
     """
 
     name: str

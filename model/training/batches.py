@@ -104,10 +104,12 @@ class Batches:
         return collate(images, canvas, self.filler, indices)
 
     def _canvas_of(self, index: int) -> tuple[int, int]:
+        """Return the canvas (H, W) in the orientation of sample ``index``."""
         sample = self.dataset.samples[index]
         return self.canvas if sample.width >= sample.height else (self.canvas[1], self.canvas[0])
 
     def _draw_plan(self) -> npt.NDArray[np.int64]:
+        """Draw which samples each step has: int64 [steps, B]."""
         # The spawn key makes this stream of random numbers differ from that of every image.
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch], spawn_key=(1,)))
         wide = np.array([sample.width >= sample.height for sample in self.dataset.samples])

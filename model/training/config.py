@@ -1,4 +1,4 @@
-"""How to train: the settings of a run, and its learning rate by step."""
+"""Settings of a training run, and its learning rate by step."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ def initialise_weights(model: FasterRCNN, start: str) -> str:
 
 
 def _load_packaged_imagenet(model: FasterRCNN) -> str:
+    """Load the ImageNet weights of an installed package; raise ``TrainingError`` where there is none."""
     spec = BACKBONES[model.config.backbone]
     if spec.packaged_imagenet is None:
         raise TrainingError(

@@ -1,7 +1,10 @@
-"""The four losses: RPN objectness and offsets (P eq. 1), detector classes and offsets (Fast R-CNN eq. 1).
+"""The four losses: of the RPN's objectness and offsets, and of the detector's classes and offsets.
 
-Normalisation is PFR's code rather than the paper's text: both RPN terms are divided by the number of sampled anchors
-(the paper's lambda of 10 over some 2,400 positions is about the same), both detector terms by the sampled regions.
+They are equation 1 of arXiv 1506.01497, and equation 1 of Fast R-CNN (arXiv 1504.08083).
+
+Normalisation follows py-faster-rcnn's code rather than the paper's text: both RPN terms are divided by the number of
+sampled anchors (the paper's lambda of 10 over some 2,400 positions is about the same), both detector terms by the
+number of sampled regions.
 
 Training minimises one of three objectives: ``joint_losses``, or in 4-step training ``rpn_only_losses`` and
 ``DetectorOnlyLosses``. Where several processes share a batch, ``total`` turns a count of one process into the count of
@@ -41,7 +44,7 @@ class Losses(NamedTuple):
     roi_box: Tensor
 
     def total(self) -> Tensor:
-        """Return their sum, the loss of joint training (P 3.2)."""
+        """Return their sum, the loss of joint training."""
         return self.objectness + self.rpn_box + self.classes + self.roi_box
 
 
@@ -107,7 +110,7 @@ def joint_losses(
     generators: Sequence[torch.Generator],
     total: Total = single_process_total,
 ) -> Losses:
-    """Return all four losses of one pass: approximate joint training (P 3.2).
+    """Return all four losses of one pass: approximate joint training (arXiv 1506.01497, section 3.2).
 
     Proposals are constants to the detector's losses.
     """
@@ -131,7 +134,7 @@ def rpn_only_losses(
 
 
 class DetectorOnlyLosses:
-    """The detector's two losses on given proposals, as Fast R-CNN is trained; the RPN's are 0.
+    """The detector's two losses on proposals that stay constant, as Fast R-CNN is trained; the RPN's are 0.
 
     proposer: the model whose RPN proposes; None uses the RPN of the trained model, on the maps that its detector uses.
     """
@@ -168,6 +171,7 @@ def _rpn_losses(
     generators: Sequence[torch.Generator],
     total: Total,
 ) -> tuple[Tensor, Tensor]:
+    """Sample anchors of each image and return the RPN's two losses on them."""
     config = model.config.sampling
     anchors, _ = model.rpn.grid_anchors(batch.canvas, output.shapes, batch.pixels.device)
     targets = [
@@ -184,6 +188,7 @@ def _detector_losses(
     generators: Sequence[torch.Generator],
     total: Total,
 ) -> tuple[Tensor, Tensor]:
+    """Sample regions of each image and return the detector's two losses on them."""
     config, weights = model.config.sampling, model.config.roi_head.box_weights
     targets = [
         region_targets(proposal.boxes, truth, config, weights, generator)

@@ -1,4 +1,4 @@
-"""The range of each layer's input on images like those to come: int8 divides it into 255 steps."""
+"""Measure the range of each layer's input on sample images: int8 divides it into 255 steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from model.structures import ImageArray
 def write_quantization_ranges(detector: Detector, images: Iterable[ImageArray]) -> tuple[Path, int]:
     """Write the range of each layer's input over ``images`` beside the detector's weights.
 
-    detector: in fp32. images: uint8 RGB [H, W, 3], like those to come; labels are not needed. Returns the file and the
-    number of layers. Raises ``ValueError`` for no images and for a detector in another precision, and ``OSError``.
+    detector: in fp32. images: uint8 RGB [H, W, 3], like those that will be served; labels are not needed. Returns the
+    file and the number of layers. Raises ``ValueError`` for no images and for a detector in another precision, and
+    ``OSError``.
     """
     if detector.precision != "fp32":
         raise ValueError(f"Ranges are measured in fp32, not in {detector.precision}.")

@@ -55,7 +55,7 @@ def train(
 
     data: a folder of COCO json or VOC xml as ``load_dataset`` reads it; its split ``train``.
     start: the initial weights, as ``initialise_weights`` takes them.
-    schedule: ``joint``, or ``alternating``, the paper's four steps, which share the epochs (P 3.2).
+    schedule: ``joint``, or ``alternating``, the paper's four steps, which share the epochs.
     device: ``cpu``, ``cuda`` or ``auto``; under torchrun each process takes the GPU of its own number.
     validation: the share of the training images set aside, by the seed; 0 for none, and then None is returned.
 

@@ -1,4 +1,6 @@
-"""Match anchors and regions to the ground truth, and sample them for the losses (P 3.1.2, 3.1.3; PFR; TV).
+"""Match anchors and regions to the ground truth, and sample them for the losses.
+
+The rules are those of arXiv 1506.01497, sections 3.1.2 and 3.1.3, of py-faster-rcnn and of torchvision:
 
     anchors  positive: IoU >= 0.7 with a box, or the best anchor of some box (ties kept)
              background: IoU < 0.3 with every box; all others are ignored
@@ -43,7 +45,8 @@ def match_boxes(overlaps: Tensor, positive: float, negative: float, *, keep_best
 
     overlaps: IoU [G, N]. A box matches the true box it overlaps most, if by at least ``positive``; it is background
     where that is below ``negative``. keep_best: the best box of each true box is matched too, to the true box that it
-    overlaps most itself, however low the overlap, with all ties (P 3.1.2, condition i), unless nothing overlaps.
+    overlaps most itself, however low the overlap, with all ties (arXiv 1506.01497, section 3.1.2, condition i),
+    unless nothing overlaps.
     """
     if overlaps.shape[0] == 0:
         return torch.full((overlaps.shape[1],), BACKGROUND, dtype=torch.int64, device=overlaps.device)
@@ -52,8 +55,8 @@ def match_boxes(overlaps: Tensor, positive: float, negative: float, *, keep_best
     matched[best < negative] = BACKGROUND
     if keep_best:
         highest = overlaps.max(dim=1, keepdim=True).values
-        rescued = ((overlaps == highest) & (highest > 0)).any(dim=0)
-        matched[rescued] = nearest[rescued]
+        best_of_a_box = ((overlaps == highest) & (highest > 0)).any(dim=0)
+        matched[best_of_a_box] = nearest[best_of_a_box]
     return matched
 
 

@@ -169,6 +169,7 @@ class Trainer:
         self.step = int(state["step"])
 
     def _groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: the parameters of the body, and all others, each with its peak rate."""
         body: list[torch.nn.Parameter] = []
         rest: list[torch.nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
@@ -181,6 +182,7 @@ class Trainer:
         return [group for group in groups if group["params"]]
 
     def _batches(self, epoch: int) -> Batches:
+        """Return this process's batches of an epoch."""
         canvas, augment = self.config.epoch_settings(epoch)
         mean = self.model.config.transform.mean
         filler = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
@@ -208,6 +210,7 @@ class Trainer:
                     return
 
     def _train_step(self, batch: TrainBatch) -> Losses:
+        """Update weights and average by one step; return its losses."""
         factor = learning_rate_factor(self.config, self.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * factor
@@ -239,16 +242,16 @@ class Trainer:
         images, truths = to_image_batch(batch, self.transform, self.device), to_truths(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             losses = self.objective(self.model, images, truths, generators, self.processes.total)
-        whole = self.processes.sum_losses(losses)
-        if not torch.isfinite(whole.total()):
+        batch_losses = self.processes.sum_losses(losses)
+        if not torch.isfinite(batch_losses.total()):
             raise TrainingError(
-                f"The loss is {whole.total().item()} at step {self.step}, on images {batch.indices.tolist()}: "
+                f"The loss is {batch_losses.total().item()} at step {self.step}, on images {batch.indices.tolist()}: "
                 "lower the learning rate, or look at these images' boxes."
             )
         self.optimiser.zero_grad(set_to_none=True)
         losses.total().backward()
         self.processes.sum_gradients(self.trained)
-        return whole
+        return batch_losses
 
 
 def new_model(config: DetectorConfig, seed: int = 0) -> FasterRCNN:

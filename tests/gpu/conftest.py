@@ -1,4 +1,4 @@
-"""Fixtures of this folder's tests. They run without ``service/`` and its packages: see ``alone.ini``."""
+"""Fixtures of this folder's tests. They run without ``service/`` and its packages: see ``standalone.ini``."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def cat() -> np.ndarray:
 
 
 def noise(height: int, width: int) -> np.ndarray:
-    """Random pixels, uint8 [height, width, 3]."""
+    """Make an image of random pixels, uint8 [height, width, 3], the same for a size."""
     return np.random.default_rng(height * 100_003 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 

@@ -43,6 +43,6 @@ def network(name: str) -> FasterRCNN:
 
 
 def small(name: str, device: str, precision: str = "fp32") -> Detector:
-    """Make a detector of ``network``; with exact canvases a CPU sums in the same order as the pretended GPU."""
+    """Make a detector of ``network``; with exact canvases a CPU sums in the same order as the simulated GPU."""
     checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset=name, classes=CLASSES)
     return Detector(deepcopy(network(name)), checkpoint, device=device, precision=precision, canvas="exact")

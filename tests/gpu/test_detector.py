@@ -1,4 +1,4 @@
-"""The whole detector on a pretended GPU: it detects what it does on the CPU, and seldom makes the host wait."""
+"""The whole detector on a simulated GPU: the CPU's detections, with few waits of the host."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from model.rpn import RPN
 from model.structures import DetectOptions
 from tests.gpu.conftest import distance, noise
 from tests.gpu.networks import small
-from tests.gpu.pretended import PretendedGPU, pretended_gpu
+from tests.gpu.simulated_gpu import SimulatedGPU, simulated_gpu
 
 NAMES = [config.name for config in PRESETS]
 # Boxes in pixels, scores. fp32: the sums run in the same order; the antialiased resize rounds a value here and there
@@ -22,8 +22,8 @@ LIMITS = {"fp32": (0.2, 1e-4), "tf32": (0.2, 1e-4), "fp16": (4.0, 0.02), "bf16":
 
 
 @pytest.fixture
-def gpu() -> Iterator[PretendedGPU]:
-    with pretended_gpu() as gpu:
+def gpu() -> Iterator[SimulatedGPU]:
+    with simulated_gpu() as gpu:
         yield gpu
 
 
@@ -33,7 +33,7 @@ def on_cpu() -> Detector:
 
 
 @pytest.fixture
-def on_gpu(gpu: PretendedGPU) -> Detector:
+def on_gpu(gpu: SimulatedGPU) -> Detector:
     return Detector.from_checkpoint("lite-voc20", device="cuda", precision="fp32")
 
 
@@ -41,18 +41,19 @@ def on_gpu(gpu: PretendedGPU) -> Detector:
 def test_every_preset_detects_as_on_the_cpu_and_nearly_so_in_half_precision(name: str, cat: np.ndarray) -> None:
     images, options = [cat, noise(1, 1)], DetectOptions(score_threshold=0.05, trace=True)
     expected = small(name, "cpu").detect(images, options)
-    with pretended_gpu():
+    with simulated_gpu():
         answers = small(name, "cuda").detect(images, options)
         halves = [small(name, "cuda", precision).detect([cat], options)[0] for precision in ("fp16", "bf16")]
-    for answer, right in zip(answers, expected, strict=True):
+    for answer, reference in zip(answers, expected, strict=True):
         assert answer.trace is not None
-        assert right.trace is not None
-        torch.testing.assert_close(answer.trace.objectness, right.trace.objectness, atol=5e-3, rtol=0)
-        kept, known = answer.trace.candidates[answer.trace.final_rows], right.trace.candidates[right.trace.final_rows]
+        assert reference.trace is not None
+        torch.testing.assert_close(answer.trace.objectness, reference.trace.objectness, atol=5e-3, rtol=0)
+        kept = answer.trace.candidates[answer.trace.final_rows]
+        known = reference.trace.candidates[reference.trace.final_rows]
         # Scores of random weights are nearly tied: boxes may swap ranks, and one may suppress another.
         assert _without_partner(kept.boxes, known.boxes) <= 1
-        assert _without_partner(answer.boxes, right.boxes) <= 2  # one of each class
-        assert abs(len(answer) - len(right)) <= 2
+        assert _without_partner(answer.boxes, reference.boxes) <= 2  # one of each class
+        assert abs(len(answer) - len(reference)) <= 2
     for half in halves:
         assert half.trace is not None
         assert answers[0].trace is not None
@@ -68,12 +69,12 @@ def _without_partner(boxes: torch.Tensor, others: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 def test_the_bundled_weights_detect_the_cat_where_the_cpu_does(
-    precision: str, gpu: PretendedGPU, on_cpu: Detector, cat: np.ndarray
+    precision: str, gpu: SimulatedGPU, on_cpu: Detector, cat: np.ndarray
 ) -> None:
-    [right] = on_cpu.detect([cat])
+    [reference] = on_cpu.detect([cat])
     [answer] = Detector.from_checkpoint("lite-voc20", device="cuda", precision=precision).detect([cat])
-    assert right.labels == ("cat",)
-    boxes, scores = distance(answer, right)
+    assert reference.labels == ("cat",)
+    boxes, scores = distance(answer, reference)
     assert boxes <= LIMITS[precision][0]
     assert scores <= LIMITS[precision][1]
 
@@ -84,9 +85,9 @@ def test_images_of_any_shape_are_resized_as_on_the_cpu(
 ) -> None:
     image = noise(*size) if size[0] < 60_000 else np.tile(noise(600, 10), (100, 100, 1))
     canvas = on_cpu.canvas_for(*size)
-    right = on_cpu.transform([image], canvas, on_cpu.device).pixels
+    reference = on_cpu.transform([image], canvas, on_cpu.device).pixels
     pixels = on_gpu.transform([image], canvas, on_gpu.device).pixels.cpu()
-    levels = (pixels - right).abs() * on_cpu.transform.std[None] * 255
+    levels = (pixels - reference).abs() * on_cpu.transform.std[None] * 255
     assert float(levels.max()) < (1.1 if size[0] < 60_000 else 4)  # the last takes two steps: another filter
     assert float(levels.mean()) < 0.5
     if size[0] < 60_000:
@@ -105,9 +106,9 @@ def test_one_call_may_mix_regions_classes_thresholds_and_proposals(
         DetectOptions(regions=()),
     ]
     answers, expected = on_gpu.detect([cat] * 6, options), on_cpu.detect([cat] * 6, options)
-    for answer, right in zip(answers, expected, strict=True):
-        assert distance(answer, right) <= LIMITS["fp32"]
-        assert answer.proposal_indices.tolist() == right.proposal_indices.tolist()
+    for answer, reference in zip(answers, expected, strict=True):
+        assert distance(answer, reference) <= LIMITS["fp32"]
+        assert answer.proposal_indices.tolist() == reference.proposal_indices.tolist()
     proposals, known = answers[1].proposals, expected[1].proposals
     assert proposals is not None
     assert known is not None
@@ -126,7 +127,7 @@ def test_one_call_may_mix_regions_classes_thresholds_and_proposals(
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize(("name", "launches"), [("lite-voc20", 430), ("RESNET50_FPN", 465)])
 def test_the_host_waits_four_times_for_a_batch_of_any_size(
-    name: str, launches: int, count: int, gpu: PretendedGPU, cat: np.ndarray
+    name: str, launches: int, count: int, gpu: SimulatedGPU, cat: np.ndarray
 ) -> None:
     if name == "lite-voc20":
         detector = Detector.from_checkpoint(name, device="cuda", precision="fp32")
@@ -140,7 +141,7 @@ def test_the_host_waits_four_times_for_a_batch_of_any_size(
     assert gpu.launches <= launches + 12 * count
 
 
-def test_proposals_and_traces_need_no_further_wait(gpu: PretendedGPU, on_gpu: Detector, cat: np.ndarray) -> None:
+def test_proposals_and_traces_need_no_further_wait(gpu: SimulatedGPU, on_gpu: Detector, cat: np.ndarray) -> None:
     on_gpu.detect([cat] * 2, DetectOptions(trace=True, proposals=300))
     gpu.reset()
     on_gpu.detect([cat] * 2, DetectOptions(trace=True, proposals=300))
@@ -148,19 +149,19 @@ def test_proposals_and_traces_need_no_further_wait(gpu: PretendedGPU, on_gpu: De
 
 
 def test_a_score_threshold_of_zero_costs_a_bounded_number_of_waits(
-    gpu: PretendedGPU, on_gpu: Detector, on_cpu: Detector, cat: np.ndarray
+    gpu: SimulatedGPU, on_gpu: Detector, on_cpu: Detector, cat: np.ndarray
 ) -> None:
     options = DetectOptions(score_threshold=0.0, max_detections=1000)
     on_gpu.detect([cat] * 2, options)
     gpu.reset()
     [answer, _] = on_gpu.detect([cat] * 2, options)
     assert gpu.wait_count <= 16, gpu.waits
-    [right] = on_cpu.detect([cat], options)
-    assert len(answer) == len(right) == 1000
-    torch.testing.assert_close(answer.scores, right.scores, atol=1e-3, rtol=0)
+    [reference] = on_cpu.detect([cat], options)
+    assert len(answer) == len(reference) == 1000
+    torch.testing.assert_close(answer.scores, reference.scores, atol=1e-3, rtol=0)
 
 
-def test_every_proposal_layer_is_exact_float32(gpu: PretendedGPU) -> None:
+def test_proposals_of_a_network_in_bf16_are_float32(gpu: SimulatedGPU) -> None:
     detector = small("LITE", "cuda", "bf16")
     assert isinstance(detector.model.rpn, RPN)
     [answer] = detector.detect([noise(64, 64)], DetectOptions(proposals=5))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.gpu.kernels import kernel_types, torch_cuda, torchvision_ops
-from tests.gpu.pretended import supported_types
+from tests.gpu.simulated_gpu import supported_types
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 

@@ -1,4 +1,4 @@
-"""Precision on a pretended GPU: what is offered, what is chosen, and what values that are not finite lead to."""
+"""Precision on a simulated GPU: what is offered, what is chosen, and what values that are not finite lead to."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -15,12 +15,12 @@ from model.runtime.precision import float32_products, probe_image
 from model.structures import Detections, DetectOptions, NotFiniteError
 from tests.gpu.conftest import CAT, distance
 from tests.gpu.networks import CLASSES, network, small
-from tests.gpu.pretended import PretendedGPU, pretended_gpu
+from tests.gpu.simulated_gpu import SimulatedGPU, simulated_gpu
 
 
 @pytest.fixture
-def gpu() -> Iterator[PretendedGPU]:
-    with pretended_gpu() as gpu:
+def gpu() -> Iterator[SimulatedGPU]:
+    with simulated_gpu() as gpu:
         yield gpu
 
 
@@ -51,7 +51,7 @@ def _expected(device: str) -> list[Detections]:
 def test_a_value_that_is_not_finite_fails_its_own_image(
     part: str, value: float, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pretended_gpu():
+    with simulated_gpu():
         detector = small("LITE", device)
         model = detector.model
 
@@ -91,7 +91,7 @@ def test_a_value_that_is_not_finite_fails_its_own_image(
         assert distance(last, expected[2]) <= (1e-3, 1e-5)
 
 
-def test_fp16_that_overflows_fails_the_image_and_auto_does_not_choose_it(gpu: PretendedGPU) -> None:
+def test_fp16_that_overflows_fails_the_image_and_auto_does_not_choose_it(gpu: SimulatedGPU) -> None:
     checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset="LITE", classes=CLASSES)
 
     def overflowing_network() -> FasterRCNN:
@@ -114,7 +114,7 @@ def test_fp16_that_overflows_fails_the_image_and_auto_does_not_choose_it(gpu: Pr
     ("capability", "offered"), [((7, 5), {"fp32", "fp16"}), ((8, 0), {"fp32", "tf32", "bf16", "fp16"})]
 )
 def test_the_capability_says_which_precisions_there_are(capability: tuple[int, int], offered: set[str]) -> None:
-    with pretended_gpu(capability):
+    with simulated_gpu(capability):
         assert small("LITE", "cuda", "auto").precision == "fp16"
         for precision in ("fp32", "tf32", "bf16", "fp16", "int8"):
             if precision in offered:
@@ -124,7 +124,7 @@ def test_the_capability_says_which_precisions_there_are(capability: tuple[int, i
                 small("LITE", "cuda", precision)
 
 
-def test_fp32_multiplies_float32_exactly_and_tf32_does_not(gpu: PretendedGPU) -> None:
+def test_fp32_multiplies_float32_exactly_and_tf32_does_not(gpu: SimulatedGPU) -> None:
     def modes() -> tuple[str, str]:
         return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
 

@@ -1,4 +1,4 @@
-"""The whole service with ``device=cuda`` on a pretended GPU: it starts, and its results are as on a CPU."""
+"""The whole service with ``device=cuda`` on a simulated GPU: it starts, and its results are as on a CPU."""
 
 import contextlib
 import json
@@ -14,16 +14,16 @@ from model.detector import Detector
 from model.structures import DetectOptions
 from service.inference.detector import load_detector, resolve_devices
 from service.inference.worker import Worker
-from tests.gpu.pretended import PretendedGPU, pretended_gpu
+from tests.gpu.simulated_gpu import SimulatedGPU, simulated_gpu
 from tests.service.conftest import Live, serving
 
 BOX = 0.2  # pixels that a side may differ from the CPU's, in fp32
 
 
 @contextlib.contextmanager
-def serving_on_gpu(monkeypatch: pytest.MonkeyPatch, **settings: object) -> Iterator[tuple[Live, PretendedGPU]]:
+def serving_on_gpu(monkeypatch: pytest.MonkeyPatch, **settings: object) -> Iterator[tuple[Live, SimulatedGPU]]:
     """Serve the bundled weights as ``frcnn serve --device cuda`` does; the worker's thread may use the GPU."""
-    with pretended_gpu() as gpu:
+    with simulated_gpu() as gpu:
         live_on_cpu: Callable[[Worker], None] = Worker._run_thread
 
         def live(worker: Worker) -> None:

@@ -20,7 +20,7 @@ def _image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_there_is_one_answer_an_image_in_their_order(detector: Detector) -> None:
+def test_there_are_detections_for_each_image_in_order(detector: Detector) -> None:
     sizes = [(120, 160), (160, 120), (120, 160), (33, 400), (1, 1)]
     results = detector.detect([_image(*size) for size in sizes])
     assert [answer.batch_size for answer in results] == [2, 1, 2, 1, 1]
@@ -34,7 +34,7 @@ def test_there_is_one_answer_an_image_in_their_order(detector: Detector) -> None
         assert answer.labels == tuple(CLASSES[i] for i in answer.class_ids.tolist())
 
 
-def test_no_images_no_answers(detector: Detector) -> None:
+def test_no_images_give_no_detections(detector: Detector) -> None:
     assert detector.detect([]) == []
 
 
@@ -67,7 +67,7 @@ def test_a_detection_names_the_proposal_it_came_from(detector: Detector) -> None
     torch.testing.assert_close(detections.boxes, parents, atol=4.0, rtol=0.05)
 
 
-def test_an_answer_does_not_depend_on_the_batch_mates(detector: Detector) -> None:
+def test_detections_do_not_depend_on_the_other_images_of_the_batch(detector: Detector) -> None:
     # The canvas depends on the image alone; sums in fp32 may differ in their last bits.
     image = _image(180, 240, seed=1)
     (alone,) = detector.detect([image])
@@ -109,7 +109,7 @@ def test_the_stages_are_timed(detector: Detector) -> None:
     assert all(seconds >= 0 for seconds in detections.timings.values())
 
 
-def test_a_detector_says_what_it_is(detector: Detector) -> None:
+def test_the_info_describes_the_detector(detector: Detector) -> None:
     info = detector.info
     assert info.preset == "LITE"
     assert info.classes == CLASSES
@@ -128,12 +128,12 @@ def test_a_detector_says_what_it_is(detector: Detector) -> None:
         ({"canvas": "round"}, "canvas must be"),
     ],
 )
-def test_a_wrong_argument_stops_the_start(argument: dict[str, str], message: str) -> None:
+def test_an_argument_out_of_range_is_refused(argument: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Detector.random("LITE", **argument)
 
 
-def test_bf16_finds_nearly_the_same() -> None:
+def test_bf16_gives_nearly_the_same_proposals() -> None:
     image = _image(300, 400)
     exact = Detector.random("LITE", classes=CLASSES, precision="fp32", device="cpu")
     short = Detector.random("LITE", classes=CLASSES, precision="bf16", device="cpu")
@@ -146,7 +146,7 @@ def test_bf16_finds_nearly_the_same() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_finds_what_the_cpu_finds() -> None:
+def test_a_gpu_detects_as_the_cpu() -> None:
     image = _image(300, 400)
     answers = [
         Detector.random("LITE", classes=CLASSES, precision="fp32", device=device).detect([image])[0]
@@ -177,3 +177,27 @@ def test_the_full_size_alone_decides_the_canvas(detector: Detector) -> None:
 def test_a_full_size_of_nothing_is_refused(detector: Detector) -> None:
     with pytest.raises(ValueError, match="full_size"):
         detector.detect([_image(10, 10)], DetectOptions(full_size=(0, 10)))
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([[1, 2, 3]], "shape"),
+        ([[5, 5, 5, 9]], "x1 < x2"),
+        ([[0, 0, float("nan"), 9]], "x1 < x2"),
+    ],
+)
+def test_regions_that_are_no_boxes_are_refused(detector: Detector, regions: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detector.detect([_image(180, 240)], regions=[regions])
+
+
+def test_regions_with_a_trace_or_proposals_are_refused(detector: Detector) -> None:
+    for options in (DetectOptions(trace=True), DetectOptions(proposals=3)):
+        with pytest.raises(ValueError, match="the RPN does not run"):
+            detector.detect([_image(180, 240)], options, [[[0, 0, 9, 9]]])
+
+
+def test_regions_must_be_one_list_an_image(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="Regions for 2 images, and there are 1"):
+        detector.detect([_image(180, 240)], regions=[None, None])

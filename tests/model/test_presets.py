@@ -1,4 +1,4 @@
-"""The presets: found by name, and PAPER_VGG16 number by number against the paper."""
+"""The presets: found by name, and the numbers of PAPER_VGG16 against the paper and py-faster-rcnn."""
 
 from __future__ import annotations
 
@@ -14,42 +14,21 @@ from torch import nn
 from model import anchors, checkpoint
 from model.detector import DetectOptions, Detector
 from model.faster_rcnn import FasterRCNN
-from model.presets import PAPER_VGG16, PRESETS, RESNET50_FPN, find_preset
-from model.roi_align import roi_pool
+from model.presets import PAPER_VGG16, PRESETS, find_preset
 from model.structures import ImageBatch
 from model.training.losses import joint_losses
 from model.training.targets import Truth
 
-# py-faster-rcnn's generate_anchors.py, as its header prints them: pixels counted inclusively, and from 1.
-NINE = (
-    (-83, -39, 100, 56),
-    (-175, -87, 192, 104),
-    (-359, -183, 376, 200),
-    (-55, -55, 72, 72),
-    (-119, -119, 136, 136),
-    (-247, -247, 264, 264),
-    (-35, -79, 52, 96),
-    (-79, -167, 96, 184),
-    (-167, -343, 184, 360),
-)
-
-
-def test_the_nine_anchors_of_the_table() -> None:
-    base = anchors.level_base_anchors(PAPER_VGG16.anchors, 0)
-    # Continuous corners to inclusive pixels (the last is one less), counted from 1 (both one more).
-    inclusive = torch.stack((base[:, 0] + 1, base[:, 1] + 1, base[:, 2], base[:, 3]), dim=1)
-    assert inclusive.tolist() == [list(map(float, anchor)) for anchor in NINE]
-
 
 def test_twenty_thousand_anchors_on_an_image_of_the_papers_size() -> None:
-    """P 3.1.3: a 1000 x 600 image has roughly 20,000 anchors."""
+    # arXiv 1506.01497, section 3.1.3: a 1000 x 600 image has roughly 20,000 anchors.
     grid = anchors.grid_anchors(PAPER_VGG16.anchors, (608, 1008), ((38, 63),), torch.device("cpu"))
     assert len(grid) == 9 * 38 * 63 == 21546
     shift = grid[9 * (63 + 2)] - grid[0]
     assert shift.tolist() == [32, 16, 32, 16]
 
 
-def test_137_078_239_parameters() -> None:
+def test_the_papers_network_has_137_078_239_parameters() -> None:
     with torch.device("meta"):
         model = FasterRCNN(PAPER_VGG16)
     assert sum(parameter.numel() for parameter in model.parameters()) == 137_078_239
@@ -72,29 +51,32 @@ def test_layers_have_the_papers_shapes() -> None:
 
 def test_constants_of_the_test_configuration() -> None:
     transform, rpn, head = PAPER_VGG16.transform, PAPER_VGG16.rpn, PAPER_VGG16.roi_head
-    assert (transform.min_size, transform.max_size) == (600, 1000)  # P 3.3
+    assert (transform.min_size, transform.max_size) == (600, 1000)  # arXiv 1506.01497, section 3.3
     means = [255 * mean for mean in reversed(transform.mean)]
-    assert means == pytest.approx([102.9801, 115.9465, 122.7717])  # PFR config PIXEL_MEANS, blue first
+    assert means == pytest.approx([102.9801, 115.9465, 122.7717])  # py-faster-rcnn's config PIXEL_MEANS, blue first
     assert (transform.bgr, {round(255 * std, 9) for std in transform.std}) == (True, {1.0})
-    assert (rpn.pre_nms, rpn.nms_threshold, rpn.post_nms) == (6000, 0.7, 300)  # PFR config TEST.RPN_*
-    assert (rpn.pre_nms_train, rpn.post_nms_train) == (12000, 2000)  # PFR config TRAIN.RPN_*
+    assert (rpn.pre_nms, rpn.nms_threshold, rpn.post_nms) == (6000, 0.7, 300)  # py-faster-rcnn's config TEST.RPN_*
+    assert (rpn.pre_nms_train, rpn.post_nms_train) == (12000, 2000)  # its config TRAIN.RPN_*
     assert (rpn.min_size, rpn.scale_min_size) == (16, True)
     assert (head.pool, head.resolution, head.scales) == ("max", 7, (1 / 16,))
-    assert (head.score_threshold, head.nms_threshold, head.max_detections) == (0.05, 0.3, 100)  # PFR config, test
-    assert tuple(1 / weight for weight in head.box_weights) == pytest.approx((0.1, 0.1, 0.2, 0.2))  # PFR target stds
+    assert (head.score_threshold, head.nms_threshold, head.max_detections) == (0.05, 0.3, 100)  # its config and test.py
+    deviations = tuple(1 / weight for weight in head.box_weights)
+    assert deviations == pytest.approx((0.1, 0.1, 0.2, 0.2))  # its config BBOX_NORMALIZE_STDS
 
 
 def test_constants_of_training() -> None:
     train = PAPER_VGG16.sampling
-    assert (train.rpn_positive_iou, train.rpn_negative_iou, train.cross_boundary) == (0.7, 0.3, False)  # P 3.1.2, 3.1.3
+    # arXiv 1506.01497, sections 3.1.2 and 3.1.3.
+    assert (train.rpn_positive_iou, train.rpn_negative_iou, train.cross_boundary) == (0.7, 0.3, False)
     assert (train.rpn_batch, train.rpn_positive_fraction, train.rpn_beta) == (256, 0.5, 1 / 9)
     assert (train.roi_batch, train.roi_positive_fraction, train.roi_positive_iou) == (128, 0.25, 0.5)
     assert train.roi_beta == 1.0
     assert PAPER_VGG16.roi_head.dropout == 0.5
 
 
-def test_new_layers_begin_as_the_papers() -> None:
-    """P 3.1.3: N(0, 0.01); PFR's prototxt has 0.001 for the detector's offsets. Narrow fc layers, to be quick."""
+def test_new_layers_are_initialised_as_in_the_paper() -> None:
+    # arXiv 1506.01497, section 3.1.3: N(0, 0.01); py-faster-rcnn's prototxt has 0.001 for the detector's offsets. The
+    # fully connected layers are narrow, so that the test is fast.
     model = FasterRCNN(replace(PAPER_VGG16, roi_head=replace(PAPER_VGG16.roi_head, fc_channels=(64, 512))))
     expected = {
         "rpn.head.conv.0.0": 0.01,
@@ -114,18 +96,18 @@ def test_new_layers_begin_as_the_papers() -> None:
 
 
 def _small() -> tuple[FasterRCNN, checkpoint.ResolvedCheckpoint]:
-    """The whole of it at a quarter of the size and with narrow fc layers."""
+    """Make the paper's network at a quarter of the size and with narrow fully connected layers, and its checkpoint."""
     config = replace(
         PAPER_VGG16,
         transform=replace(PAPER_VGG16.transform, min_size=150, max_size=250),
         roi_head=replace(PAPER_VGG16.roi_head, fc_channels=(64, 64)),
     )
     names = ("__background__", *(f"class {i}" for i in range(1, 21)))
-    about = checkpoint.ResolvedCheckpoint(name="random", path=checkpoint.weights_dir(), preset=None, classes=names)
-    return FasterRCNN(config), about
+    resolved = checkpoint.ResolvedCheckpoint(name="random", path=checkpoint.weights_dir(), preset=None, classes=names)
+    return FasterRCNN(config), resolved
 
 
-def test_an_image_goes_in_and_boxes_come_out() -> None:
+def test_proposals_and_detections_of_the_papers_network_lie_in_the_image() -> None:
     detector = Detector(*_small(), device="cpu", precision="fp32", canvas="exact")
     image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     (detections,) = detector.detect([image], DetectOptions(score_threshold=0.0, proposals=1000))
@@ -134,14 +116,14 @@ def test_an_image_goes_in_and_boxes_come_out() -> None:
     assert 0 < len(detections.proposals) <= 300
     boxes = detections.proposals.boxes
     sides = boxes[:, 2:] - boxes[:, :2]
-    assert float(sides.min()) >= 16 * 0.99, "16 pixels of the original image (PFR: of 16 x scale on the canvas)"
+    assert float(sides.min()) >= 16 * 0.99, "16 pixels of the original image (py-faster-rcnn: 16 x scale on the canvas)"
     assert bool((boxes >= 0).all())
     assert bool((boxes[:, 2] <= 400.01).all())
     assert bool((boxes[:, 3] <= 300.01).all())
 
 
 def test_the_four_losses_of_one_image_worked_out_by_hand() -> None:
-    """All weights are 0, so that every output is its bias; a box on one anchor, in an image of 13 x 13 cells."""
+    # All weights are 0, so that every output is its bias; a box on one anchor, in an image of 13 x 13 cells.
     size, box = (208, 208), (8.0, 8.0, 136.0, 136.0)  # the square 128 anchor of the cell at (64, 64)
     model, _ = _small()
     with torch.no_grad():
@@ -162,7 +144,7 @@ def test_the_four_losses_of_one_image_worked_out_by_hand() -> None:
     with torch.no_grad():
         losses = joint_losses(model.train(), batch, [truth], [torch.Generator().manual_seed(0)])
 
-    # 53 anchors lie inside the image: 25 square ones, 7 wide, 21 tall, all of area 128 x 128 (P 3.1.3).
+    # 53 anchors lie inside the image: 25 square ones, 7 wide, 21 tall, all of area 128 x 128.
     # Object: the anchor itself, and the two 16 pixels to the right and below, whose IoU is 112 / 144 = 0.78.
     # Background, IoU < 0.3: 8 square, 2 wide (64 and 80 pixels below the box's top) and 8 tall. The rest is left out.
     object_, background = 3, 18
@@ -173,24 +155,15 @@ def test_the_four_losses_of_one_image_worked_out_by_hand() -> None:
     # tw and th are 5 off for each of the three; tx or ty by 16 / 128 for two. Smooth L1 with beta 1/9: |d| - 1/18.
     offsets = 3 * 2 * (5 - 1 / 18) + 2 * (16 / 128 - 1 / 18)
     assert float(losses.rpn_box) == pytest.approx(offsets / sampled, rel=1e-5)
-    # Two regions: the ground truth, which is added to the proposals (PFR), and the whole image, IoU 0.38: background.
+    # Two regions: the ground truth, which is added to the proposals, and the whole image, IoU 0.38: background.
     assert float(losses.classes) == pytest.approx((math.log(30) + math.log(3)) / 2, rel=1e-5)
     # The ground truth's own offsets are 0. Smooth L1 with beta 1: |d| - 1/2 beyond 1, d^2 / 2 within.
     assert float(losses.roi_box) == pytest.approx((1.5 + 0.125) / 2, rel=1e-5)
     assert float(losses.total()) == pytest.approx(sum(map(float, losses)))
 
 
-def test_pooling_in_bf16_moves_no_corner() -> None:
-    """In bf16 a corner near 1000 is a multiple of 4, and half a cell away lies another maximum."""
-    level = torch.randn(1, 2, 38, 63).bfloat16()
-    regions = torch.tensor([[0.0, 537.0, 203.0, 987.0, 597.0], [0.0, 5.0, 5.0, 990.0, 590.0]])
-    pooled = roi_pool(level, regions, 1 / 16, 7)
-    assert pooled.dtype == torch.bfloat16
-    assert torch.equal(pooled.float(), roi_pool(level.float(), regions, 1 / 16, 7))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_serves_in_either_precision(precision: str) -> None:
+def test_the_papers_network_detects_in_both_precisions(precision: str) -> None:
     detector = Detector(*_small(), device="cpu", precision=precision, canvas="exact")
     (detections,) = detector.detect([np.full((120, 160, 3), 90, np.uint8)], DetectOptions(score_threshold=0.0))
     assert len(detections)
@@ -198,8 +171,8 @@ def test_it_serves_in_either_precision(precision: str) -> None:
 
 
 @pytest.mark.slow
-def test_imagenets_vgg16_loads() -> None:
-    """All 138 million numbers of torchvision's classifier: two thirds of a detector's state."""
+def test_the_imagenet_weights_of_vgg16_fit_the_papers_network() -> None:
+    # All 138 million numbers of torchvision's classifier are loaded, and only the layers below are missing.
     state = torchvision.models.vgg16(weights=None, init_weights=False).state_dict()
     for value in state.values():
         value.fill_(0.001)
@@ -218,7 +191,3 @@ def test_presets_are_found_by_name() -> None:
     assert [find_preset(preset.name) for preset in PRESETS] == list(PRESETS)
     with pytest.raises(ValueError, match="No preset 'VGG': one of PAPER_VGG16, RESNET50_FPN, "):
         find_preset("VGG")
-
-
-def test_a_preset_is_made_for_other_classes() -> None:
-    assert RESNET50_FPN.with_classes(3) == replace(RESNET50_FPN, num_classes=3)

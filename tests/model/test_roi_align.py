@@ -1,10 +1,10 @@
-"""RoIAlign as an embedding bag against torchvision's operators."""
+"""RoIAlign as an embedding bag against torchvision's operators, and RoIPool in short types."""
 
 import torch
 from torchvision import ops as tv_ops
 from torchvision.ops import MultiScaleRoIAlign
 
-from model.roi_align import flatten_maps, map_shapes, roi_align_embedding_bag, table_layout
+from model.roi_align import flatten_maps, map_shapes, roi_align_embedding_bag, roi_pool, table_layout
 from tests.model.random_boxes import random_boxes
 
 CPU = torch.device("cpu")
@@ -56,3 +56,12 @@ def test_no_regions_pool_to_nothing() -> None:
     no_levels = torch.zeros(0, dtype=torch.int64)
     pooled = roi_align_embedding_bag(flatten_maps(maps), layout, (1 / 8,), torch.zeros(0, 5), no_levels, 7, 2)
     assert pooled.shape == (0, 7, 7, 4)
+
+
+def test_roi_pool_of_bfloat16_maps_keeps_the_regions_exact() -> None:
+    # In bfloat16 a corner near 1000 is a multiple of 4, and another cell has the maximum of a bin.
+    level = torch.randn(1, 2, 38, 63).bfloat16()
+    regions = torch.tensor([[0.0, 537.0, 203.0, 987.0, 597.0], [0.0, 5.0, 5.0, 990.0, 590.0]])
+    pooled = roi_pool(level, regions, 1 / 16, 7)
+    assert pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled.float(), roi_pool(level.float(), regions, 1 / 16, 7))

@@ -1,4 +1,4 @@
-"""The Fast R-CNN detector: levels, and from scores to detections."""
+"""The Fast R-CNN detector: pooled levels, and detections from scores and offsets."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def _postprocess(
 
 
 def _logits(*rows: tuple[float, ...]) -> torch.Tensor:
-    """Class probabilities as logits."""
+    """Return class probabilities as logits [R, classes]."""
     return torch.log(torch.tensor(rows))
 
 
@@ -60,7 +60,7 @@ def test_a_region_is_pooled_from_the_level_of_its_size() -> None:
 
 
 def test_the_level_of_a_region_is_torchvisions_also_at_the_border_of_two_levels() -> None:
-    """Without 1e-6 added after the logarithm, rounding moves a side on the border a level down."""
+    # Without 1e-6 added after the logarithm, rounding moves a side on the border a level down.
     head = RoIHead(4, 2, RESNET50_FPN.roi_head)
     sides = torch.cat([torch.tensor(112.0 * 2**k) + torch.linspace(-2e-4, 2e-4, 101) for k in range(4)])
     boxes = torch.stack((torch.zeros_like(sides), torch.zeros_like(sides), sides, sides), dim=1)
@@ -83,7 +83,7 @@ def test_the_paper_pools_maxima_from_its_only_map() -> None:
 
 
 def test_the_scales_of_pooling_are_fixed_whatever_image_came_first() -> None:
-    """torchvision infers them from its first image and keeps them: a thin first image spoils every later one."""
+    # torchvision infers them from its first image and keeps them, wrongly where that image is thin.
     thin, normal = (13, 1333), (800, 1088)
 
     def maps_of(size: tuple[int, int]) -> list[Tensor]:
@@ -102,14 +102,14 @@ def test_the_scales_of_pooling_are_fixed_whatever_image_came_first() -> None:
         pooled: Tensor = pooler({str(i): level for i, level in enumerate(maps)}, [boxes], [size])
         return pooled
 
-    fresh, spoiled = (MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2) for _ in range(2))
-    torch.testing.assert_close(before, pool_as_torchvision(fresh, second, normal), rtol=1e-4, atol=1e-4)
-    pool_as_torchvision(spoiled, first, thin)
-    assert not torch.allclose(pool_as_torchvision(spoiled, second, normal), before, atol=1e-2)
+    correct, wrong = (MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2) for _ in range(2))
+    torch.testing.assert_close(before, pool_as_torchvision(correct, second, normal), rtol=1e-4, atol=1e-4)
+    pool_as_torchvision(wrong, first, thin)
+    assert not torch.allclose(pool_as_torchvision(wrong, second, normal), before, atol=1e-2)
 
 
 def test_mobilenets_second_map_is_never_pooled() -> None:
-    """In torchvision's MobileNetV3 detector the first two maps both have stride 32, and pooling skips the second."""
+    # In torchvision's MobileNetV3 detector the first two maps both have stride 32, and pooling skips the second.
     backbone, channels = build_backbone(MOBILENET_V3_320)
     with torch.inference_mode():
         maps = backbone.eval()(torch.randn(1, 3, 320, 640))
@@ -140,7 +140,7 @@ def test_background_is_class_0_and_never_a_detection() -> None:
 
 
 def test_a_detection_scores_strictly_above_the_threshold() -> None:
-    """Where the RPN keeps an objectness that is equal to its threshold."""
+    # The RPN, in contrast, keeps an objectness that is equal to its threshold.
     head = _head(4)
     logits = torch.zeros(1, 4)  # a quarter each, exactly
     boxes = torch.tensor([_square(0, 0, 20)])
@@ -220,7 +220,7 @@ def test_regions_carry_their_images_number() -> None:
 
 
 @pytest.mark.parametrize("preset", [LITE, RESNET50_FPN, PAPER_VGG16], ids=lambda preset: preset.name)
-def test_the_head_answers_for_every_class(preset) -> None:  # type: ignore[no-untyped-def]
+def test_the_head_gives_logits_and_offsets_for_every_class(preset) -> None:  # type: ignore[no-untyped-def]
     head = _head(5, preset.roi_head)
     maps = [torch.randn(2, 4, 64 // s, 64 // s) for s in (1, 2, 4, 8)]
     regions = stack_regions([torch.tensor([_square(0, 0, 30)]), torch.tensor([_square(5, 5, 20), _square(0, 0, 9)])])

@@ -7,7 +7,7 @@ from torchvision.ops import remove_small_boxes
 
 from model import boxes as box_ops
 from model.config import AnchorConfig, RPNConfig
-from model.presets import LITE, PAPER_VGG16
+from model.presets import LITE, PAPER_VGG16, RESNET50_FPN
 from model.rpn import RPN, RPNHead
 
 # One level of 2 x 2 cells of 16 px, one square anchor of 16 px a cell.
@@ -26,7 +26,7 @@ def _propose(rpn: RPN, logits: torch.Tensor, deltas: torch.Tensor, size: tuple[i
 
 
 def test_logits_and_offsets_line_up_with_the_anchors() -> None:
-    """Channel a * 4 + c of the 1x1 convolution is offset c of anchor a at that cell."""
+    # Channel a * 4 + c of the 1x1 convolution is offset c of anchor a at that cell.
     head = RPNHead(4, 6, LITE.rpn)
     maps = [torch.randn(2, 4, 3, 5), torch.randn(2, 4, 2, 3)]
     logits, deltas = head(maps)
@@ -34,9 +34,9 @@ def test_logits_and_offsets_line_up_with_the_anchors() -> None:
     assert deltas.shape == (2, (15 + 6) * 6, 4)
     hidden = head.conv(maps[1])
     row, column, anchor = 1, 2, 4
-    place = 15 * 6 + (row * 3 + column) * 6 + anchor
-    torch.testing.assert_close(logits[1, place], head.cls_logits(hidden)[1, anchor, row, column])
-    torch.testing.assert_close(deltas[1, place], head.bbox_pred(hidden)[1, anchor * 4 : anchor * 4 + 4, row, column])
+    index = 15 * 6 + (row * 3 + column) * 6 + anchor
+    torch.testing.assert_close(logits[1, index], head.cls_logits(hidden)[1, anchor, row, column])
+    torch.testing.assert_close(deltas[1, index], head.bbox_pred(hidden)[1, anchor * 4 : anchor * 4 + 4, row, column])
 
 
 def test_the_papers_softmax_over_background_and_object_is_a_sigmoid_of_their_difference() -> None:
@@ -121,10 +121,17 @@ def test_a_proposal_can_be_recomputed_from_its_anchor_and_offsets() -> None:
         assert proposals.objectness.tolist() == sorted(proposals.objectness.tolist(), reverse=True)
 
 
-def test_low_precision_maps_are_decoded_in_float32() -> None:
-    rpn = _rpn(RPNConfig())
-    candidates, (proposals,) = _propose(rpn, torch.zeros(1, 4).bfloat16(), torch.zeros(1, 4, 4).bfloat16())
-    assert candidates.boxes.dtype == proposals.objectness.dtype == torch.float32
+def test_logits_and_offsets_in_bfloat16_are_decoded_in_float32() -> None:
+    # In bfloat16 a corner near 1300 would be rounded by up to 4 pixels.
+    canvas, maps = (800, 1344), ((200, 336), (100, 168), (50, 84), (25, 42), (13, 21))
+    rpn = RPN(4, RESNET50_FPN.anchors, RESNET50_FPN.rpn).eval()
+    grid, counts = rpn.grid_anchors(canvas, maps, CPU)
+    logits, deltas = torch.randn(1, len(grid)).bfloat16(), torch.zeros(1, len(grid), 4).bfloat16()
+    candidates = rpn.select_candidates(logits, deltas, grid, counts, torch.tensor([canvas]))
+    assert candidates.boxes.dtype == candidates.logits.dtype == torch.float32
+    expected = box_ops.clip(grid[candidates.anchor_indices], *canvas)
+    torch.testing.assert_close(candidates.boxes, expected, rtol=0, atol=1e-3)
+    assert rpn.select_proposals(candidates)[0].objectness.dtype == torch.float32
 
 
 def test_an_image_in_which_nothing_is_likely_has_no_proposals() -> None:

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from model.transfer import constant, download, upload
-from tests.gpu.pretended import pretended_gpu
+from tests.gpu.simulated_gpu import simulated_gpu
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
 def test_uploaded_values_are_downloaded_as_they_were(device: torch.device) -> None:
-    with pretended_gpu():
+    with simulated_gpu():
         numbers = upload([[1, 2, 3]], torch.int64, device)
         flags = upload(np.array([True, False]), torch.bool, device)
         halves = upload(torch.tensor([0.5, 7.0]), torch.float16, device)
@@ -24,7 +24,7 @@ def test_uploaded_values_are_downloaded_as_they_were(device: torch.device) -> No
 
 
 def test_the_host_waits_once_for_all_downloads_and_for_no_upload() -> None:
-    with pretended_gpu() as gpu:
+    with simulated_gpu() as gpu:
         gpu.reset()
         tensors = [upload([number], torch.float32, GPU) * 2 for number in range(5)]
         assert gpu.wait_count == 0

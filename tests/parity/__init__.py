@@ -1,1 +1,1 @@
-"""Checks against code that nobody here wrote."""
+"""Comparison with torchvision's detectors."""

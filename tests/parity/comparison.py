@@ -1,4 +1,4 @@
-"""Two detectors' answers side by side: the largest differences, and a reason for every box without counterpart."""
+"""Compare the answers of two detectors: the largest differences, and a reason for every box without counterpart."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Answer:
 class Difference:
     """The largest differences between answers, and how many boxes of either have no counterpart in the other.
 
-    Those without must each owe it to a tie, as ``compare`` explains.
+    ``compare`` explains which boxes may have none.
     """
 
     boxes: float = 0.0
@@ -41,76 +41,81 @@ class Difference:
         return Difference(*(max(pair) for pair in pairs))
 
 
-def compare(ours: Answer, reference: Answer, settings: DetectorConfig) -> Difference:
-    """The largest differences, every box beside its counterpart; ``AssertionError`` where one has none for no reason.
+def compare(answer: Answer, reference: Answer, settings: DetectorConfig) -> Difference:
+    """Return the largest differences of boxes and counterparts; raise ``AssertionError`` for unexplained ones.
 
-    The reasons that count: float32 rounding, which differs from one processor to another, can decide otherwise whether
-    an IoU passes NMS's threshold (and then which of two boxes lives) or which side of a threshold or of the cut a score
-    falls. So a box without counterpart must have an IoU or a score within 1e-4 of such a limit, or have lived because
-    the other answer's odd one did not; and there may be hardly any.
+    float32 rounding, which differs from one processor to another, can move an IoU across NMS's threshold, so that the
+    other of two boxes is kept, and a score across a threshold or a limit. So a box without counterpart must have an IoU
+    or a score within 1e-4 of such a limit, or have been kept in place of an unmatched box of the other answer; and few
+    may have none.
     """
-    for answer in (ours, reference):
-        assert bool((answer.scores.diff() <= 0).all())
-        assert bool((answer.objectness.diff() <= 0).all())
+    for each in (answer, reference):
+        assert bool((each.scores.diff() <= 0).all())
+        assert bool((each.objectness.diff() <= 0).all())
     proposals, head = settings.rpn, settings.roi_head
-    same_level = torch.zeros(max(len(ours.proposals), len(reference.proposals)), dtype=torch.int64)
-    proposal, objectness, odd_proposals = _matched(
-        (ours.proposals, ours.objectness, same_level[: len(ours.proposals)]),
+    same_level = torch.zeros(max(len(answer.proposals), len(reference.proposals)), dtype=torch.int64)
+    proposal, objectness, unmatched_proposals = _matched(
+        (answer.proposals, answer.objectness, same_level[: len(answer.proposals)]),
         (reference.proposals, reference.objectness, same_level[: len(reference.proposals)]),
         proposals.nms_threshold,
         proposals.score_threshold,
         proposals.post_nms,
     )
-    box, score, odd_detections = _matched(
-        (ours.boxes, ours.scores, ours.labels),
+    box, score, unmatched_detections = _matched(
+        (answer.boxes, answer.scores, answer.labels),
         (reference.boxes, reference.scores, reference.labels),
         head.nms_threshold,
         head.score_threshold,
         head.max_detections,
-        excused=odd_proposals,
+        excused=unmatched_proposals,
     )
-    assert odd_proposals <= max(4, len(reference.proposals) // 100)
-    assert odd_detections <= 2 + odd_proposals
-    return Difference(box, score, proposal, objectness, odd_proposals, odd_detections)
+    assert unmatched_proposals <= max(4, len(reference.proposals) // 100)
+    assert unmatched_detections <= 2 + unmatched_proposals
+    return Difference(box, score, proposal, objectness, unmatched_proposals, unmatched_detections)
 
 
 Boxes = tuple[Tensor, Tensor, Tensor]  # boxes [N, 4], scores [N], labels [N]
 
 
 def _matched(
-    ours: Boxes, reference: Boxes, nms_threshold: float, score_threshold: float, limit: int, excused: int = 0
+    boxes_of_answer: Boxes,
+    boxes_of_reference: Boxes,
+    nms_threshold: float,
+    score_threshold: float,
+    limit: int,
+    excused: int = 0,
 ) -> tuple[float, float, int]:
-    """Largest difference of boxes and of scores, each with the nearest of its label, and how many have no counterpart.
+    """Return the largest difference of boxes and of scores from the nearest of the label, and the number of unmatched.
 
-    Not place by place: two scores a rounding apart may change places. excused: proposals that differ, whose detections
-    need no reason of their own.
+    Boxes are not compared by position: two scores that differ by rounding may change places. excused: the number of
+    proposals that differ, whose detections need no reason of their own.
     """
-    (boxes, scores, labels), (their_boxes, their_scores, their_labels) = ours, reference
+    (boxes, scores, labels), (reference_boxes, reference_scores, reference_labels) = boxes_of_answer, boxes_of_reference
     free = torch.ones(len(boxes), dtype=torch.bool)
-    odd: list[int] = []
+    missing: list[int] = []
     worst_box = worst_score = 0.0
-    for i in range(len(their_boxes)):
-        distance = (boxes - their_boxes[i]).abs().amax(dim=1)
-        distance[~free | (labels != their_labels[i]) | ((scores - their_scores[i]).abs() > 1e-3)] = torch.inf
+    for i in range(len(reference_boxes)):
+        distance = (boxes - reference_boxes[i]).abs().amax(dim=1)
+        distance[~free | (labels != reference_labels[i]) | ((scores - reference_scores[i]).abs() > 1e-3)] = torch.inf
         if not len(distance) or float(distance.min()) > 0.1:
-            odd.append(i)
+            missing.append(i)
             continue
         nearest = int(distance.argmin())
         free[nearest] = False
         worst_box = max(worst_box, float(distance[nearest]))
-        worst_score = max(worst_score, float((scores[nearest] - their_scores[i]).abs()))
-    our_odd = free.nonzero().squeeze(1)
-    their_odd = torch.tensor(odd, dtype=torch.int64)
+        worst_score = max(worst_score, float((scores[nearest] - reference_scores[i]).abs()))
+    unmatched = free.nonzero().squeeze(1)
+    absent = torch.tensor(missing, dtype=torch.int64)
     if not excused:
-        everyone = torch.cat((boxes, their_boxes))
+        all_boxes = torch.cat((boxes, reference_boxes))
         for kept, others, all_scores in (
-            ((boxes[our_odd], scores[our_odd]), their_boxes[their_odd], scores),
-            ((their_boxes[their_odd], their_scores[their_odd]), boxes[our_odd], their_scores),
+            ((boxes[unmatched], scores[unmatched]), reference_boxes[absent], scores),
+            ((reference_boxes[absent], reference_scores[absent]), boxes[unmatched], reference_scores),
         ):
             for box, score in zip(*kept, strict=True):
-                tie = bool(((box_iou(box[None], everyone) - nms_threshold).abs() < 1e-4).any())
+                tie = bool(((box_iou(box[None], all_boxes) - nms_threshold).abs() < 1e-4).any())
                 instead = bool((box_iou(box[None], others) > nms_threshold).any())
                 at_threshold = abs(float(score) - score_threshold) < 1e-4
                 at_cut = len(all_scores) == limit and float(score - all_scores[-1]) < 1e-4
                 assert tie or instead or at_threshold or at_cut, f"no counterpart of {box.tolist()}, {float(score)}"
-    return worst_box, worst_score, len(our_odd) + len(their_odd)
+    return worst_box, worst_score, len(unmatched) + len(absent)

@@ -1,8 +1,8 @@
-"""torchvision's published detectors with random weights that behave, and ours with the same state dict.
+"""torchvision's published detectors with random weights, and this project's with the same state dict.
 
 The reference is built by torchvision's own public functions as for its published weights (frozen norms, their
-epsilon, everything), only that the download is replaced by a random state dict. Random weights score all anchors and
-classes alike, so the four predicting layers are scaled until objectness spreads and tens of boxes survive.
+epsilon), but the download is replaced by a random state dict. Random weights score all anchors and classes nearly
+equally, so the four predicting layers are scaled until objectness spreads and tens of boxes pass the thresholds.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make_image(height: int, width: int, seed: int) -> ImageArray:
     return np.asarray((image * 40 + 120).clip(0, 255), dtype=np.uint8)
 
 
-def pair(
+def make_pair(
     preset: str,
     seed: int,
     *,
@@ -69,27 +69,27 @@ def pair(
     num_classes: int = 91,
     old_keys: bool = False,
 ) -> tuple[Reference, FasterRCNN]:
-    """torchvision's detector and ours with one state dict.
+    """Make torchvision's detector and this project's with the same state dict.
 
     sizes: (min_size, max_size) for both, the published ones by default; post_nms: proposals kept for both.
-    old_keys: ours loads the state dict under the keys of torchvision before 0.14.
+    old_keys: this project's loads the state dict under the keys of torchvision before 0.14.
     """
-    ours = find_preset(preset).with_classes(num_classes)
+    settings = find_preset(preset).with_classes(num_classes)
     if sizes is not None:
-        ours = replace(ours, transform=replace(ours.transform, min_size=sizes[0], max_size=sizes[1]))
+        settings = replace(settings, transform=replace(settings.transform, min_size=sizes[0], max_size=sizes[1]))
     if post_nms is not None:
-        ours = replace(ours, rpn=replace(ours.rpn, post_nms=post_nms))
+        settings = replace(settings, rpn=replace(settings.rpn, post_nms=post_nms))
     reference = _reference(preset, seed, num_classes)
-    _configure(reference, ours)
+    _configure(reference, settings)
     with torch.random.fork_rng():
-        model = FasterRCNN(ours).eval()
+        model = FasterRCNN(settings).eval()
     state = reference.state_dict()
     checkpoint.load_into(model, to_old_keys(state) if old_keys else state)
     return reference, model
 
 
 def to_old_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The keys that torchvision wrote before 0.14, where the RPN and the FPN had bare convolutions."""
+    """Return a state dict with the keys that torchvision wrote before 0.14, when RPN and FPN had bare convolutions."""
 
     def old(key: str) -> str:
         if key.startswith("backbone.fpn."):
@@ -99,17 +99,17 @@ def to_old_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {old(key): value for key, value in state.items()}
 
 
-def theirs(reference: Reference, images: Sequence[ImageArray]) -> list[Answer]:
-    """What torchvision's detector finds, batched and padded as it does."""
+def run_torchvision(reference: Reference, images: Sequence[ImageArray]) -> list[Answer]:
+    """Return the answers of torchvision's detector, which batches and pads the images itself."""
     proposals: list[tuple[list[Tensor], list[Tensor]]] = []
-    keep_proposals = reference.rpn.filter_proposals
+    filter_proposals = reference.rpn.filter_proposals
 
-    def spy(*arguments: object) -> tuple[list[Tensor], list[Tensor]]:
-        proposals.append(keep_proposals(*arguments))
+    def record(*arguments: object) -> tuple[list[Tensor], list[Tensor]]:
+        proposals.append(filter_proposals(*arguments))
         return proposals[-1]
 
     tensors = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in images]
-    with torch.inference_mode(), patch.object(reference.rpn, "filter_proposals", spy):
+    with torch.inference_mode(), patch.object(reference.rpn, "filter_proposals", record):
         answers = reference(tensors)
     boxes, scores = proposals[0]
     return [
@@ -118,16 +118,16 @@ def theirs(reference: Reference, images: Sequence[ImageArray]) -> list[Answer]:
     ]
 
 
-def batch_of(settings: DetectorConfig, images: Sequence[ImageArray]) -> ImageBatch:
-    """The images on the smallest canvas that holds them all, as torchvision batches."""
+def make_batch(settings: DetectorConfig, images: Sequence[ImageArray]) -> ImageBatch:
+    """Transform the images to the smallest canvas that holds them all, as torchvision batches."""
     canvases = [exact_canvas(settings.transform, *image.shape[:2]) for image in images]
     canvas = (max(height for height, _ in canvases), max(width for _, width in canvases))
     return Transform(settings.transform)(images, canvas, torch.device("cpu"))
 
 
-def ours(model: FasterRCNN, images: Sequence[ImageArray]) -> list[Answer]:
-    """Return what our forward pass, the one that is served, answers in float32 on a canvas that holds all images."""
-    batch = batch_of(model.config, images)
+def run_model(model: FasterRCNN, images: Sequence[ImageArray]) -> list[Answer]:
+    """Return the answers of the forward pass that is served, in float32 on a canvas that holds all images."""
+    batch = make_batch(model.config, images)
     head = model.config.roi_head
     options = ResolvedOptions(
         head.score_threshold, head.nms_threshold, head.max_detections, proposals=model.config.rpn.post_nms
@@ -144,7 +144,7 @@ def ours(model: FasterRCNN, images: Sequence[ImageArray]) -> list[Answer]:
 
 
 def answer_on_canvas(detections: Detections, size: Tensor, original: Tensor) -> Answer:
-    """Return our detections as torchvision gives its own: proposals in canvas pixels, detections in the image's.
+    """Return detections as torchvision gives them: proposals in canvas pixels, detections in the image's.
 
     size, original: (height, width) of the image on the canvas and as given.
     """
@@ -170,19 +170,18 @@ def _reference(preset: str, seed: int, num_classes: int) -> Reference:
         if num_classes != 91:
             # torchvision's own recipe for another number of classes
             model.roi_heads.box_predictor = FastRCNNPredictor(1024, num_classes)
-        _enliven(model, find_preset(preset))
+        _spread_predictions(model, find_preset(preset))
     return model
 
 
 def _random_state(model: Reference) -> dict[str, Tensor]:
-    """A state dict whose norms keep the signal alive: their statistics are those of a image passing through."""
-    # Random residual branches at full strength double a rounding error each; trained ones do not. So each one's last
-    # norm is weakened.
+    """Return a state dict with random norms; their statistics are an image's, so that no layer's output vanishes."""
+    # Each random residual branch would double rounding errors, as trained ones do not: its last norm is weakened.
     branches = [module.bn3 for module in model.modules() if isinstance(module, Bottleneck)]
     branches += [m.block[-1][1] for m in model.modules() if isinstance(m, InvertedResidual) and m.use_res_connect]
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean over what has been seen, which is this image
+            module.momentum = None  # the mean over all batches, of which there is one
             module.reset_running_stats()
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
@@ -191,15 +190,15 @@ def _random_state(model: Reference) -> dict[str, Tensor]:
     pixels = torch.from_numpy(make_image(512, 640, seed=98)).permute(2, 0, 1)[None].float()
     with torch.no_grad():
         model.backbone.train()((pixels - 120) / 60)
-        # The box head's norms, in v2, see what is pooled: about the pyramid's own spread.
+        # The input of the box head's norms, in v2, is spread about as the pyramid's maps.
         model.roi_heads.box_head.train()(torch.randn(16, 256, 7, 7))
     state: dict[str, Tensor] = model.eval().state_dict()
     return state
 
 
-def _enliven(model: Reference, settings: DetectorConfig) -> None:
-    """Scale the predicting layers so that what they predict on a image is spread as trained ones' is."""
-    # Small, and few proposals: enough to measure by.
+def _spread_predictions(model: Reference, settings: DetectorConfig) -> None:
+    """Scale the predicting layers so that their outputs on an image are spread as those of trained ones."""
+    # A small image and few proposals suffice to measure the spread.
     few = replace(settings.rpn, post_nms=100)
     _configure(model, replace(settings, transform=TransformConfig(256, 448), rpn=few))
     predictor = model.roi_heads.box_predictor
@@ -208,19 +207,19 @@ def _enliven(model: Reference, settings: DetectorConfig) -> None:
         ((model.rpn.head.cls_logits, model.rpn.head.bbox_pred), (2.0, 0.2)),
         ((predictor.cls_score, predictor.bbox_pred), (1.0, 0.3)),
     ):
-        for layer, spread, seen in zip(layers, spreads, _outputs(model, layers, image), strict=True):
-            # Of a layer's outputs, what differs between places: a constant would only shift them all.
-            axes = [0, 2, 3] if seen.dim() == 4 else [0]
-            mean = seen.mean(dim=axes, keepdim=True)
-            factor = spread / float((seen - mean).std())
+        for layer, spread, output in zip(layers, spreads, _outputs(model, layers, image), strict=True):
+            # The spread is measured around the mean over positions: a constant would only shift all outputs.
+            axes = [0, 2, 3] if output.dim() == 4 else [0]
+            mean = output.mean(dim=axes, keepdim=True)
+            factor = spread / float((output - mean).std())
             bias = layer.bias
             assert isinstance(bias, Tensor)
             layer.weight.data *= factor
-            # weight * x + bias had this mean; it shall be 0
+            # The mean of weight * x + bias becomes 0.
             bias.data = (bias.data - mean.flatten()) * factor
-    # Background's bias decides how many regions pass: as many as give tens of boxes after NMS.
+    # The background's bias is chosen so that as many regions pass as give tens of boxes after NMS.
     (logits,) = _outputs(model, (predictor.cls_score,), image)
-    # More of them in v2, of which the quick tests keep few proposals.
+    # More in v2, for which the fast tests keep few proposals.
     target = 60 if settings.roi_head.conv_channels else 25
     low, high = -20.0, 20.0
     for _ in range(30):
@@ -233,22 +232,22 @@ def _enliven(model: Reference, settings: DetectorConfig) -> None:
 
 
 def _outputs(model: Reference, layers: Sequence[nn.Module], image: ImageArray) -> list[Tensor]:
-    """What each layer gives on the image: of the RPN's maps the finest."""
-    seen: list[list[Tensor]] = [[] for _ in layers]
+    """Return each layer's output for the image; of the RPN's layers that for the finest map."""
+    outputs: list[list[Tensor]] = [[] for _ in layers]
     handles = [
         layer.register_forward_hook(lambda _module, _inputs, output, kept=kept: kept.append(output.detach().clone()))
-        for layer, kept in zip(layers, seen, strict=True)
+        for layer, kept in zip(layers, outputs, strict=True)
     ]
-    theirs(model, [image])
+    run_torchvision(model, [image])
     for handle in handles:
         handle.remove()
-    return [kept[0] for kept in seen]
+    return [kept[0] for kept in outputs]
 
 
 def _configure(reference: Reference, settings: DetectorConfig) -> None:
-    """Give torchvision's detector our sizes and counts, and the strides that its pyramid has.
+    """Give torchvision's detector the sizes and counts of ``settings``, and the strides that its pyramid has.
 
-    It would infer those from its first image, wrongly if that is thin, and keep them.
+    It would infer the strides from its first image, wrongly if that is thin, and keep them.
     """
     reference.transform.min_size = (settings.transform.min_size,)
     reference.transform.max_size = settings.transform.max_size

@@ -21,20 +21,20 @@ from model.faster_rcnn import FasterRCNN
 from model.structures import ImageArray
 from model.transform import resized_size
 from tests.parity.comparison import Answer, Difference, compare
-from tests.parity.reference import PUBLISHED, answer_on_canvas, make_image, ours, pair, theirs
+from tests.parity.reference import PUBLISHED, answer_on_canvas, make_image, make_pair, run_model, run_torchvision
 
 # Half the published size and less: the same arithmetic at a tenth of the work.
 SMALL = (256, 448)
-# Proposals kept by both in the quick tests; None for the published number. v2 runs four convolutions on each.
+# Proposals kept by both in the fast tests; None for the published number. v2 runs four convolutions on each.
 FEW = {"RESNET50_FPN": None, "RESNET50_FPN_V2": 150, "MOBILENET_V3_FPN": None, "MOBILENET_V3_320": None}
 SHAPES = {"medium": (240, 320), "small": (40, 33), "large": (700, 1100), "thin": (60, 400)}
 
 
 def assert_parity(answers: Sequence[Answer], reference: Sequence[Answer], settings: DetectorConfig) -> Difference:
-    """Raise unless every image's answers agree within the project's limits; the largest differences."""
+    """Raise ``AssertionError`` unless all answers agree within the limits; return the largest differences."""
     worst = Difference()
-    for ours_, other in zip(answers, reference, strict=True):
-        worst |= compare(ours_, other, settings)
+    for answer, expected in zip(answers, reference, strict=True):
+        worst |= compare(answer, expected, settings)
     assert worst.boxes < 0.02, worst
     assert worst.scores < 1e-4, worst
     assert worst.proposals < 0.02, worst
@@ -42,17 +42,19 @@ def assert_parity(answers: Sequence[Answer], reference: Sequence[Answer], settin
     return worst
 
 
-def assert_lively(answers: Sequence[Answer]) -> None:
-    """A comparison of nothing with nothing proves nothing: tens of boxes a image, and several classes."""
+def assert_many_detections(answers: Sequence[Answer]) -> None:
+    """Raise ``AssertionError`` where there are too few boxes or classes for a comparison to mean anything."""
     assert sum(len(answer.boxes) for answer in answers) >= 20 * len(answers)
     assert len(torch.cat([answer.labels for answer in answers]).unique()) > 2
 
 
-def each_alone(
+def run_each_alone(
     reference: Reference, model: FasterRCNN, images: Sequence[ImageArray]
 ) -> tuple[list[Answer], list[Answer]]:
-    """Our answers and torchvision's for each image in a batch of its own."""
-    return [ours(model, [image])[0] for image in images], [theirs(reference, [image])[0] for image in images]
+    """Return the model's answers and torchvision's, for each image in a batch of its own."""
+    return [run_model(model, [image])[0] for image in images], [
+        run_torchvision(reference, [image])[0] for image in images
+    ]
 
 
 @pytest.mark.parametrize(
@@ -68,22 +70,22 @@ def each_alone(
         ("MOBILENET_V3_320", 1),
     ],
 )
-def test_images_alone(preset: str, seed: int) -> None:
-    reference, model = pair(preset, seed, sizes=SMALL, post_nms=FEW[preset])
+def test_images_in_batches_of_their_own(preset: str, seed: int) -> None:
+    reference, model = make_pair(preset, seed, sizes=SMALL, post_nms=FEW[preset])
     images = [make_image(height, width, 10 * seed + i) for i, (height, width) in enumerate(SHAPES.values())]
-    answers, expected = each_alone(reference, model, images)
-    assert_lively(expected)
+    answers, expected = run_each_alone(reference, model, images)
+    assert_many_detections(expected)
     assert_parity(answers, expected, model.config)
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_mixed_sizes_on_one_canvas(preset: str) -> None:
-    """On the canvas that torchvision would make for the batch; which canvas we choose in service is another matter."""
-    reference, model = pair(preset, 0, sizes=SMALL, post_nms=FEW[preset])
+    # On the canvas that torchvision makes for the batch, which is not the one that the service would choose.
+    reference, model = make_pair(preset, 0, sizes=SMALL, post_nms=FEW[preset])
     images = [make_image(200, 300, 1), make_image(300, 200, 2), make_image(100, 400, 3)]
-    expected = theirs(reference, images)
-    assert_lively(expected)
-    assert_parity(ours(model, images), expected, model.config)
+    expected = run_torchvision(reference, images)
+    assert_many_detections(expected)
+    assert_parity(run_model(model, images), expected, model.config)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +98,16 @@ def test_mixed_sizes_on_one_canvas(preset: str) -> None:
     ],
 )
 def test_at_the_published_size(preset: str) -> None:
-    reference, model = pair(preset, 0)
-    answers, expected = each_alone(reference, model, [make_image(480, 640, 5)])
+    reference, model = make_pair(preset, 0)
+    answers, expected = run_each_alone(reference, model, [make_image(480, 640, 5)])
     assert len(expected[0].boxes) >= 10
     assert_parity(answers, expected, model.config)
 
 
 @pytest.mark.parametrize("preset", ["RESNET50_FPN", "MOBILENET_V3_320"])
-def test_state_dicts_under_their_old_keys(preset: str) -> None:
-    reference, model = pair(preset, 0, sizes=SMALL, old_keys=True)
-    answers, expected = each_alone(reference, model, [make_image(240, 320, 0)])
+def test_a_state_dict_with_the_keys_of_torchvision_0_13(preset: str) -> None:
+    reference, model = make_pair(preset, 0, sizes=SMALL, old_keys=True)
+    answers, expected = run_each_alone(reference, model, [make_image(240, 320, 0)])
     assert_parity(answers, expected, model.config)
 
 
@@ -113,19 +115,19 @@ def test_state_dicts_under_their_old_keys(preset: str) -> None:
     ("preset", "classes"), [("RESNET50_FPN", 2), ("RESNET50_FPN_V2", 21), ("MOBILENET_V3_FPN", 21)]
 )
 def test_other_class_counts(preset: str, classes: int) -> None:
-    reference, model = pair(preset, 0, sizes=SMALL, post_nms=FEW[preset], num_classes=classes)
-    answers, expected = each_alone(reference, model, [make_image(240, 320, 0), make_image(320, 240, 1)])
+    reference, model = make_pair(preset, 0, sizes=SMALL, post_nms=FEW[preset], num_classes=classes)
+    answers, expected = run_each_alone(reference, model, [make_image(240, 320, 0), make_image(320, 240, 1)])
     assert sum(len(answer.boxes) for answer in expected) >= 20
     assert_parity(answers, expected, model.config)
 
 
 def test_the_facade_gives_each_image_what_torchvision_gives_it_alone() -> None:
-    reference, model = pair("RESNET50_FPN", 0, sizes=SMALL)
+    reference, model = make_pair("RESNET50_FPN", 0, sizes=SMALL)
     names = tuple(f"class {i}" for i in range(model.config.num_classes))
     checkpoint = ResolvedCheckpoint(name="random", path=Path("random"), preset=None, classes=names)
     detector = Detector(model, checkpoint, device="cpu", precision="fp32", canvas="exact")
     images = [make_image(240, 320, 0), make_image(90, 60, 1), make_image(240, 320, 2)]
-    _, expected = each_alone(reference, model, images)
+    _, expected = run_each_alone(reference, model, images)
     options = DetectOptions(proposals=model.config.rpn.post_nms)
     answers = []
     for image, detections in zip(images, detector.detect(images, options), strict=True):
@@ -133,24 +135,21 @@ def test_the_facade_gives_each_image_what_torchvision_gives_it_alone() -> None:
         original = torch.tensor(image.shape[:2])
         resized = torch.tensor(resized_size(model.config.transform, *image.shape[:2]))
         answers.append(answer_on_canvas(detections, resized, original))
-    assert_lively(expected)
+    assert_many_detections(expected)
     assert_parity(answers, expected, model.config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_many_images(preset: str) -> None:
-    """Pictures of as many sizes at four seeds: six each, which a slow machine takes minutes for.
-
-    For the figures that the project reports: ``FRCNN_PARITY_IMAGES=20 pytest -s``, which prints them.
-    """
-    worst, count, each = Difference(), 0, int(os.environ.get("FRCNN_PARITY_IMAGES", "6"))
+    # Each image has another size. With FRCNN_PARITY_IMAGES=20, pytest -s prints the figures of the documentation.
+    worst, count, images_per_seed = Difference(), 0, int(os.environ.get("FRCNN_PARITY_IMAGES", "6"))
     for seed in range(4):
-        reference, model = pair(preset, seed, sizes=SMALL, post_nms=FEW[preset])
-        sides = torch.randint(30, 700, (each, 2), generator=torch.Generator().manual_seed(seed)).tolist()
+        reference, model = make_pair(preset, seed, sizes=SMALL, post_nms=FEW[preset])
+        sides = torch.randint(30, 700, (images_per_seed, 2), generator=torch.Generator().manual_seed(seed)).tolist()
         images = [make_image(height, width, 100 * seed + i) for i, (height, width) in enumerate(sides)]
-        answers, expected = each_alone(reference, model, images)
-        assert_lively(expected)
+        answers, expected = run_each_alone(reference, model, images)
+        assert_many_detections(expected)
         worst |= assert_parity(answers, expected, model.config)
         count += len(images)
     print(f"{preset}: {count} images: {worst}")

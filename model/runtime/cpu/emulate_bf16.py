@@ -1,8 +1,9 @@
-"""A pass: bfloat16 on a processor that does not multiply it, as float32 arithmetic on rounded numbers.
+"""A pass: emulate bfloat16, on a processor that does not multiply it, by float32 arithmetic on rounded numbers.
 
 torch's bfloat16 is many times slower than float32 on such a processor. Hardware with bfloat16 multiplies numbers of 8
 bits exactly, sums the products in float32 and rounds the sum once. Float32 on rounded numbers does the same, so that
-its outputs are those of bfloat16, but for the order of the sums: what a server in bf16 answers can be checked anywhere.
+its outputs are those of bfloat16, but for the order of the sums. The answers of a server in bf16 can so be checked on
+any processor.
 """
 
 from __future__ import annotations
@@ -35,4 +36,5 @@ def emulate_bf16(model: nn.Module) -> int:
 
 
 def _rounded(values: Tensor) -> Tensor:
+    """Round to bfloat16; the result has the type of ``values``."""
     return values.bfloat16().to(values.dtype)

@@ -24,7 +24,7 @@ FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.Hardswish: ("hardswish", []),
 }
-_SHAPES = 1024  # input shapes a layer remembers a layout for; exact canvases would bring ever more
+_SHAPES = 1024  # input shapes a layer remembers a layout for; with exact canvases their number has no bound
 
 
 class Layouts:
@@ -35,7 +35,7 @@ class Layouts:
         self.by_layout: dict[tuple[int, ...], Tensor] = {}
 
     def add(self, shape: torch.Size, packed: Tensor) -> Tensor:
-        """Remember ``packed`` for inputs of ``shape``, or the same layout that is there already; return what it is."""
+        """Store ``packed`` for inputs of ``shape``, unless the same layout exists already; return the stored tensor."""
         layout = tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
         packed = self.by_layout.setdefault(layout, packed)
         if len(self.by_shape) >= _SHAPES:
@@ -65,7 +65,7 @@ class PackedConv2d(nn.Conv2d):
         self.eval()
 
     def fuse_padding(self, pad: nn.Module) -> bool:
-        """Compute ``pad``, which comes before, too; False where that is impossible. Call it before the first input."""
+        """Fuse ``pad``, which precedes this layer; return whether that is possible. Call it before the first input."""
         padding = symmetric_padding(self, pad) if isinstance(pad, nn.ZeroPad2d) else None
         if padding is None:
             return False
@@ -73,7 +73,7 @@ class PackedConv2d(nn.Conv2d):
         return True
 
     def fuse_activation(self, activation: nn.Module) -> bool:
-        """Compute ``activation``, which comes after, too; False where that is impossible."""
+        """Fuse ``activation``, which follows this layer; return False where that is impossible."""
         fused = FUSED.get(type(activation))
         if fused is None or self._activation[0] != "none":
             return False

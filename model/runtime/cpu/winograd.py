@@ -123,6 +123,7 @@ def use_winograd(model: nn.Module) -> int:
 
 
 def _is_supported(conv: nn.Conv2d) -> bool:
+    """Return whether ``conv`` is 3x3 with stride 1, padding 1 and one group."""
     geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
     return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 

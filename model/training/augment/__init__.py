@@ -1,4 +1,4 @@
-"""Augmentation of training images: changed at random, their labels with them.
+"""Augmentation of training images: random changes of pixels and labels together.
 
     config.py          how much to change
     labelled_image.py  an image with its labels

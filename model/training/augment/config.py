@@ -1,4 +1,4 @@
-"""How much augmentation changes images."""
+"""Settings of the augmentation."""
 
 from __future__ import annotations
 

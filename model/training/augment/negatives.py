@@ -72,6 +72,7 @@ def draw_shapes(pixels: Tensor, canvas: tuple[int, int], rng: np.random.Generato
 
 
 def _draw_colour(pixels: Tensor, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Draw a colour, float32 [3] in [0, 255]: of a random pixel, or any."""
     if rng.random() < 0.5:
         return rng.uniform(0, 255, 3).astype(np.float32)
     row, column = (int(rng.integers(side)) for side in pixels.shape[1:])
@@ -95,4 +96,5 @@ def crop_background(
 
 
 def _resize(piece: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Resize uint8 [3, h, w] to ``canvas`` (H, W)."""
     return functional.interpolate(piece[None].contiguous(), canvas, mode="bilinear")[0]

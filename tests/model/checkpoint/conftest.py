@@ -11,19 +11,19 @@ from tests.model.checkpoint.states import CLASSES, PRESET, small_state
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Path:
-    """A folder with a manifest of two: one checkpoint that is here, and one that would have to be fetched."""
+def weights_folder(tmp_path: Path) -> Path:
+    """Make a folder with a manifest of two checkpoints: one that is bundled, and one that is not fetched yet."""
     digest = checkpoint.save(
-        tmp_path / "here.safetensors", small_state(), preset=PRESET, classes=CLASSES, metrics={"ap": 0.5}
+        tmp_path / "bundled.safetensors", small_state(), preset=PRESET, classes=CLASSES, metrics={"ap": 0.5}
     )
     (tmp_path / "manifest.toml").write_text(
         f"""
         [classes]
         pets = ["__background__", "cat", "dog"]
         [[checkpoint]]
-        name = "here"
+        name = "bundled"
         preset = "LITE"
-        file = "here.safetensors"
+        file = "bundled.safetensors"
         sha256 = "{digest}"
         classes = "pets"
         metrics = {{ ap = 0.5 }}
@@ -31,9 +31,9 @@ def shelf(tmp_path: Path) -> Path:
         score_threshold = 0.3
         description = "A test's."
         [[checkpoint]]
-        name = "afar"
+        name = "remote"
         preset = "RESNET50_FPN"
-        file = "afar-0123abcd.pth"
+        file = "remote-0123abcd.pth"
         sha256 = "0123abcd"
         classes = ["cat", "dog"]
         licence = "BSD-3-Clause"

@@ -18,70 +18,70 @@ from tests.model.checkpoint.states import CLASSES, PRESET, small_state
 
 
 class TestResolve:
-    def test_by_name(self, shelf: Path) -> None:
-        resolved = checkpoint.resolve("here", manifest=shelf / "manifest.toml")
-        assert (resolved.name, resolved.preset, resolved.classes) == ("here", PRESET, CLASSES)
+    def test_a_name_of_the_manifest(self, weights_folder: Path) -> None:
+        resolved = checkpoint.resolve("bundled", manifest=weights_folder / "manifest.toml")
+        assert (resolved.name, resolved.preset, resolved.classes) == ("bundled", PRESET, CLASSES)
         assert (resolved.score_threshold, dict(resolved.metrics)) == (0.3, {"ap": 0.5})
         assert set(checkpoint.read_state(resolved)) == {"conv.weight", "norm.running_var"}
 
-    def test_by_path_with_metadata(self, shelf: Path) -> None:
-        resolved = checkpoint.resolve(shelf / "here.safetensors", manifest=shelf / "manifest.toml")
-        assert resolved.name == "here"
-        other = shelf / "other.safetensors"
+    def test_a_path_with_metadata(self, weights_folder: Path) -> None:
+        resolved = checkpoint.resolve(weights_folder / "bundled.safetensors", manifest=weights_folder / "manifest.toml")
+        assert resolved.name == "bundled"
+        other = weights_folder / "other.safetensors"
         checkpoint.save(other, small_state(), preset=PRESET, classes=("cat",), metrics={})
         resolved = checkpoint.resolve(other)
         assert (resolved.name, resolved.preset, resolved.sha256) == ("other", PRESET, None)
         assert resolved.classes == ("__background__", "cat")
 
     @pytest.mark.parametrize("beside", ["w.pth.classes.txt", "w.classes.txt", "w.pth.classes.json", "w.classes.json"])
-    def test_by_path_with_classes_beside(self, tmp_path: Path, beside: str) -> None:
+    def test_a_path_with_a_class_file_beside_it(self, tmp_path: Path, beside: str) -> None:
         torch.save(small_state(), tmp_path / "w.pth")
         text = "cat\n\n dog \n" if beside.endswith("txt") else json.dumps(["__background__", "cat", "dog"])
         (tmp_path / beside).write_text(text)
         resolved = checkpoint.resolve(str(tmp_path / "w.pth"))
         assert (resolved.classes, resolved.preset) == (CLASSES, None)
 
-    def test_no_classes_says_where_to_put_them(self, tmp_path: Path) -> None:
+    def test_a_file_without_classes_is_refused_with_the_file_to_write(self, tmp_path: Path) -> None:
         torch.save(small_state(), tmp_path / "w.pth")
         with pytest.raises(CheckpointError, match=r"list their names.*w\.pth\.classes\.txt"):
             checkpoint.resolve(tmp_path / "w.pth")
 
     @pytest.mark.parametrize("text", ["{", "{}", "[]", "[1, 2]"])
-    def test_classes_that_are_no_list_of_names(self, tmp_path: Path, text: str) -> None:
+    def test_a_class_file_that_is_no_list_of_names_is_refused(self, tmp_path: Path, text: str) -> None:
         torch.save(small_state(), tmp_path / "w.pth")
         (tmp_path / "w.classes.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"w\.classes\.json"):
             checkpoint.resolve(tmp_path / "w.pth")
 
-    def test_unknown_name_lists_the_known(self, shelf: Path) -> None:
-        with pytest.raises(CheckpointError, match="neither a file nor one of here, afar"):
-            checkpoint.resolve("nowhere", manifest=shelf / "manifest.toml")
+    def test_an_unknown_name_is_refused_with_the_names_that_exist(self, weights_folder: Path) -> None:
+        with pytest.raises(CheckpointError, match="neither a file nor one of bundled, remote"):
+            checkpoint.resolve("nowhere", manifest=weights_folder / "manifest.toml")
 
-    def test_a_name_not_fetched_yet_says_how(self, shelf: Path) -> None:
-        with pytest.raises(CheckpointError, match="frcnn weights fetch afar"):
-            checkpoint.resolve("afar", manifest=shelf / "manifest.toml", cache=shelf / "cache")
+    def test_a_name_that_is_not_fetched_is_refused_with_the_command(self, weights_folder: Path) -> None:
+        with pytest.raises(CheckpointError, match="frcnn weights fetch remote"):
+            checkpoint.resolve("remote", manifest=weights_folder / "manifest.toml", cache=weights_folder / "cache")
 
 
 class TestSave:
-    def test_round_trip(self, tmp_path: Path) -> None:
+    def test_saved_weights_are_read_back(self, tmp_path: Path) -> None:
         state, path = small_state(), tmp_path / "deep" / "w.safetensors"
         digest = checkpoint.save(path, state, preset=PRESET, classes=CLASSES, metrics={"ap": 0.25})
         assert digest == checkpoint.sha256(path)
         resolved = checkpoint.resolve(path)
         assert (resolved.preset, resolved.classes, resolved.metrics) == (PRESET, CLASSES, {"ap": 0.25})
-        back = checkpoint.read_state(resolved)
-        assert {value.dtype for value in back.values()} == {torch.float32}
-        torch.testing.assert_close(back["conv.weight"], state["conv.weight"], rtol=1e-3, atol=1e-6)
-        assert torch.equal(back["norm.running_var"], state["norm.running_var"]), "a vector keeps all its digits"
+        loaded = checkpoint.read_state(resolved)
+        assert {value.dtype for value in loaded.values()} == {torch.float32}
+        torch.testing.assert_close(loaded["conv.weight"], state["conv.weight"], rtol=1e-3, atol=1e-6)
+        assert torch.equal(loaded["norm.running_var"], state["norm.running_var"]), "a vector keeps all its digits"
         with safetensors.safe_open(path, framework="pt") as file:
             assert file.get_tensor("conv.weight").dtype == torch.float16
 
-    def test_values_beyond_float16_stay_whole(self, tmp_path: Path) -> None:
+    def test_values_beyond_float16_are_saved_as_float32(self, tmp_path: Path) -> None:
         state = {"w": torch.tensor([[1e5, 1.0]])}
         checkpoint.save(tmp_path / "w.safetensors", state, preset=PRESET, classes=CLASSES, metrics={})
         assert torch.equal(checkpoint.read_state(tmp_path / "w.safetensors")["w"], state["w"])
 
-    def test_same_tensors_same_bytes(self, tmp_path: Path) -> None:
+    def test_equal_tensors_give_equal_bytes(self, tmp_path: Path) -> None:
         state = small_state()
         metrics = {"ap": 0.1, "ap50": 0.2}
         digests = set()
@@ -92,12 +92,12 @@ class TestSave:
                 digests.add(checkpoint.save(path, ordered, preset=PRESET, classes=CLASSES, metrics=metrics))
         assert len(digests) == 1
 
-    def test_shared_storage(self, tmp_path: Path) -> None:
+    def test_tensors_that_share_storage_are_saved(self, tmp_path: Path) -> None:
         weight = torch.randn(2, 2)
         path = tmp_path / "w.safetensors"
         checkpoint.save(path, {"a": weight, "b": weight.T}, preset=PRESET, classes=CLASSES, metrics={})
-        back = checkpoint.read_state(path)
-        assert torch.equal(back["a"].T, back["b"])
+        loaded = checkpoint.read_state(path)
+        assert torch.equal(loaded["a"].T, loaded["b"])
 
     def test_diverged_weights_are_not_written(self, tmp_path: Path) -> None:
         state = {"good.weight": torch.ones(2), "bad.weight": torch.tensor([1.0, float("nan")])}
@@ -105,7 +105,7 @@ class TestSave:
             checkpoint.save(tmp_path / "w.safetensors", state, preset=PRESET, classes=CLASSES, metrics={})
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_save_that_fails_leaves_the_old_file_and_no_scrap(
+    def test_a_save_that_fails_keeps_the_old_file_and_leaves_no_other(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = tmp_path / "w.safetensors"
@@ -121,31 +121,33 @@ class TestSave:
         assert list(tmp_path.iterdir()) == [path]
 
 
-class Bomb:
-    """What a malicious pickle does: calls something as it is read."""
+class RunsCode:
+    """An object whose pickle calls a function as it is read."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-        return os.system, ("touch pwned",)
+        return os.system, ("touch called",)
 
 
 class TestBadFiles:
-    """Each of them: a ``CheckpointError`` that names the file and says what it is."""
+    """Each is refused with a ``CheckpointError`` that names the file and says what it is."""
 
     @pytest.mark.parametrize("wrapped", [True, False], ids=["torch.save", "bare pickle"])
-    def test_pickle_bomb(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> None:
+    def test_a_pickle_that_would_run_code_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+    ) -> None:
         monkeypatch.chdir(tmp_path)
-        path = tmp_path / "bomb.pth"
+        path = tmp_path / "code.pth"
         if wrapped:
-            torch.save({"conv.weight": Bomb()}, path)
+            torch.save({"conv.weight": RunsCode()}, path)
         else:
-            path.write_bytes(pickle.dumps({"conv.weight": Bomb()}, protocol=2))
-        with pytest.raises(CheckpointError, match=r"bomb\.pth is a pickle that would call \w+\.system"):
+            path.write_bytes(pickle.dumps({"conv.weight": RunsCode()}, protocol=2))
+        with pytest.raises(CheckpointError, match=r"code\.pth is a pickle that would call \w+\.system"):
             checkpoint.read_state(path)
-        assert not (tmp_path / "pwned").exists()
+        assert not (tmp_path / "called").exists()
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
     @pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors"])
-    def test_truncated(self, tmp_path: Path, kind: str, share: float) -> None:
+    def test_a_truncated_file_is_refused(self, tmp_path: Path, kind: str, share: float) -> None:
         path = tmp_path / f"w.{kind}"
         if kind == "safetensors":
             checkpoint.save(path, small_state(), preset=PRESET, classes=CLASSES, metrics={})
@@ -161,7 +163,7 @@ class TestBadFiles:
         [b"", b"\x00" * 64, b"\xff" * 64, b"<html>Not found</html>", b"PK\x03\x04 and nothing", b"12345678{not json"],
         ids=["empty", "zeros", "ones", "html", "zip", "safetensors"],
     )
-    def test_no_checkpoint_at_all(self, tmp_path: Path, data: bytes) -> None:
+    def test_a_file_that_is_no_checkpoint_is_refused(self, tmp_path: Path, data: bytes) -> None:
         path = tmp_path / "w.pth"
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match=r"w\.pth is"):
@@ -176,7 +178,9 @@ class TestBadFiles:
             ({1: torch.ones(1)}, "1 is a Tensor"),
         ],
     )
-    def test_something_else_of_torch_save(self, tmp_path: Path, value: object, sentence: str) -> None:
+    def test_a_saved_object_that_is_no_state_dict_is_refused(
+        self, tmp_path: Path, value: object, sentence: str
+    ) -> None:
         torch.save(value, tmp_path / "w.pth")
         with pytest.raises(CheckpointError, match=sentence):
             checkpoint.read_state(tmp_path / "w.pth")
@@ -186,17 +190,17 @@ class TestBadFiles:
         torch.save({key: {"w": torch.ones(2, dtype=torch.bfloat16)}, "epoch": 3}, tmp_path / "w.pth")
         assert torch.equal(checkpoint.read_state(tmp_path / "w.pth")["w"], torch.ones(2))
 
-    def test_no_file(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="There is no file"):
             checkpoint.read_state(tmp_path / "w.pth")
 
-    def test_another_hash(self, shelf: Path) -> None:
-        path = shelf / "here.safetensors"
+    def test_a_file_with_another_hash_is_refused(self, weights_folder: Path) -> None:
+        path = weights_folder / "bundled.safetensors"
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        entry = checkpoint.load_manifest(shelf / "manifest.toml")[0]
-        with pytest.raises(CheckpointError, match="is not 'here': its SHA-256 is"):
+        entry = checkpoint.load_manifest(weights_folder / "manifest.toml")[0]
+        with pytest.raises(CheckpointError, match="is not 'bundled': its SHA-256 is"):
             checkpoint.verify(entry)
         with pytest.raises(CheckpointError, match="damaged or was changed"):
-            checkpoint.read_state(checkpoint.resolve("here", manifest=shelf / "manifest.toml"))
+            checkpoint.read_state(checkpoint.resolve("bundled", manifest=weights_folder / "manifest.toml"))

@@ -15,7 +15,7 @@ from model.presets import LITE, MOBILENET_V3_320, PRESETS
 
 
 class Toy(nn.Module):
-    """The outermost names of a detector, a few numbers wide."""
+    """A module with the outermost names of a detector and few weights."""
 
     def __init__(self, classes: int = 3, width: int = 4) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class Toy(nn.Module):
 
 
 class TestLoadInto:
-    def test_loads(self) -> None:
+    def test_a_state_dict_is_copied_into_the_model(self) -> None:
         source, model = Toy(), Toy()
         assert checkpoint.load_into(model, source.state_dict()) == ()
         for key, value in model.state_dict().items():
             assert torch.equal(value, source.state_dict()[key])
 
-    def test_old_keys_and_data_parallel(self) -> None:
+    def test_old_keys_and_those_of_data_parallel_are_renamed(self) -> None:
         source, model = Toy(), Toy()
         old = {
             "module."
@@ -49,7 +49,7 @@ class TestLoadInto:
             model.state_dict()["backbone.fpn.inner_blocks.0.0.weight"], old["module.fpn.inner_blocks.0.weight"]
         )
 
-    def test_partial(self) -> None:
+    def test_a_part_of_a_state_dict_is_loaded_on_request(self) -> None:
         state, model = Toy().state_dict(), Toy()
         part = {key: value for key, value in state.items() if key.startswith("rpn.")}
         missing = checkpoint.load_into(model, part, partial=True)
@@ -86,7 +86,7 @@ class TestLoadInto:
                 checkpoint.load_into(model, state)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "nothing changed"
 
-    def test_wrong_class_count(self) -> None:
+    def test_another_number_of_classes_is_named(self) -> None:
         with pytest.raises(CheckpointError, match=r"trained for 21 classes, background counted, .* made for 3"):
             checkpoint.load_into(Toy(classes=3), Toy(classes=21).state_dict())
 

@@ -15,7 +15,7 @@ def write_image(path: Path, size=(40, 30), **options) -> Path:
 
 
 def write_coco(root: Path, annotations, images=None, categories=None) -> Path:
-    """A data set of two 40x30 images, 1.png and 2.png, unless told otherwise."""
+    """Write a data set; its images are 1.png and 2.png, 40x30, unless ``images`` says otherwise."""
     for name in ("1.png", "2.png"):
         write_image(root / "images" / name)
     images = images or [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in (1, 2)]

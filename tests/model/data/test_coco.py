@@ -8,7 +8,7 @@ from model.data import DataError
 from tests.model.data.files import box_entry, load, write_coco
 
 
-def test_coco_boxes_become_corners_and_sparse_ids_become_a_row(tmp_path):
+def test_coco_boxes_become_corners_and_sparse_ids_become_consecutive(tmp_path):
     path = write_coco(
         tmp_path, [box_entry([5, 6, 10, 20], iscrowd=1, area=77), box_entry([0, 0, 40, 30], 2, category_id=3)]
     )

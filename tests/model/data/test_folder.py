@@ -6,7 +6,7 @@ from model.data import DataError, load_dataset
 from tests.model.data.files import box_entry, object_xml, write_coco, write_voc
 
 
-def test_folders_are_recognised_by_what_lies_in_them(tmp_path):
+def test_folders_are_recognised_by_their_layout(tmp_path):
     write_coco(tmp_path / "plain", [box_entry([0, 0, 9, 9])])
     write_voc_root = tmp_path / "voc"
     write_voc_root.mkdir()

@@ -33,7 +33,7 @@ def test_a_bad_box_is_named_or_skipped_on_request(tmp_path, bbox, complaint):
     assert "box 99" in dataset.skipped[0]
 
 
-def test_skipping_says_how_many_and_which(tmp_path, caplog):
+def test_skipped_boxes_are_counted_and_named_in_the_log(tmp_path, caplog):
     load(write_coco(tmp_path, [box_entry([5, 6, 0, 20], 99), box_entry([0, 0, 10, 10], 2)]), on_bad_box="skip")
     assert "left out 1 bad boxes" in caplog.text
     assert "box 99" in caplog.text
@@ -53,7 +53,7 @@ def test_a_box_over_the_border_by_rounding_is_clipped(tmp_path):
         ([image_entry(), image_entry(name="2.png")], "1 images have the id of another"),
     ],
 )
-def test_images_are_looked_at_before_training(tmp_path, images, complaint):
+def test_missing_and_wrong_images_are_errors(tmp_path, images, complaint):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "text.png").write_text("no image")
     with pytest.raises(DataError, match=complaint):

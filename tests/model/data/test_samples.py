@@ -8,7 +8,7 @@ from model.data import DataError, split
 from tests.model.data.files import box_entry, image_entry, load, write_coco
 
 
-def test_labels_cannot_be_changed_by_who_reads_them(tmp_path):
+def test_labels_are_read_only(tmp_path):
     sample = load(write_coco(tmp_path, [box_entry([5, 6, 10, 20])])).samples[0]
     with pytest.raises(ValueError, match="read-only"):
         sample.boxes[0, 0] = 1

@@ -1,57 +1,37 @@
-"""Average precision, against cases small enough to work out by hand."""
+"""Average precision, against cases that are worked out by hand."""
 
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from model.config import BACKGROUND_NAME
-from model.data import Dataset, Sample, load_dataset
+from model.data import load_dataset
 from model.evaluation.coco import evaluate
+from tests.model.evaluation.samples import dataset, sample
 
-THING = [10, 10, 50, 50]
-
-
+OBJECT = [10, 10, 50, 50]
 DIFFICULT = [100, 100, 180, 180]
 
 
-def sample(image_id, boxes, class_ids, ignore=None, path=Path("none.png"), size=(200, 200)) -> Sample:
-    corners = np.array(boxes, np.float32).reshape(-1, 4)
-    return Sample(
-        path,
-        image_id,
-        *size,
-        corners,
-        np.array(class_ids, np.int64),
-        np.zeros(len(corners), bool) if ignore is None else np.array(ignore, bool),
-        ((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])),
-    )
-
-
-def dataset(*samples: Sample) -> Dataset:
-    return Dataset(samples, (BACKGROUND_NAME, "cat", "dog"))
-
-
-ONE = dataset(sample("a", [THING, DIFFICULT], [1, 1], [False, True]))
+ONE_OBJECT = dataset(sample("a", [OBJECT, DIFFICULT], [1, 1], [False, True]))
 
 
 def prediction(*rows, image_id="a"):
-    """A prediction from rows of (box, score[, class])."""
+    """Make a prediction from rows of (box, score[, class])."""
     return (image_id, [r[0] for r in rows], [r[1] for r in rows], [r[2] if len(r) > 2 else 1 for r in rows])
 
 
 def test_perfect_detections_score_one():
-    both = dataset(sample("a", [THING], [1]), sample(7, [DIFFICULT], [2]))
-    result = evaluate([prediction((THING, 0.9)), prediction((DIFFICULT, 0.8, 2), image_id=7)], both)
+    both = dataset(sample("a", [OBJECT], [1]), sample(7, [DIFFICULT], [2]))
+    result = evaluate([prediction((OBJECT, 0.9)), prediction((DIFFICULT, 0.8, 2), image_id=7)], both)
     assert (result.ap, result.ap50, result.ap75, result.ar100) == (1, 1, 1, 1)
     assert [(row.name, row.boxes, row.ap, row.ap50) for row in result.classes] == [("cat", 1, 1, 1), ("dog", 1, 1, 1)]
     assert [(size.boxes, size.ap) for size in result.sizes[:3]] == [(0, None), (2, 1), (0, None)]
 
 
-def test_boxes_are_counted_and_judged_by_area():
+def test_average_precision_by_area():
     squares = [[0, 0, side, side] for side in (10, 20, 60, 120)]  # small, small, medium, large: one a quarter
     four = dataset(*(sample(side[2], [side], [1]) for side in squares))
     result = evaluate([prediction((side, 0.9), image_id=side[2]) for side in squares[1:]], four)
@@ -68,75 +48,76 @@ def test_boxes_are_counted_and_judged_by_area():
 
 
 def test_a_higher_scored_miss_halves_precision():
-    assert evaluate([prediction(([0, 100, 40, 140], 0.9), (THING, 0.5))], ONE).ap50 == pytest.approx(0.5)
+    assert evaluate([prediction(([0, 100, 40, 140], 0.9), (OBJECT, 0.5))], ONE_OBJECT).ap50 == pytest.approx(0.5)
 
 
 def test_a_second_detection_of_one_object_is_a_miss():
-    two = dataset(sample("a", [THING, DIFFICULT], [1, 1]))
+    two = dataset(sample("a", [OBJECT, DIFFICULT], [1, 1]))
     # hit, duplicate, hit: precision 1 up to recall 1/2, then 2/3; 51 and 50 of the 101 recall points
-    result = evaluate([prediction((THING, 0.9), (THING, 0.8), (DIFFICULT, 0.7))], two)
+    result = evaluate([prediction((OBJECT, 0.9), (OBJECT, 0.8), (DIFFICULT, 0.7))], two)
     assert result.ap50 == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
 def test_iou_thresholds_run_from_50_to_95():
     # IoU 0.8: a hit at .50 .55 .60 .65 .70 .75 .80 (as float32 boxes give 0.8 exactly), a miss at .85 .90 .95
-    result = evaluate([prediction(([10, 10, 42, 50], 0.9))], ONE)
+    result = evaluate([prediction(([10, 10, 42, 50], 0.9))], ONE_OBJECT)
     assert result.ap50 == 1
     assert result.ap75 == 1
     assert result.ap == pytest.approx(0.7)
 
 
 def test_a_detection_on_a_difficult_object_counts_neither_way():
-    result = evaluate([prediction((DIFFICULT, 0.9), (THING, 0.5))], ONE)
+    result = evaluate([prediction((DIFFICULT, 0.9), (OBJECT, 0.5))], ONE_OBJECT)
     assert result.ap == 1
     assert (result.boxes, result.ignored) == (1, 1)
 
 
 def test_missing_a_difficult_object_costs_nothing():
-    assert evaluate([prediction((THING, 0.5))], ONE).ar100 == 1
+    assert evaluate([prediction((OBJECT, 0.5))], ONE_OBJECT).ar100 == 1
 
 
 def test_a_difficult_object_takes_any_number_of_detections():
-    assert evaluate([prediction((DIFFICULT, 0.9), (DIFFICULT, 0.8), (DIFFICULT, 0.7), (THING, 0.5))], ONE).ap50 == 1
+    rows = ((DIFFICULT, 0.9), (DIFFICULT, 0.8), (DIFFICULT, 0.7), (OBJECT, 0.5))
+    assert evaluate([prediction(*rows)], ONE_OBJECT).ap50 == 1
 
 
-def test_overlap_with_a_difficult_object_is_plain_iou_unless_crowds_are_asked_for():
+def test_overlap_with_a_difficult_object_is_plain_iou_without_crowd_overlap():
     corner = [100, 100, 120, 120]  # wholly inside, but an IoU of 1/16
-    inside = prediction((corner, 0.9), (THING, 0.5))
-    assert evaluate([inside], ONE).ap50 == pytest.approx(0.5)
-    assert evaluate([inside], ONE, crowd_overlap=True).ap50 == 1
+    inside = prediction((corner, 0.9), (OBJECT, 0.5))
+    assert evaluate([inside], ONE_OBJECT).ap50 == pytest.approx(0.5)
+    assert evaluate([inside], ONE_OBJECT, crowd_overlap=True).ap50 == 1
 
 
-def test_a_difficult_object_of_another_class_excuses_nothing():
+def test_a_detection_on_a_difficult_object_of_another_class_counts_as_wrong():
     result = evaluate(
-        [prediction((DIFFICULT, 0.9, 2), (THING, 0.5, 2))],
-        dataset(sample("a", [THING, DIFFICULT], [2, 1], [False, True])),
+        [prediction((DIFFICULT, 0.9, 2), (OBJECT, 0.5, 2))],
+        dataset(sample("a", [OBJECT, DIFFICULT], [2, 1], [False, True])),
     )
     assert result.ap50 == pytest.approx(0.5)
 
 
 def test_only_the_hundred_best_of_an_image_count():
     misses = [([0, 150, 20, 170], 0.9)] * 100
-    assert evaluate([prediction(*misses, (THING, 0.1))], ONE).ar100 == 0
-    result = evaluate([prediction(*misses[1:], (THING, 0.1))], ONE)
+    assert evaluate([prediction(*misses, (OBJECT, 0.1))], ONE_OBJECT).ar100 == 0
+    result = evaluate([prediction(*misses[1:], (OBJECT, 0.1))], ONE_OBJECT)
     assert result.ar100 == 1
     assert result.detections == 100
 
 
 def test_the_cut_at_a_hundred_is_of_the_image_and_not_of_each_class():
     misses = [([0, 150, 20, 170], 0.9, 2)] * 100
-    assert evaluate([prediction(*misses, (THING, 0.1, 1))], ONE).ar100 == 0
+    assert evaluate([prediction(*misses, (OBJECT, 0.1, 1))], ONE_OBJECT).ar100 == 0
 
 
 def test_images_without_predictions_count_as_misses_and_none_at_all_is_zero():
-    two = dataset(sample("a", [THING], [1]), sample("b", [THING], [1]))
-    assert evaluate([prediction((THING, 0.9))], two).ar100 == pytest.approx(0.5)
+    two = dataset(sample("a", [OBJECT], [1]), sample("b", [OBJECT], [1]))
+    assert evaluate([prediction((OBJECT, 0.9))], two).ar100 == pytest.approx(0.5)
     result = evaluate([], two)
     assert (result.ap, result.ap50, result.ar100, result.detections) == (0, 0, 0, 0)
 
 
 def test_classes_without_boxes_are_left_out_of_the_mean():
-    result = evaluate([prediction((THING, 0.9))], ONE)
+    result = evaluate([prediction((OBJECT, 0.9))], ONE_OBJECT)
     assert result.ap == 1
     assert result.classes[1].ap is None
     assert result.classes[1].boxes == 0
@@ -146,21 +127,21 @@ def test_classes_without_boxes_are_left_out_of_the_mean():
     ("prediction", "complaint"),
     [
         (prediction(image_id="b"), "no image 'b'"),
-        (prediction((THING, float("nan"))), "not finite"),
+        (prediction((OBJECT, float("nan"))), "not finite"),
         (prediction(([0, 0, float("inf"), 4], 0.5)), "not finite"),
-        (prediction((THING, 0.5, 0)), r"outside 1\.\.2"),
-        (prediction((THING, 0.5, 3)), r"outside 1\.\.2"),
-        (("a", [THING], [0.5, 0.4], [1]), "1 boxes, 2 scores, 1 classes"),
+        (prediction((OBJECT, 0.5, 0)), r"outside 1\.\.2"),
+        (prediction((OBJECT, 0.5, 3)), r"outside 1\.\.2"),
+        (("a", [OBJECT], [0.5, 0.4], [1]), "1 boxes, 2 scores, 1 classes"),
     ],
 )
-def test_predictions_that_make_no_sense_are_refused(prediction, complaint):
+def test_malformed_predictions_are_refused(prediction, complaint):
     with pytest.raises(ValueError, match=complaint):
-        evaluate([prediction], ONE)
+        evaluate([prediction], ONE_OBJECT)
 
 
 def test_an_image_predicted_twice_is_refused():
     with pytest.raises(ValueError, match="twice"):
-        evaluate([prediction((THING, 0.5)), prediction((THING, 0.5))], ONE)
+        evaluate([prediction((OBJECT, 0.5)), prediction((OBJECT, 0.5))], ONE_OBJECT)
 
 
 def test_a_data_set_in_which_no_box_counts_cannot_be_evaluated():
@@ -169,7 +150,7 @@ def test_a_data_set_in_which_no_box_counts_cannot_be_evaluated():
 
 
 def test_results_become_json_and_a_table():
-    result = evaluate([prediction((THING, 0.9))], ONE)
+    result = evaluate([prediction((OBJECT, 0.9))], ONE_OBJECT)
     plain = json.loads(json.dumps(result.to_dict()))
     assert plain["ap50"] == 1
     assert plain["classes"][0] == {"name": "cat", "boxes": 1, "ap": 1.0, "ap50": 1.0}

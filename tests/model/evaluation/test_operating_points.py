@@ -39,46 +39,48 @@ def _predictions(*rows: tuple[float, tuple[float, float, float, float]], class_i
     return [(1, boxes, scores, np.full(len(rows), class_id))]
 
 
-HERE, THERE, WRONG_PLACE = (0, 0, 10, 10), (50, 50, 70, 70), (20, 0, 30, 10)
+BOX, OTHER_BOX, ELSEWHERE = (0, 0, 10, 10), (50, 50, 70, 70), (20, 0, 30, 10)
 
 
-def test_a_box_is_found_once_by_the_highest_score() -> None:
-    scores, right = judge_detections(_predictions((0.5, HERE), (0.9, HERE)), _dataset(HERE))
+def test_a_box_is_matched_once_by_the_highest_score() -> None:
+    scores, right = judge_detections(_predictions((0.5, BOX), (0.9, BOX)), _dataset(BOX))
     assert np.round(scores, 2).tolist() == [0.5, 0.9]
     assert right.tolist() == [False, True]
 
 
 def test_another_class_on_the_box_is_wrong() -> None:
-    assert judge_detections(_predictions((0.9, HERE), class_id=2), _dataset(HERE))[1].tolist() == [False]
+    assert judge_detections(_predictions((0.9, BOX), class_id=2), _dataset(BOX))[1].tolist() == [False]
 
 
 def test_a_detection_on_an_ignored_box_is_not_judged() -> None:
-    scores, _ = judge_detections(_predictions((0.9, HERE), (0.8, THERE)), _dataset(HERE, THERE, ignore=(True, False)))
+    dataset = _dataset(BOX, OTHER_BOX, ignore=(True, False))
+    scores, _ = judge_detections(_predictions((0.9, BOX), (0.8, OTHER_BOX)), dataset)
     assert np.round(scores, 2).tolist() == [0.8]
 
 
-def test_each_detection_is_told_which_box_it_finds() -> None:
-    (sample,) = _dataset(HERE, THERE, (80, 80, 90, 90), ignore=(False, False, True)).samples
-    boxes = np.array([THERE, HERE, (80, 80, 90, 90), (20, 0, 30, 10)], np.float32)
+def test_each_detection_is_matched_to_a_box() -> None:
+    (sample,) = _dataset(BOX, OTHER_BOX, (80, 80, 90, 90), ignore=(False, False, True)).samples
+    boxes = np.array([OTHER_BOX, BOX, (80, 80, 90, 90), (20, 0, 30, 10)], np.float32)
     assert match_detections(boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], sample).tolist() == [1, 0, IGNORED, WRONG]
 
 
 def test_the_best_threshold_is_where_f1_is_best() -> None:
     # 0.9 and 0.6 are right, 0.3 is wrong: between 0.6 and 0.3 all boxes are detected and nothing is false.
-    best = build_score_report(_predictions((0.9, HERE), (0.6, THERE), (0.3, WRONG_PLACE)), _dataset(HERE, THERE)).best
+    predictions = _predictions((0.9, BOX), (0.6, OTHER_BOX), (0.3, ELSEWHERE))
+    best = build_score_report(predictions, _dataset(BOX, OTHER_BOX)).best
     assert best.threshold == pytest.approx(0.45)
     assert (best.precision, best.recall, best.f1, best.false_per_image) == (1.0, 1.0, 1.0, 0.0)
 
 
 def test_equal_scores_are_on_one_side_of_the_threshold() -> None:
-    best = build_score_report(_predictions((0.5, HERE), (0.5, WRONG_PLACE)), _dataset(HERE)).best
+    best = build_score_report(_predictions((0.5, BOX), (0.5, ELSEWHERE)), _dataset(BOX)).best
     assert best.threshold < 0.5
     assert best.precision == 0.5
 
 
 def test_a_threshold_that_was_chosen_elsewhere_is_judged_as_it_is() -> None:
-    predictions = _predictions((0.9, HERE), (0.8, WRONG_PLACE), (0.6, THERE))
-    result = build_score_report(predictions, _dataset(HERE, THERE), threshold=0.7)
+    predictions = _predictions((0.9, BOX), (0.8, ELSEWHERE), (0.6, OTHER_BOX))
+    result = build_score_report(predictions, _dataset(BOX, OTHER_BOX), threshold=0.7)
     assert result.served is not None
     assert (result.served.threshold, result.served.precision, result.served.recall) == (0.7, 0.5, 0.5)
     assert result.served.false_per_image == 1.0
@@ -90,16 +92,16 @@ def test_a_score_must_be_above_the_threshold_as_in_the_detector() -> None:
 
 
 def test_the_curve_has_a_point_for_each_different_score() -> None:
-    line = precision_recall_curve(np.array([0.5, 0.9, 0.5]), np.array([True, True, False]), 4)
-    assert line.lowest.tolist() == [0.9, 0.5]
-    assert line.precision == pytest.approx([1, 2 / 3])
-    assert line.recall == pytest.approx([1 / 4, 2 / 4])
-    assert line.f1 == pytest.approx([2 / 5, 4 / 7])
+    curve = precision_recall_curve(np.array([0.5, 0.9, 0.5]), np.array([True, True, False]), 4)
+    assert curve.lowest.tolist() == [0.9, 0.5]
+    assert curve.precision == pytest.approx([1, 2 / 3])
+    assert curve.recall == pytest.approx([1 / 4, 2 / 4])
+    assert curve.f1 == pytest.approx([2 / 5, 4 / 7])
 
 
 def test_the_calibration_error_is_the_gap_between_score_and_precision() -> None:
     # One bin at 0.85 with one of two right: |0.85 - 0.5|.
-    result = build_score_report(_predictions((0.85, HERE), (0.85, WRONG_PLACE)), _dataset(HERE))
+    result = build_score_report(_predictions((0.85, BOX), (0.85, ELSEWHERE)), _dataset(BOX))
     assert result.calibration_error == pytest.approx(0.35, abs=1e-6)
     assert [b.detections for b in result.bins] == [0] * 8 + [2, 0]
 
@@ -116,4 +118,4 @@ def test_a_score_of_one_is_in_the_last_bin() -> None:
 
 def test_nothing_detected_has_no_scores_to_judge() -> None:
     with pytest.raises(ValueError, match="Nothing was detected"):
-        build_score_report(_predictions(), _dataset(HERE))
+        build_score_report(_predictions(), _dataset(BOX))

@@ -1,36 +1,15 @@
 """A detector runs over a data set, each image once, with others of its canvas size."""
 
-from pathlib import Path
-
-import numpy as np
 import torch
 from PIL import Image
 
-from model.config import BACKGROUND_NAME
-from model.data import Dataset, Sample
 from model.evaluation.coco import evaluate_detector
 from model.structures import Detections
-
-
-def sample(image_id, boxes, class_ids, ignore=None, path=Path("none.png"), size=(200, 200)) -> Sample:
-    corners = np.array(boxes, np.float32).reshape(-1, 4)
-    return Sample(
-        path,
-        image_id,
-        *size,
-        corners,
-        np.array(class_ids, np.int64),
-        np.zeros(len(corners), bool) if ignore is None else np.array(ignore, bool),
-        ((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])),
-    )
-
-
-def dataset(*samples: Sample) -> Dataset:
-    return Dataset(samples, (BACKGROUND_NAME, "cat", "dog"))
+from tests.model.evaluation.samples import dataset, sample
 
 
 class FakeDetector:
-    """Finds the colour of the image's top-left pixel; remembers what it was asked."""
+    """Detect the colour of an image's top-left pixel as its class; record the batches and the options."""
 
     def __init__(self):
         self.batches = []

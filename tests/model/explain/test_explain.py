@@ -33,14 +33,14 @@ CAT = (0.05, 0.9, 0.03, 0.02)
 
 
 def _detector(config: DetectorConfig) -> Detector:
-    """A detector of three classes with random weights."""
+    """Make a detector of three classes with random weights."""
     checkpoint = ResolvedCheckpoint(name="scene", path=Path("nowhere"), preset=config.name, classes=CLASSES)
     model = FasterRCNN(config.with_classes(len(CLASSES)))
     return Detector(model, checkpoint, device="cpu", precision="fp32")
 
 
 class Scene:
-    """A LITE whose heads say what the test wants.
+    """A LITE detector whose heads' outputs the test sets.
 
     anchors: (objectness logit, offsets) by anchor; all others are unlikely and pushed away. classify: (probabilities of
     the classes, offsets of every class) by the left edge of a proposal, to the pixel; other proposals are background.
@@ -94,7 +94,7 @@ class Scene:
 
 
 def _shift(pixels: float) -> tuple[float, float, float, float]:
-    """Offsets that move a box of 20 px to the right."""
+    """Return the offsets that move a box of 20 px to the right."""
     return (pixels / 20, 0.0, 0.0, 0.0)
 
 
@@ -154,7 +154,7 @@ def test_low_objectness() -> None:
     assert "objectness 0.018) is below the RPN's threshold of 0.05" in outcome.sentence
 
 
-def test_low_objectness_is_not_put_down_to_top_k() -> None:
+def test_low_objectness_comes_before_top_k() -> None:
     outcome = Scene({TARGET: (-4.0, STAY), FAR: (4.0, STAY)}, {}, score_threshold=0.05, pre_nms=1).explain(EXACT)
     assert outcome.stage == "low_objectness"
 
@@ -239,7 +239,7 @@ def test_score_threshold() -> None:
     assert "not above the threshold of 0.5" in outcome.sentence
 
 
-def test_of_several_near_proposals_the_best_score_tells() -> None:
+def test_of_several_near_proposals_the_best_score_decides() -> None:
     scores = {22: ((0.7, 0.1, 0.1, 0.1), STAY), 27: ((0.2, 0.45, 0.3, 0.05), STAY)}
     anchors = {TARGET: (4.0, STAY), TARGET + 6: (3.0, _shift(5 - 8))}
     assert Scene(anchors, scores).explain(EXACT, score_threshold=0.5).stage == "score_threshold"
@@ -295,7 +295,7 @@ def test_detection_limit() -> None:
     assert "only the best 1 detections" in outcome.sentence
 
 
-def test_iou_says_what_lies_on_a_box() -> None:
+def test_the_iou_determines_which_boxes_match() -> None:
     scene = {TARGET: (3.0, STAY)}, {22: (CAT, STAY)}
     assert Scene(*scene).explain(LEFT, iou=0.6).stage == "found"
     assert Scene(*scene).explain(LEFT, iou=0.61).stage == "no_anchor"
@@ -325,14 +325,14 @@ def test_boxes_labels_and_iou_out_of_range_are_refused(
         explain(trace, torch.tensor(boxes), labels, iou=iou)
 
 
-def test_no_boxes_no_explanations() -> None:
+def test_no_boxes_give_no_explanations() -> None:
     assert explain(Scene({}, {}).trace(), torch.zeros(0, 4)) == []
 
 
 @pytest.mark.parametrize("rpn_threshold", [0.0, 0.5])
 @pytest.mark.parametrize("threshold", [0.05, 0.2505])
-def test_a_network_that_knows_nothing_is_explained_too(rpn_threshold: float, threshold: float) -> None:
-    """Random weights, random boxes: always one of the stages, and facts that agree with the detections."""
+def test_every_box_is_explained_for_random_weights(rpn_threshold: float, threshold: float) -> None:
+    # Random boxes: always one of the stages, and facts that agree with the detections.
     detector = _detector(replace(LITE, rpn=replace(LITE.rpn, score_threshold=rpn_threshold)))
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (180, 240, 3), dtype=np.uint8)

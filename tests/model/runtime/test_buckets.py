@@ -29,7 +29,7 @@ def test_buckets_are_few_and_in_both_orientations(preset) -> None:  # type: igno
     assert {(width, height) for height, width in canvases} == set(canvases)
 
 
-def test_the_image_of_a_camera_needs_little_padding() -> None:
+def test_the_canvases_of_common_aspect_ratios() -> None:
     assert Buckets(LITE.transform).canvas_for(480, 640) == (384, 480)
     assert Buckets(RESNET50_FPN.transform).canvas_for(480, 640) == (800, 1088)
     assert Buckets(RESNET50_FPN.transform).canvas_for(640, 480) == (1088, 800)

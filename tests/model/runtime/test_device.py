@@ -28,7 +28,7 @@ NUMBERED = (
 def machine(monkeypatch):
     """Make torch see GPUs of these compute capabilities, or fail to start CUDA with this message."""
 
-    def pretend(*capabilities: tuple[int, int], failure: str | None = None, built: bool = True) -> None:
+    def simulate(*capabilities: tuple[int, int], failure: str | None = None, built: bool = True) -> None:
         def init() -> None:
             warnings.warn("CUDA initialization: torch says it in a warning too", UserWarning, stacklevel=1)
             if failure is not None:
@@ -43,7 +43,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU number {index}")
 
-    return pretend
+    return simulate
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def machine(monkeypatch):
         (NUMBERED, ["CUDA does not start (Error 802: system not yet initialized). See"]),
     ],
 )
-@pytest.mark.parametrize("asked", ["cuda", "cuda:0"])
-def test_an_unusable_driver_is_explained(machine, asked, failure, parts):
+@pytest.mark.parametrize("requested", ["cuda", "cuda:0"])
+def test_an_unusable_driver_is_explained(machine, requested, failure, parts):
     machine(failure=failure)
     with pytest.raises(DeviceError) as caught:
-        choose_device(asked)
-    for part in (f"The device {asked} cannot be used", *parts):
+        choose_device(requested)
+    for part in (f"The device {requested} cannot be used", *parts):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -82,10 +82,10 @@ def test_an_index_without_a_gpu_is_told_how_many_there_are(machine, count, count
         choose_device("cuda:300")
 
 
-@pytest.mark.parametrize("asked", ["tpu", "mps", "cuda:-1", "cuda:one", "CUDA", ""])
-def test_an_unknown_device_is_refused(asked):
+@pytest.mark.parametrize("requested", ["tpu", "mps", "cuda:-1", "cuda:one", "CUDA", ""])
+def test_an_unknown_device_is_refused(requested):
     with pytest.raises(DeviceError, match="The device must be auto, cpu, cuda or cuda:N"):
-        choose_device(asked)
+        choose_device(requested)
 
 
 def test_a_gpu_without_kernels_is_named_with_what_there_is(machine):
@@ -118,7 +118,7 @@ def test_which_gpus_run_which_code(capability, built, runs):
 
 
 @pytest.mark.parametrize(
-    ("asked", "devices"),
+    ("requested", "devices"),
     [
         ("auto", ("cuda:0", "cuda:1", "cuda:2")),
         ("cuda", ("cuda:0", "cuda:1", "cuda:2")),
@@ -126,10 +126,10 @@ def test_which_gpus_run_which_code(capability, built, runs):
         ("cpu", ("cpu",)),
     ],
 )
-def test_which_devices_are_meant(machine, asked, devices):
+def test_which_devices_are_meant(machine, requested, devices):
     machine((8, 0), (9, 0), (12, 0))
-    assert choose_devices(asked) == devices
-    assert choose_device(asked) == torch.device(devices[0])
+    assert choose_devices(requested) == devices
+    assert choose_device(requested) == torch.device(devices[0])
 
 
 @pytest.mark.parametrize("failure", [TOO_OLD, UNKNOWN])

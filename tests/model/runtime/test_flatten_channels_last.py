@@ -12,7 +12,7 @@ from model.runtime.flatten_channels_last import flatten_channels_last
 
 
 @pytest.mark.parametrize("rank", [None, 5])
-def test_the_box_head_computes_what_it_did_without_a_copy(rank: int | None) -> None:
+def test_the_box_head_gives_the_same_without_a_copy(rank: int | None) -> None:
     torch.manual_seed(0)
     config = replace(LITE.roi_head, resolution=3, fc_channels=(12, 12), fc6_rank=rank)
     model = FasterRCNN(replace(LITE, roi_head=config)).eval()

@@ -28,7 +28,7 @@ def _randomise_norms(model: nn.Module) -> None:
     "config", [preset for preset in PRESETS if preset.backbone != "vgg16"], ids=lambda preset: preset.name
 )
 @torch.no_grad()
-def test_a_folded_network_computes_what_it_did(config: DetectorConfig) -> None:
+def test_a_folded_network_gives_the_same(config: DetectorConfig) -> None:
     model = FasterRCNN(config.with_classes(3)).eval()
     _randomise_norms(model)
     count = sum(isinstance(module, NORMS) for module in model.modules())
@@ -71,7 +71,7 @@ def test_a_variance_of_zero_is_refused() -> None:
         fold_batchnorm(layers)
 
 
-def test_a_norm_that_still_learns_is_refused() -> None:
+def test_a_norm_in_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="training mode"):
         fold_batchnorm(_pair(nn.BatchNorm2d(4)).train())
 

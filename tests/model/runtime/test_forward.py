@@ -1,4 +1,4 @@
-"""``Detector.detect`` with regions: Fast R-CNN alone, on boxes that the caller brings."""
+"""The forward pass with regions of the caller, for which the RPN does not run, through ``Detector.detect``."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_the_rpns_own_proposals_as_regions_give_the_same_detections(detector: De
     assert again.proposals is None
 
 
-def test_the_rpn_does_not_run_for_images_that_bring_regions(detector: Detector) -> None:
+def test_the_rpn_does_not_run_for_images_with_regions(detector: Detector) -> None:
     batch_sizes: list[int] = []
     head = detector.model.rpn.head
     hook = head.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0][0])))
@@ -70,30 +70,6 @@ def test_a_trace_in_a_mixed_batch_is_of_its_own_image(detector: Detector) -> Non
     torch.testing.assert_close(mixed[1].trace.objectness, alone.trace.objectness, atol=1e-4, rtol=0)
 
 
-def test_no_regions_no_detections(detector: Detector) -> None:
+def test_no_regions_give_no_detections(detector: Detector) -> None:
     (detections,) = detector.detect([_image()], regions=[torch.zeros(0, 4)])
     assert len(detections) == 0
-
-
-@pytest.mark.parametrize(
-    ("regions", "message"),
-    [
-        ([[1, 2, 3]], "shape"),
-        ([[5, 5, 5, 9]], "x1 < x2"),
-        ([[0, 0, float("nan"), 9]], "x1 < x2"),
-    ],
-)
-def test_regions_that_are_no_boxes_are_refused(detector: Detector, regions: list[list[float]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        detector.detect([_image()], regions=[regions])
-
-
-def test_regions_leave_nothing_to_trace_or_propose(detector: Detector) -> None:
-    for options in (DetectOptions(trace=True), DetectOptions(proposals=3)):
-        with pytest.raises(ValueError, match="the RPN does not run"):
-            detector.detect([_image()], options, [[[0, 0, 9, 9]]])
-
-
-def test_regions_are_one_list_a_image(detector: Detector) -> None:
-    with pytest.raises(ValueError, match="Regions for 2 images, and there are 1"):
-        detector.detect([_image()], regions=[None, None])

@@ -1,4 +1,4 @@
-"""The passes together: what is reported, what each precision leaves out, and the detections that stay."""
+"""The passes together: the report, the passes that each precision leaves out, and unchanged detections."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_bf16_of_the_processor_is_the_type_of_the_network(monkeypatch: pytest.Mo
 
 
 def test_a_precision_that_is_chosen_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize, "choose_precision", lambda asked, device, drift: ("fp32", "It was chosen."))
+    monkeypatch.setattr(optimize, "choose_precision", lambda requested, device, drift: ("fp32", "It was chosen."))
     report = _optimize("auto")[1]
     assert report.precision == "fp32"
     assert "It was chosen." in report.optimizations

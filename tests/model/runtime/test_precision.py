@@ -17,7 +17,7 @@ def fail_to_measure(_: str) -> float:
 
 @pytest.fixture
 def capability(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Give the GPU a compute capability."""
+    """Return a function that gives the GPU a compute capability."""
     return lambda *numbers: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: numbers)
 
 
@@ -46,14 +46,14 @@ def test_auto_on_a_gpu_takes_what_moves_the_output_less(
     capability, numbers: tuple[int, int], drifts: dict[str, float], chosen: str
 ) -> None:
     capability(*numbers)
-    name, why = choose_precision("auto", GPU, lambda asked: drifts[asked])
+    name, reason = choose_precision("auto", GPU, lambda requested: drifts[requested])
     assert name == chosen
-    assert f"Precision {chosen} was chosen" in why
-    assert all(f"{asked} moves its output by {drift:.2g}" in why for asked, drift in drifts.items())
+    assert f"Precision {chosen} was chosen" in reason
+    assert all(f"{requested} moves its output by {drift:.2g}" in reason for requested, drift in drifts.items())
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "numbers", "says"),
+    ("requested", "device", "numbers", "message"),
     [
         ("fp64", CPU, None, "must be auto, fp32, tf32, bf16, fp16, int8, not 'fp64'"),
         ("fp16", CPU, None, "fp16 is for GPUs"),
@@ -64,12 +64,12 @@ def test_auto_on_a_gpu_takes_what_moves_the_output_less(
     ],
 )
 def test_what_a_device_does_not_offer_is_refused(
-    capability, asked: str, device: torch.device, numbers: tuple[int, int] | None, says: str
+    capability, requested: str, device: torch.device, numbers: tuple[int, int] | None, message: str
 ) -> None:
     if numbers:
         capability(*numbers)
-    with pytest.raises(ValueError, match=says):
-        choose_precision(asked, device, fail_to_measure)
+    with pytest.raises(ValueError, match=message):
+        choose_precision(requested, device, fail_to_measure)
 
 
 class Network(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""The paper's four steps: which parts each one trains, and which are shared at the end (P 3.2)."""
+"""The four steps of alternating training (arXiv 1506.01497, section 3.2): the parts that each trains and shares."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,8 @@ from model.faster_rcnn import FasterRCNN
 from model.presets import LITE
 from model.training.alternating import STEPS, training_stages
 from model.training.augment import PLAIN
-from model.training.config import Finish, TrainingConfig, TrainingError
+from model.training.config import TrainingConfig
 from model.training.losses import Objective
-from model.training.run import train
 from model.training.trainer import Trainer, new_model
 
 CONFIG = TrainingConfig(
@@ -67,15 +66,8 @@ def test_the_steps_share_the_whole_budget() -> None:
 
 
 def test_joint_training_is_one_stage_with_all_four_losses(shapes: Dataset) -> None:
-    seen = []
+    losses_of_steps = []
     for stage in training_stages("joint", CONFIG, _initial_model, lambda m, r, o: Trainer(m, shapes, r, objective=o)):
-        stage.trainer.run(lambda _, losses: seen.append(losses), until=1)
-    (losses,) = seen
+        stage.trainer.run(lambda _, losses: losses_of_steps.append(losses), until=1)
+    (losses,) = losses_of_steps
     assert all(float(loss) > 0 for loss in losses)
-
-
-def test_a_recipe_with_a_finish_is_for_joint_training(shapes_folder: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, epochs=2, finish=Finish(1, (96, 128), PLAIN))
-    with pytest.raises(TrainingError, match="leave the finish out"):
-        train(shapes_folder, tmp_path / "run", start="nothing", config=config, schedule="alternating")
-    assert not (tmp_path / "run").exists()

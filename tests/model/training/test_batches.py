@@ -9,16 +9,14 @@ from PIL import Image
 
 from model.config import BACKGROUND_NAME
 from model.data import Dataset, Sample
-from model.training.augment import (
-    AugmentConfig,
-)
+from model.training.augment import AugmentConfig
 from model.training.batches import Batches, collate, prefetch
 from tests.model.training.augment.images import painted_image
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    """Seven landscapes, a square and three portraits of noise, with a box each."""
+    """Write images of noise with a box each: seven landscapes, a square and three portraits."""
     rng = np.random.default_rng(0)
     samples = []
     for i, (width, height) in enumerate([(48, 32)] * 7 + [(40, 40)] + [(32, 48)] * 3):
@@ -57,9 +55,9 @@ def test_a_batch_holds_content_at_the_top_left_and_filler_elsewhere():
 def test_every_image_comes_once_an_epoch_and_every_batch_has_one_canvas_and_size(dataset):
     batches = Batches(dataset, canvas=(36, 48), batch_size=2)
     assert len(batches) == 6  # eight landscapes and squares, three portraits, of which one comes twice
-    seen = np.concatenate([batches[step].indices.numpy() for step in range(len(batches))])
-    assert sorted(np.unique(seen).tolist()) == list(range(11))
-    assert len(seen) == 12
+    indices = np.concatenate([batches[step].indices.numpy() for step in range(len(batches))])
+    assert sorted(np.unique(indices).tolist()) == list(range(11))
+    assert len(indices) == 12
     for step in range(len(batches)):
         batch = batches[step]
         tall = dataset.samples[int(batch.indices[0])].height > dataset.samples[int(batch.indices[0])].width

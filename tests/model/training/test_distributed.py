@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.data import load_dataset
-from model.presets import RESNET50_FPN_V2
-from model.training.config import TrainingConfig, TrainingError
 from model.training.distributed import Processes
-from model.training.trainer import Trainer, new_model
 
 WORKER = Path(__file__).with_name("gradient_worker.py")
 ALONE = [sys.executable]
@@ -40,23 +36,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(shapes_fol
         assert torch.equal(value, second["after"][name]), name
 
 
-def test_a_batch_smaller_than_the_processes_is_refused(shapes_folder: Path) -> None:
-    from model.presets import LITE
-
-    dataset = load_dataset(shapes_folder, "train")
-    with pytest.raises(TrainingError, match="A batch of 2 images leaves some of 3 processes without one"):
-        Trainer(new_model(LITE.with_classes(3)), dataset, TrainingConfig(batch_size=2), processes=Processes(0, 3))
-
-
-def test_batch_norms_are_refused_in_several_processes(shapes_folder: Path) -> None:
-    dataset = load_dataset(shapes_folder, "train")
-    with torch.device("meta"):
-        model = new_model(RESNET50_FPN_V2.with_classes(3))
-    with pytest.raises(TrainingError, match="RESNET50_FPN_V2 has batch norms"):
-        Trainer(model, dataset, TrainingConfig(), processes=Processes(0, 2))
-
-
-def test_alone_nothing_is_summed_and_every_position_is_its_own() -> None:
+def test_a_single_process_sums_nothing_and_has_every_position() -> None:
     alone = Processes()
     assert alone.first
     assert alone.total(7) == 7

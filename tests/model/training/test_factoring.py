@@ -1,33 +1,47 @@
-"""fc6 of a trained detector is factored by a command."""
+"""fc6 of a trained detector is factored, and what cannot be factored is refused."""
 
 from pathlib import Path
 
+import pytest
 import torch
-from typer.testing import CliRunner
 
 from model.checkpoint import save
-from model.data import load_dataset
+from model.data import Dataset, load_dataset
 from model.detector import Detector
 from model.evaluation.predictions import WHOLE_CURVE
 from model.faster_rcnn import FasterRCNN
 from model.presets import LITE
-from service.cli.main import app
-
-run = CliRunner().invoke
+from model.training.factoring import factor_checkpoint
 
 
-def test_fc6_of_a_trained_detector_is_factored_by_a_command(shapes_folder: Path, tmp_path: Path) -> None:
-    whole = FasterRCNN(LITE.with_classes(3))
-    file, out = tmp_path / "whole.safetensors", tmp_path / "factored.safetensors"
-    save(file, whole.state_dict(), preset="LITE", classes=("__background__", "disc", "square"), metrics={})
-    command = ["factor", "--data", str(shapes_folder), "--weights", str(file), "--out", str(out), "--pictures", "4"]
-    done = run(app, [*command, "--rank", "300"])
-    assert done.exit_code == 0, done.output
-    dataset = load_dataset(shapes_folder, "test")
-    before, after = (Detector.from_checkpoint(path, precision="fp32") for path in (file, out))
-    assert after.info.parameters < before.info.parameters
-    (expected,), (detections,) = (detector.detect([dataset.load(0)], WHOLE_CURVE) for detector in (before, after))
+@pytest.fixture
+def detector(tmp_path: Path) -> Detector:
+    file = tmp_path / "whole.safetensors"
+    state = FasterRCNN(LITE.with_classes(3)).state_dict()
+    save(file, state, preset="LITE", classes=("__background__", "disc", "square"), metrics={})
+    return Detector.from_checkpoint(file, precision="fp32")
+
+
+@pytest.fixture
+def shapes(shapes_folder: Path) -> Dataset:
+    return load_dataset(shapes_folder, "train")
+
+
+def test_a_factored_detector_is_smaller_and_scores_nearly_the_same(
+    detector: Detector, shapes: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "factored.safetensors"
+    _, parameters = factor_checkpoint(detector, shapes, 300, out, images=4)
+    factored = Detector.from_checkpoint(out, precision="fp32")
+    assert factored.config.roi_head.fc6_rank == 300
+    assert factored.parameters == parameters < detector.parameters
+    (expected,), (detections,) = (each.detect([shapes.load(0)], WHOLE_CURVE) for each in (detector, factored))
     torch.testing.assert_close(detections.scores[:5], expected.scores[:5], atol=1e-2, rtol=0)
-    again = run(app, [*command[:4], str(out), *command[5:]])
-    assert again.exit_code == 1
-    assert "has no fc6 of full rank" in again.output
+    with pytest.raises(ValueError, match="has no fc6 of full rank"):
+        factor_checkpoint(factored, shapes, 200, tmp_path / "again.safetensors")
+
+
+@pytest.mark.parametrize("rank", [0, 512])
+def test_a_rank_out_of_range_is_refused(detector: Detector, shapes: Dataset, tmp_path: Path, rank: int) -> None:
+    with pytest.raises(ValueError, match="from 1 to 511"):
+        factor_checkpoint(detector, shapes, rank, tmp_path / "factored.safetensors")

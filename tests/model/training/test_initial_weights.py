@@ -11,7 +11,7 @@ from model.presets import LITE
 from model.training.initial_weights import initialise_weights
 
 
-def test_starting_from_a_detector_whose_fc6_is_in_two_layers_puts_them_together(tmp_path: Path) -> None:
+def test_the_two_layers_of_a_factored_fc6_are_merged(tmp_path: Path) -> None:
     config = LITE.with_classes(3)
     factored = FasterRCNN(replace(config, roi_head=replace(config.roi_head, fc6_rank=8)))
     file = tmp_path / "factored.safetensors"

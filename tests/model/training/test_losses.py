@@ -44,14 +44,24 @@ def test_only_the_offsets_of_a_foreground_regions_own_class_learn() -> None:
     assert float(box) == pytest.approx((1.5 + 0.125) / 2)
 
 
+def test_offset_losses_without_positives_and_losses_without_regions_are_zero() -> None:
+    anchors = AnchorTargets(torch.zeros(0, dtype=torch.int64), torch.arange(256), torch.zeros(0, 4))
+    losses = rpn_losses(torch.zeros(1, 600), torch.zeros(1, 600, 4), [anchors], beta=1 / 9)
+    assert [float(loss) for loss in losses] == pytest.approx([math.log(2), 0.0])
+    for count, expected in ((512, math.log(3)), (0, 0.0)):
+        regions = RegionTargets(torch.zeros(count, 4), torch.zeros(count, dtype=torch.int64), torch.zeros(count, 4))
+        losses = roi_losses(torch.zeros(count, 3), torch.zeros(count, 3, 4), [regions], beta=1 / 9)
+        assert [float(loss) for loss in losses] == pytest.approx([expected, 0.0])
+
+
 def test_a_batch_without_objects_has_finite_losses_and_gradients() -> None:
     # Means over no sample would be NaN.
     torch.manual_seed(0)
     model = FasterRCNN(LITE.with_classes(3)).train()
     size = torch.tensor([[64, 64]])
     batch = ImageBatch(torch.randn(1, 3, 64, 64), size, size)
-    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (64, 64))
-    losses = joint_losses(model, batch, [nothing], [torch.Generator().manual_seed(0)])
+    no_objects = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (64, 64))
+    losses = joint_losses(model, batch, [no_objects], [torch.Generator().manual_seed(0)])
     losses.total().backward()
     assert losses.rpn_box.item() == losses.roi_box.item() == 0
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

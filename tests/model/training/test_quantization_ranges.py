@@ -1,20 +1,17 @@
-"""The ranges that int8 needs: what is recorded, and the file beside the weights."""
+"""The ranges that int8 needs are recorded over all images and written beside the weights."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.checkpoint import CheckpointError, read_quantization_ranges, resolve, save_quantization_ranges
+from model.checkpoint import read_quantization_ranges, resolve
 from model.detector import Detector
 from model.runtime.cpu.int8.quantize import quantizable_layers
 from model.training.quantization_ranges import record_ranges, write_quantization_ranges
 
 
-def test_the_file_lies_beside_the_weights_and_belongs_to_them_alone(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"frcnn calibrate \w+ --weights {saved}"):
-        Detector.from_checkpoint(saved, precision="int8")
+def test_the_ranges_of_all_layers_are_written_beside_the_weights(saved: Path) -> None:
     detector = Detector.from_checkpoint(saved, precision="fp32")
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     file, layers = write_quantization_ranges(detector, [image])
@@ -25,22 +22,6 @@ def test_the_file_lies_beside_the_weights_and_belongs_to_them_alone(saved: Path)
     for name, (low, high) in read_quantization_ranges(resolve(saved)).items():
         assert (low, high) == pytest.approx(ranges[name], rel=1e-3)
     assert Detector.from_checkpoint(saved, precision="int8").detect([image])
-
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"sha256": "0" * 64}))
-    with pytest.raises(CheckpointError, match="of other weights"):
-        Detector.from_checkpoint(saved, precision="int8")
-    name = next(iter(content["ranges"]))
-    for broken in ({"ranges": {name: [2, 1]}}, {"ranges": {name: [1]}}, {"ranges": 3}):
-        file.write_text(json.dumps(content | broken))
-        with pytest.raises(CheckpointError, match="calibrate"):
-            Detector.from_checkpoint(saved, precision="int8")
-    file.write_text("{")
-    with pytest.raises(CheckpointError, match="holds no ranges"):
-        Detector.from_checkpoint(saved, precision="int8")
-    save_quantization_ranges(resolve(saved), {name: (0.0, 1.0)}, 1)
-    with pytest.raises(ValueError, match="No range is known"):
-        Detector.from_checkpoint(saved, precision="int8")
 
 
 def test_a_range_grows_over_all_images() -> None:

@@ -1,42 +1,38 @@
-"""A whole run by the command: a data set in, a checkpoint that serves out (docs/train-your-own.md)."""
+"""What a run refuses before it trains. ``tests/integration/test_training_commands.py`` trains."""
 
 import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from model.data import load_dataset
-from model.detector import Detector
-from service.cli.main import app
+from model.data import DataError
+from model.training.augment import PLAIN
+from model.training.config import Finish, TrainingConfig, TrainingError
+from model.training.run import train
 
-run = CliRunner().invoke
-
-
-QUICK = ["--start", "nothing", "--epochs", "0.5", "--batch-size", "4", "--validation", "0.2", "--device", "cpu"]
+CONFIG = TrainingConfig(epochs=2, batch_size=2, canvas=(96, 128), augment=PLAIN, frozen=())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["joint", "alternating"])
-def test_the_guides_commands_make_a_checkpoint_that_detects(shapes_folder: Path, tmp_path: Path, schedule: str) -> None:
-    out = tmp_path / "run"
-    train = ["train", "--data", str(shapes_folder), "--out", str(out), "--schedule", schedule, *QUICK]
-    done = run(app, train)
-    assert done.exit_code == 0, done.output
-    file = out / "model.safetensors"
-    detector = Detector.from_checkpoint(file)
-    assert detector.info.classes == ("__background__", "disc", "square")
-    assert set(detector.info.metrics) == {"validation_ap", "validation_ap50"}
-    detector.detect([load_dataset(shapes_folder, "test").load(0)])
-    figures = tmp_path / "test.json"
-    judge = ["evaluate", "--data", str(shapes_folder), "--weights", str(file), "--json", str(figures)]
-    judged = run(app, judge)
-    assert judged.exit_code == 0, judged.output
-    assert json.loads(figures.read_text())["images"] == 8
-    # The same command again goes on, and there is nothing left to do.
-    again = run(app, train)
-    assert again.exit_code == 0, again.output
-    assert "Going on from step" in again.output
-    other = run(app, [*train, "--lr", "0.1"])
-    assert other.exit_code == 1
-    assert "another lr" in other.output
+def test_alternating_training_with_a_finish_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=2, finish=Finish(1, (96, 128), PLAIN))
+    with pytest.raises(TrainingError, match="leave the finish out"):
+        train(shapes_folder, tmp_path / "run", start="nothing", config=config, schedule="alternating")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_without_a_box_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
+    labels = json.loads((shapes_folder / "train.json").read_text())
+    labels["categories"].append({"id": 3, "name": "star"})
+    (tmp_path / "train.json").write_text(json.dumps(labels))
+    (tmp_path / "images").symlink_to(shapes_folder / "images")
+    with pytest.raises(DataError, match="no box of class 'star' in train"):
+        train(tmp_path, tmp_path / "run", start="nothing", config=CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_continued_with_other_settings(shapes_folder: Path, tmp_path: Path) -> None:
+    recipe = {"schedule": "joint", "lr": 0.1}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(TrainingError, match=r"was started with another .*lr"):
+        train(shapes_folder, tmp_path, start="nothing", config=CONFIG)

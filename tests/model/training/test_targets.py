@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from model.presets import LITE, PAPER_VGG16
+from model.presets import LITE, PAPER_VGG16, RESNET50_FPN
 from model.training.targets import (
     BACKGROUND,
     IGNORED,
@@ -15,6 +15,7 @@ from model.training.targets import (
     region_targets,
     sample_balanced,
 )
+from tests.model.random_boxes import random_boxes
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -32,18 +33,18 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_an_anchor_is_object_above_one_threshold_background_below_the_other_and_else_left_out() -> None:
+def test_an_anchor_is_positive_above_one_threshold_background_below_the_other_and_ignored_between() -> None:
     overlaps = torch.tensor([[0.71, 0.7, 0.5, 0.3, 0.29], [0.1, 0.9, 0.0, 0.0, 0.0]])
     assert match_boxes(overlaps, 0.7, 0.3).tolist() == [0, 1, IGNORED, IGNORED, BACKGROUND]
 
 
-def test_the_best_anchor_of_a_box_is_object_however_low_and_ties_are_kept() -> None:
+def test_the_best_anchor_of_a_box_is_positive_at_any_overlap_and_ties_are_kept() -> None:
     overlaps = torch.tensor([[0.2, 0.2, 0.1], [0.0, 0.0, 0.0]])
-    # The second box overlaps nothing: no anchor is rescued for it.
+    # The second box overlaps nothing: it has no best anchor.
     assert match_boxes(overlaps, 0.7, 0.3, keep_best=True).tolist() == [0, 0, BACKGROUND]
 
 
-def test_a_rescued_anchor_belongs_to_the_box_it_overlaps_most() -> None:
+def test_the_best_anchor_of_a_box_is_matched_to_the_box_that_it_overlaps_most() -> None:
     # As torchvision does it: anchor 0 is the best of box 1, but overlaps box 0 more.
     overlaps = torch.tensor([[0.6, 0.65], [0.4, 0.1]])
     assert match_boxes(overlaps, 0.7, 0.3, keep_best=True).tolist() == [0, 0]
@@ -54,7 +55,7 @@ def test_without_ground_truth_everything_is_background() -> None:
     assert match_boxes(torch.zeros(0, 3), 0.7, 0.3, keep_best=True).tolist() == [BACKGROUND] * 3
 
 
-def test_what_lies_on_an_ignored_box_is_not_background() -> None:
+def test_a_box_on_an_ignored_box_is_not_background() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
     matched = torch.tensor([BACKGROUND, BACKGROUND])
     assert exclude_ignored(matched, boxes, boxes[:1], 0.5).tolist() == [IGNORED, BACKGROUND]
@@ -68,7 +69,7 @@ def test_positives_fill_at_most_their_share_and_background_the_rest() -> None:
     assert (matched[background] == BACKGROUND).all()
 
 
-def test_few_positives_leave_their_places_to_background() -> None:
+def test_background_fills_the_sample_where_positives_are_few() -> None:
     positives, background = sample_balanced(torch.tensor([3] + [BACKGROUND] * 500), 256, 0.5, _generator())
     assert (len(positives), len(background)) == (1, 255)
 
@@ -97,7 +98,7 @@ def test_an_anchors_target_is_the_offset_to_its_box() -> None:
 
 
 def test_the_ground_truth_is_among_the_regions() -> None:
-    # PFR: the detector learns from the true boxes too, or it would have no foreground at first.
+    # As in py-faster-rcnn: without the true boxes the detector would have no foreground at first.
     truth = _truth([[10.0, 10.0, 30.0, 30.0], [50.0, 50.0, 90.0, 90.0]])
     targets = region_targets(torch.zeros(0, 4), truth, replace(LITE.sampling, roi_batch=8), WEIGHTS, _generator())
     assert sorted(targets.class_ids.tolist()) == [1, 2]
@@ -115,12 +116,17 @@ def test_regions_learn_the_class_and_the_weighted_offsets_of_their_box() -> None
 
 
 def test_an_image_without_objects_gives_background_alone() -> None:
-    targets = region_targets(torch.tensor([[0.0, 0.0, 9.0, 9.0]]), _truth([]), LITE.sampling, WEIGHTS, _generator())
-    assert targets.class_ids.tolist() == [0]
+    boxes, config = random_boxes(600, 100), RESNET50_FPN.sampling
+    anchors = anchor_targets(boxes, _truth([]), config, _generator())
+    assert (len(anchors.positives), len(anchors.background)) == (0, config.rpn_batch)
+    regions = region_targets(boxes, _truth([]), config, WEIGHTS, _generator())
+    assert regions.class_ids.tolist() == [0] * config.roi_batch
+    no_proposals = region_targets(torch.zeros(0, 4), _truth([]), config, WEIGHTS, _generator())
+    assert no_proposals.class_ids.tolist() == []
 
 
-def test_hard_negatives_can_be_asked_for() -> None:
-    # PFR's default: background is [0.1, 0.5).
+def test_background_regions_can_be_limited_to_those_near_an_object() -> None:
+    # py-faster-rcnn's default: background is [0.1, 0.5).
     config = replace(LITE.sampling, roi_negative_iou=0.1)
     truth = _truth([[0.0, 0.0, 20.0, 20.0]])
     near, far = [0.0, 0.0, 20.0, 60.0], [70.0, 70.0, 90.0, 90.0]

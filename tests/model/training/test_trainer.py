@@ -1,44 +1,22 @@
 """The trainer learns, resumes to the same state, and stops at a loss that is not finite."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
-from model.data import Dataset, load_coco
-from model.presets import LITE
+from model.data import Dataset
+from model.presets import LITE, RESNET50_FPN_V2
 from model.training.augment import PLAIN
 from model.training.config import Finish, TrainingConfig, TrainingError
+from model.training.distributed import Processes
 from model.training.trainer import Trainer, new_model
 
 CONFIG = TrainingConfig(
     epochs=4, batch_size=2, lr=1e-3, body_lr=1e-3, warmup=2, canvas=(64, 96), augment=PLAIN, frozen=()
 )
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Six images with a white square each, on grey."""
-    folder = tmp_path_factory.mktemp("squares")
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(1, 7):
-        x, y, side = (int(rng.integers(*limits)) for limits in ((4, 50), (4, 24), (20, 32)))
-        image = Image.new("RGB", (96, 64), (90, 90, 90))
-        ImageDraw.Draw(image).rectangle((x, y, x + side, y + side), fill="white")
-        image.save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "width": 96, "height": 64})
-        annotations.append(
-            {"id": number, "image_id": number, "category_id": 1, "bbox": [x, y, side, side], "area": side**2,
-             "iscrowd": 0}
-        )  # fmt: skip
-    labels = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
-    (folder / "labels.json").write_text(json.dumps(labels))
-    return load_coco(folder / "labels.json", folder)
 
 
 def _trainer(dataset: Dataset, config: TrainingConfig = CONFIG) -> Trainer:
@@ -115,16 +93,16 @@ def test_a_run_reaches_its_finish_resumed_or_not(squares: Dataset, tmp_path: Pat
     config = replace(CONFIG, epochs=2, finish=Finish(epochs=1, canvas=(96, 128), augment=PLAIN))
 
     def canvases(trainer: Trainer) -> list[tuple[int, ...]]:
-        seen: list[tuple[int, ...]] = []
-        learn = trainer.objective
+        canvas_of_steps: list[tuple[int, ...]] = []
+        objective = trainer.objective
 
-        def watch(model, batch, truths, generators, total):  # type: ignore[no-untyped-def]
-            seen.append(batch.canvas)
-            return learn(model, batch, truths, generators, total)
+        def record(model, batch, truths, generators, total):  # type: ignore[no-untyped-def]
+            canvas_of_steps.append(batch.canvas)
+            return objective(model, batch, truths, generators, total)
 
-        trainer.objective = watch
+        trainer.objective = record
         trainer.run()
-        return seen
+        return canvas_of_steps
 
     assert canvases(_trainer(squares, config)) == [(64, 96)] * 3 + [(96, 128)] * 3
     first = _trainer(squares, config)
@@ -133,3 +111,15 @@ def test_a_run_reaches_its_finish_resumed_or_not(squares: Dataset, tmp_path: Pat
     second = _trainer(squares, config)
     second.load(tmp_path / "checkpoint.pt")
     assert canvases(second) == [(96, 128)] * 2
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(squares: Dataset) -> None:
+    with pytest.raises(TrainingError, match="A batch of 2 images leaves some of 3 processes without one"):
+        Trainer(new_model(LITE.with_classes(2)), squares, TrainingConfig(batch_size=2), processes=Processes(0, 3))
+
+
+def test_batch_norms_are_refused_in_several_processes(squares: Dataset) -> None:
+    with torch.device("meta"):
+        model = new_model(RESNET50_FPN_V2.with_classes(2))
+    with pytest.raises(TrainingError, match="RESNET50_FPN_V2 has batch norms"):
+        Trainer(model, squares, TrainingConfig(), processes=Processes(0, 2))

@@ -16,7 +16,7 @@ run = CliRunner().invoke
 
 def test_calibrate_writes_what_int8_needs(cat_file, saved):
     assert run(app, ["calibrate", str(cat_file.parent), "--weights", str(saved)]).exit_code == 0
-    assert json.loads(saved.with_suffix(".ranges.json").read_text())["pictures"] == 1
+    assert json.loads(saved.with_suffix(".ranges.json").read_text())["images"] == 1
     detector = Detector.from_checkpoint(saved, precision="int8")
     assert detector.info.precision == "int8"
 
@@ -25,7 +25,7 @@ def test_calibrate_uses_count_images(cat_file, saved):
     for number in range(5):
         cat_file.with_name(f"{number}.jpg").write_bytes(cat_file.read_bytes())
     assert run(app, ["calibrate", str(cat_file.parent), "--weights", str(saved), "--count", "3"]).exit_code == 0
-    assert json.loads(saved.with_suffix(".ranges.json").read_text())["pictures"] == 3
+    assert json.loads(saved.with_suffix(".ranges.json").read_text())["images"] == 3
 
 
 def test_calibrate_names_an_image_that_cannot_be_used(cat_file, saved, tmp_path):

@@ -74,7 +74,7 @@ class Quantized(nn.Module):
         self.quantized_weight = steps.round().clamp(-limit, limit).to(torch.int8)
 
     def fuse_activation(self, activation: nn.Module) -> bool:
-        """Compute ``activation``, which comes after, too; False where that is impossible."""
+        """Fuse ``activation``, which follows this layer; return False where that is impossible."""
         fused = FUSED.get(type(activation))
         if fused is None or self.activation[0] != "none":
             return False
@@ -83,6 +83,7 @@ class Quantized(nn.Module):
 
     @property
     def _output_arguments(self) -> tuple[float, int, torch.dtype]:
+        """Return scale, zero point and type of the output, as oneDNN's operators take them."""
         return (1.0, 0, torch.float32) if self.output is None else (*self.output, torch.uint8)
 
 
@@ -100,11 +101,11 @@ class QuantizedConv2d(Quantized):
         self._layouts = Layouts()
 
     def fuse_activation(self, activation: nn.Module) -> bool:
-        """Compute ``activation`` too; after a sum oneDNN's operator has ReLU alone."""
+        """Fuse ``activation``; after a sum oneDNN's operator supports ReLU only."""
         return (isinstance(activation, nn.ReLU) or not self.adds_map) and super().fuse_activation(activation)
 
     def fuse_padding(self, conv: nn.Conv2d, pad: nn.ZeroPad2d) -> bool:
-        """Compute ``pad``, which comes before, too, as ``PackedConv2d`` does; False where that is impossible."""
+        """Fuse ``pad``, which precedes this layer, as ``PackedConv2d`` does; return False where that is impossible."""
         padding = symmetric_padding(conv, pad)
         if padding is None:
             return False
@@ -168,7 +169,7 @@ def weight_qmax() -> int:
     """Return the largest int8 value of a weight: 127, or 63 where the processor would overflow.
 
     A processor without VNNI sums two products in 16 bits, which saturate, without an error, for weights that are
-    larger. Whether it does is tried on a sum that is known, since oneDNN can also be told not to use VNNI.
+    larger. Whether it saturates is measured on a known sum, since oneDNN can also be configured not to use VNNI.
     """
     inputs, weight = torch.full((8, 64), 255, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(weight, None)

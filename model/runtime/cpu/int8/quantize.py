@@ -1,4 +1,4 @@
-"""The rewriting of a network so that its convolutions and fully connected layers multiply int8.
+"""Rewrite a network so that its convolutions and fully connected layers multiply int8.
 
 Between two such layers a map stays in bytes. Where anything else reads it (a sum, a resize, the pooling of regions) it
 is float32, and is quantized once for all the layers that read it. That depends on where the values go, so it is read
@@ -94,6 +94,8 @@ class _RPNHeadOfLevels(nn.Module):
 
 
 class _Tracer(fx.Tracer):
+    """Trace into everything but the layers that are quantized or left as they are."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_layer = isinstance(m, nn.Conv2d | nn.Linear | FlattenChannelsLast)
         return is_layer or super().is_leaf_module(m, module_qualified_name)
@@ -194,17 +196,21 @@ class _GraphQuantizer:
         return _module_name(reader) in self._layers and reader.args[0] is value and value not in reader.args[1:]
 
     def _module(self, node: fx.Node | None) -> nn.Module | None:
+        """Return the module that the node calls; None where it calls none."""
         return None if node is None else self._modules.get(_module_name(node))
 
     def _activation(self, node: fx.Node | None) -> nn.Module | None:
+        """Return the module that the node calls, ReLU for a call of its function."""
         return nn.ReLU() if node is not None and node.target in _RELUS else self._module(node)
 
     def _replace(self, node: fx.Node, other: fx.Node) -> None:
+        """Let the readers of ``node`` read ``other``, and remove ``node``."""
         node.replace_all_uses_with(other)
         self._graph.erase_node(node)
 
 
 def _quantized_layer(layer: nn.Module, input: QuantParams) -> Quantized:
+    """Return the quantized layer for a convolution or a fully connected layer; ``input``: of its input."""
     if isinstance(layer, nn.Conv2d):
         return QuantizedConv2d(layer, input)
     assert isinstance(layer, nn.Linear)
@@ -217,4 +223,5 @@ def _module_name(node: fx.Node) -> str:
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
+    """Return the node that reads ``node``; None where there are none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None

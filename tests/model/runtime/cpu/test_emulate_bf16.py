@@ -13,7 +13,7 @@ def is_bf16(values: torch.Tensor) -> bool:
     return torch.equal(values, values.bfloat16().float())
 
 
-def test_the_input_the_weights_and_the_output_of_a_layer_are_rounded() -> None:
+def test_the_input_weights_and_output_of_a_layer_are_rounded() -> None:
     torch.manual_seed(0)
     layer, values = nn.Linear(64, 16), torch.randn(5, 64)
     exact = values.bfloat16().float() @ layer.weight.bfloat16().float().T + layer.bias.bfloat16().float()

@@ -41,7 +41,7 @@ def _maps(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     ],
     ids=["1x1", "3x3 at a stride, no bias", "depthwise", "neither square nor dense"],
 )
-def test_it_computes_the_convolution_at_every_size(conv: nn.Conv2d, dtype: torch.dtype) -> None:
+def test_a_packed_convolution_gives_the_same_at_every_size(conv: nn.Conv2d, dtype: torch.dtype) -> None:
     _ready(conv, dtype)
     packed = PackedConv2d(conv)
     for shape in ((1, 8, 6, 10), (3, 8, 6, 10), (1, 8, 31, 17), (1, 8, 6, 10)):
@@ -133,7 +133,7 @@ def test_other_padding_stays(layers: nn.Sequential) -> None:
 
 
 @pytest.mark.parametrize("config", PRESETS, ids=lambda config: config.name)
-def test_every_preset_computes_what_it_did_and_keeps_its_state_dict(config: DetectorConfig) -> None:
+def test_every_preset_gives_the_same_and_keeps_its_state_dict(config: DetectorConfig) -> None:
     torch.manual_seed(0)
     model = FasterRCNN(config.with_classes(3))
     _ready(model)

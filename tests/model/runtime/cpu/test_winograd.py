@@ -23,14 +23,16 @@ def _decide(monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (4, 4), (5, 7), (24, 30)])
 @pytest.mark.parametrize("strip", [1, 3_000_000], ids=["a row of tiles at once", "all at once"])
-def test_it_computes_the_convolution(size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_winograd_gives_the_same_as_the_convolution(
+    size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(winograd, "_STRIP", strip)
     conv = _conv(24, 16)
     maps = torch.randn(3, 24, *size).contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(WinogradConv2d(conv)(maps), conv(maps), atol=2e-5, rtol=0)
 
 
-def test_it_computes_a_convolution_without_bias() -> None:
+def test_winograd_without_bias_gives_the_same() -> None:
     conv = _conv(8, 8, bias=False)
     maps = torch.randn(1, 8, 6, 6)
     torch.testing.assert_close(WinogradConv2d(conv)(maps), conv(maps), atol=2e-5, rtol=0)
@@ -56,7 +58,9 @@ def test_only_wide_convolutions_are_replaced_and_only_where_it_is_faster(monkeyp
 
 
 @pytest.mark.parametrize(("max_share", "replaced"), [(float("inf"), 1), (0.0, 0)])
-def test_the_benchmark_is_run_for_real(max_share: float, replaced: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_decides_by_measured_times(
+    max_share: float, replaced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(winograd, "_MAX_SHARE", max_share)
     assert use_winograd(nn.Sequential(_conv(256, 256))) == replaced
 
@@ -72,7 +76,7 @@ def test_the_state_dict_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
-def test_a_network_computes_the_same_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_with_winograd_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     _decide(monkeypatch, faster=True)
     model = FasterRCNN(RESNET50_FPN.with_classes(3)).eval().to(memory_format=torch.channels_last)
     pixels = torch.randn(1, 3, 128, 160).contiguous(memory_format=torch.channels_last)
@@ -86,7 +90,7 @@ def test_a_network_computes_the_same_with_them(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(after, before, atol=1e-4 * scale, rtol=0)
 
 
-def test_a_detector_reports_it_and_one_with_exact_canvases_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_reports_winograd_and_exact_canvases_leave_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
     _decide(monkeypatch, faster=True)
     detector = Detector.random("RESNET50_FPN", precision="fp32")
     assert "12 wide 3x3 convolutions use Winograd's algorithm." in detector.info.optimizations

@@ -3,15 +3,13 @@
 import numpy as np
 import torch
 
-from model.training.augment import (
-    LabelledImage,
-)
+from model.training.augment import LabelledImage
 
 RED = torch.tensor([255, 0, 0], dtype=torch.uint8)
 
 
 def painted_image(boxes, height=100, width=200, ignore=None) -> LabelledImage:
-    """Black, with each box painted red."""
+    """Make a black image with each box painted red."""
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     pixels = torch.zeros((3, height, width), dtype=torch.uint8)
     for x1, y1, x2, y2 in boxes.astype(int):
@@ -21,5 +19,6 @@ def painted_image(boxes, height=100, width=200, ignore=None) -> LabelledImage:
 
 
 def red_box(pixels: torch.Tensor) -> list[int]:
+    """Return the corners of the box that holds all red pixels."""
     ys, xs = torch.where(pixels[0] > 127)
     return [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]

@@ -14,7 +14,7 @@ from tests.model.training.augment.images import painted_image, red_box
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_drawn_boxes_stay_on_their_objects_and_content_on_its_canvas(seed):
+def test_boxes_stay_on_their_objects_and_content_on_its_canvas(seed):
     rng = np.random.default_rng(seed)
     config = AugmentConfig(scale=(0.5, 2.0), stretch=1.3, colour=ColourConfig(chance=0.0))
     result = augment_image(painted_image([[60, 20, 140, 80]]), (72, 96), config, rng)

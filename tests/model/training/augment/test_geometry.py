@@ -42,7 +42,7 @@ def test_flipping_moves_boxes_with_the_pixels_and_twice_is_nothing():
         ([60, 79.7, 80, 81], [], []),  # less than half a pixel shows
     ],
 )
-def test_cropping_keeps_objects_ignores_slivers_and_drops_what_is_gone(box, expected, ignored):
+def test_cropping_keeps_objects_ignores_slivers_and_drops_invisible_boxes(box, expected, ignored):
     window = (20, 50, 60, 100)  # top, left, height, width
     result = crop_resize(painted_image([box]), window, (60, 100), min_visible=0.3, min_side=2)
     np.testing.assert_allclose(result.boxes, np.array(expected, np.float32).reshape(-1, 4), atol=1e-4)

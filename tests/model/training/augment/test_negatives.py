@@ -1,4 +1,4 @@
-"""Negatives show nothing that is labelled, whatever photograph they are made from."""
+"""Negatives show no labelled object of the photograph that they are made from."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ CANVAS = (48, 64)
 
 
 def photograph(boxes: list[list[int]], height: int = 90, width: int = 120) -> tuple[torch.Tensor, np.ndarray]:
-    """Green, with each box painted red."""
+    """Make a green image with each box painted red, and its boxes."""
     pixels = torch.zeros((3, height, width), dtype=torch.uint8)
     pixels[1] = 200
     for x1, y1, x2, y2 in boxes:

@@ -57,11 +57,11 @@ def test_every_preset_computes_nearly_what_it_does_in_float32(config: DetectorCo
         layers = quantize(quantized, _ranges(quantized, _pixels(), REGIONS))
         assert layers == len(quantizable_layers(exact))
         for _ in range(2):  # nothing that is overwritten is needed again
-            for output, right in zip(_outputs(quantized, _pixels(), REGIONS), expected, strict=True):
-                spread = (right - right.mean()).square().mean().sqrt()
-                assert output.shape == right.shape
+            for output, reference in zip(_outputs(quantized, _pixels(), REGIONS), expected, strict=True):
+                spread = (reference - reference.mean()).square().mean().sqrt()
+                assert output.shape == reference.shape
                 assert output.dtype == torch.float32
-                error = (output - right).square().mean().sqrt()
+                error = (output - reference).square().mean().sqrt()
                 assert error <= 0.1 * spread * 127 / weight_qmax() + 1e-6
 
 

@@ -1,6 +1,6 @@
-"""A pretended GPU: tensors that claim ``cuda:0`` and compute on the CPU, and a count of what would make the host wait.
+"""A simulated GPU: tensors that claim ``cuda:0`` and compute on the CPU, and a count of what would make the host wait.
 
-    with pretended_gpu() as gpu:
+    with simulated_gpu() as gpu:
         detector = Detector.from_checkpoint("lite-voc20", device="cuda")
         gpu.reset()
         detector.detect(images)
@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from tests.gpu.kernels import kernel_types, torch_cuda, torchvision_ops
 
 CUDA = torch.device("cuda", 0)
-_HOME = str(Path(__file__).resolve().parents[2])
+_REPOSITORY = str(Path(__file__).resolve().parents[2])
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 # Operators whose kernels read a size or a value back to the host (ATen/native/cuda, torchvision/csrc/ops/cuda).
@@ -79,13 +79,13 @@ def supported_types() -> dict[str, frozenset[torch.dtype]]:
     }
 
 
-class PretendedTensor(torch.Tensor):
+class SimulatedTensor(torch.Tensor):
     """A tensor that claims to be on ``cuda:0``; ``host`` holds its values."""
 
     host: torch.Tensor
 
     @staticmethod
-    def __new__(cls, host: torch.Tensor) -> PretendedTensor:
+    def __new__(cls, host: torch.Tensor) -> SimulatedTensor:
         self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             host.size(),
@@ -99,11 +99,11 @@ class PretendedTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
-        raise RuntimeError(f"{func} was called on a pretended tensor in a thread without `gpu.thread()`.")
+        raise RuntimeError(f"{func} was called on a simulated tensor in a thread without `gpu.thread()`.")
 
 
-class PretendedGPU:
-    """A record of what happened on the pretended GPU.
+class SimulatedGPU:
+    """A record of what happened on the simulated GPU.
 
     launches: kernels and copies, at the least: an operator may need several. waits: by (file:line, operator), how often
     the host waited. pending: copies to the host that have not been waited for.
@@ -147,9 +147,9 @@ class PretendedGPU:
 
 
 class _Dispatch(TorchDispatchMode):
-    """Runs operators on pretended tensors, in the thread that entered it."""
+    """Run operators on simulated tensors, in the thread that entered it."""
 
-    def __init__(self, gpu: PretendedGPU) -> None:
+    def __init__(self, gpu: SimulatedGPU) -> None:
         super().__init__()
         self.gpu = gpu
 
@@ -159,7 +159,7 @@ class _Dispatch(TorchDispatchMode):
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        ours = [tensor for tensor in tensors if isinstance(tensor, PretendedTensor)]
+        ours = [tensor for tensor in tensors if isinstance(tensor, SimulatedTensor)]
         target = kwargs.get("device")
         if not ours and (target is None or torch.device(target).type != "cuda"):
             return func(*args, **kwargs)
@@ -172,9 +172,9 @@ class _Dispatch(TorchDispatchMode):
         self._count(func, name, args, tensors)
         return self._run(func, name, args, kwargs)
 
-    def _check(self, name: str, tensors: list[torch.Tensor], ours: list[PretendedTensor]) -> None:
+    def _check(self, name: str, tensors: list[torch.Tensor], ours: list[SimulatedTensor]) -> None:
         """Raise where CUDA would."""
-        hosts = [tensor for tensor in tensors if not isinstance(tensor, PretendedTensor)]
+        hosts = [tensor for tensor in tensors if not isinstance(tensor, SimulatedTensor)]
         if ours and name not in _BOTH_DEVICES and any(tensor.dim() for tensor in hosts):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device, but some are on cpu")
         if name in self.gpu.kernels and ours[0].dtype not in self.gpu.kernels[name]:
@@ -186,7 +186,7 @@ class _Dispatch(TorchDispatchMode):
             isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in tree_iter(args[1])
         )
         crossing = name in _BOTH_DEVICES and any(
-            tensor.dim() and not isinstance(tensor, PretendedTensor) and not _pinned(tensor) for tensor in tensors
+            tensor.dim() and not isinstance(tensor, SimulatedTensor) and not _pinned(tensor) for tensor in tensors
         )
         alias = func._schema.returns[0].alias_info if func._schema.returns else None
         if (alias is None or alias.is_write) and "empty" not in name:
@@ -203,7 +203,7 @@ class _Dispatch(TorchDispatchMode):
         if not to_host:
             if not (free and _pinned(source)) and source.numel():
                 self.gpu.wait("copy to the device")
-            return PretendedTensor(copy)
+            return SimulatedTensor(copy)
         if not free:
             self.gpu.wait("copy to the host")
             return copy
@@ -212,10 +212,10 @@ class _Dispatch(TorchDispatchMode):
         return late
 
     def _run(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        known: dict[int, PretendedTensor] = {}
+        known: dict[int, SimulatedTensor] = {}
 
         def enter(leaf: Any) -> Any:
-            if isinstance(leaf, PretendedTensor):
+            if isinstance(leaf, SimulatedTensor):
                 known[id(leaf.host)] = leaf
                 return leaf.host
             return leaf
@@ -239,17 +239,17 @@ class _Dispatch(TorchDispatchMode):
                 return same
             # A view of a tensor from outside inference mode is no inference tensor either.
             with torch.inference_mode(inference):
-                return PretendedTensor(leaf)
+                return SimulatedTensor(leaf)
 
         return tree_map(leave, result)
 
 
 def _host(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.host if isinstance(tensor, PretendedTensor) else tensor
+    return tensor.host if isinstance(tensor, SimulatedTensor) else tensor
 
 
 def _pinned(tensor: torch.Tensor) -> bool:
-    return bool(getattr(tensor, "pretended_pinned", False))
+    return bool(getattr(tensor, "simulated_pinned", False))
 
 
 def _wide(leaf: Any) -> Any:
@@ -266,15 +266,15 @@ def _caller() -> str:
     frames = [
         frame
         for frame in traceback.extract_stack()
-        if frame.filename.startswith((f"{_HOME}/model", f"{_HOME}/service"))
+        if frame.filename.startswith((f"{_REPOSITORY}/model", f"{_REPOSITORY}/service"))
     ]
-    return f"{frames[-1].filename.removeprefix(_HOME)[1:]}:{frames[-1].lineno}" if frames else "?"
+    return f"{frames[-1].filename.removeprefix(_REPOSITORY)[1:]}:{frames[-1].lineno}" if frames else "?"
 
 
 class _Stream:
     cuda_stream = 0
 
-    def __init__(self, gpu: PretendedGPU) -> None:
+    def __init__(self, gpu: SimulatedGPU) -> None:
         self._gpu = gpu
 
     def synchronize(self) -> None:
@@ -282,9 +282,9 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def pretended_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[PretendedGPU]:
+def simulated_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[SimulatedGPU]:
     """Let ``torch.cuda`` claim one device of this compute capability, for this thread (others: ``gpu.thread()``)."""
-    gpu = PretendedGPU()
+    gpu = SimulatedGPU()
 
     class Event:
         def __init__(self, **_: Any) -> None: ...
@@ -300,13 +300,13 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[PretendedGPU
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
         copy = tensor.clone()
-        copy.pretended_pinned = True  # type: ignore[attr-defined]
+        copy.simulated_pinned = True  # type: ignore[attr-defined]
         return copy
 
     def on_device(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        # torch.tensor(..., device="cuda") would wake the driver.
+        # torch.tensor(..., device="cuda") would initialise the driver.
         def replacement(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-            if isinstance(data, PretendedTensor):
+            if isinstance(data, SimulatedTensor):
                 return data.to(**kwargs) if kwargs else data
             tensor = make(data, *args, **kwargs)
             return tensor if device is None else tensor.to(device)
@@ -330,7 +330,7 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[PretendedGPU
             device_count=lambda: 1,
             get_arch_list=lambda: [f"sm_{capability[0]}{capability[1]}"],
             get_device_capability=lambda *_: capability,
-            get_device_name=lambda *_: "pretended",
+            get_device_name=lambda *_: "simulated",
             is_available=lambda: True,
             is_bf16_supported=lambda *_, **__: capability >= (8, 0),
             memory_reserved=lambda *_: 0,

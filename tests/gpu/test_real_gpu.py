@@ -1,4 +1,4 @@
-"""A real GPU: it detects what the CPU does, in every precision, and no operator makes the host wait unseen."""
+"""The detector on a real GPU: the CPU's detections in every precision, and no wait of the host but for its events."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ LIMITS = {"fp32": (0.2, 1e-3), "tf32": (4.0, 0.02), "fp16": (4.0, 0.02), "bf16":
 
 @contextmanager
 def no_hidden_wait() -> Iterator[None]:
-    """Let torch raise where an operator makes the host wait. Our own waits are for events, which are none of those."""
+    """Make torch raise where an operator makes the host wait. Waits for events, as in ``download``, are none."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -45,7 +45,7 @@ def on_gpu() -> Detector:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
-def test_the_bundled_weights_find_the_cat_where_the_cpu_finds_it(
+def test_the_bundled_weights_detect_the_cat_where_the_cpu_does(
     precision: str, on_cpu: Detector, cat: np.ndarray
 ) -> None:
     try:
@@ -54,8 +54,8 @@ def test_the_bundled_weights_find_the_cat_where_the_cpu_finds_it(
         if "compute capability" not in str(error):
             raise
         pytest.skip(str(error))
-    [right], [answer] = on_cpu.detect([cat]), detector.detect([cat])
-    boxes, scores = distance(answer, right)
+    [reference], [answer] = on_cpu.detect([cat]), detector.detect([cat])
+    boxes, scores = distance(answer, reference)
     assert boxes <= LIMITS[precision][0]
     assert scores <= LIMITS[precision][1]
 
@@ -77,7 +77,7 @@ def test_a_batch_makes_the_host_wait_for_nothing_but_our_own_events(
 
 
 @pytest.mark.parametrize("name", [config.name for config in PRESETS])
-def test_every_preset_answers_at_its_own_size(name: str, cat: np.ndarray) -> None:
+def test_every_preset_detects_at_its_own_size(name: str, cat: np.ndarray) -> None:
     detector = Detector.random(name, device="cuda")
     answers = detector.detect([cat] * 2, DetectOptions(score_threshold=0.0, max_detections=5))
     assert [len(answer) for answer in answers] == [5, 5]
@@ -89,8 +89,8 @@ def test_images_of_any_shape_are_resized_as_on_the_cpu(
 ) -> None:
     image = noise(*size) if size[0] < 60_000 else np.tile(noise(600, 10), (size[0] // 600, size[1] // 10, 1))
     canvas = on_cpu.canvas_for(*size)
-    right = on_cpu.transform([image], canvas, on_cpu.device).pixels
-    levels = (on_gpu.transform([image], canvas, CUDA).pixels.cpu() - right).abs() * on_cpu.transform.std[None] * 255
+    reference = on_cpu.transform([image], canvas, on_cpu.device).pixels
+    levels = (on_gpu.transform([image], canvas, CUDA).pixels.cpu() - reference).abs() * on_cpu.transform.std[None] * 255
     assert float(levels.max()) < (1.1 if size[0] < 60_000 else 4)
     assert float(levels.mean()) < 0.5
 
@@ -103,10 +103,10 @@ def test_nms_keeps_the_boxes_that_the_cpu_keeps() -> None:
     valid = torch.rand(8, 3000) > 0.1
     expected = nms_per_level(boxes, valid, scores, counts, 0.7)
     answers = nms_per_level(boxes.to(CUDA), valid.to(CUDA), scores.to(CUDA), counts, 0.7)
-    assert [answer.tolist() for answer in answers] == [right.tolist() for right in expected]
+    assert [answer.tolist() for answer in answers] == [reference.tolist() for reference in expected]
 
 
-def test_a_chain_is_iterated_to_its_end() -> None:
+def test_nms_of_a_chain_of_boxes_is_iterated_until_it_has_converged() -> None:
     left = torch.arange(1000.0) * 5
     chain = torch.stack((left, torch.zeros(1000), left + 10, torch.ones(1000)), dim=1)
     threshold = torch.tensor([exact_threshold(0.3)], device=CUDA)
@@ -131,7 +131,7 @@ def test_pooling_is_torchvisions(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["LITE", "PAPER_VGG16"])
-def test_no_candidates_and_no_regions_make_nobody_wait(name: str, cat: np.ndarray) -> None:
+def test_no_candidates_and_no_regions_do_not_make_the_host_wait(name: str, cat: np.ndarray) -> None:
     detector = Detector.random(name, device="cuda", precision="fp16")
     options = [DetectOptions(score_threshold=1.0), DetectOptions(regions=())]
     detector.detect([cat] * 2, options)
@@ -145,20 +145,20 @@ def test_fp32_multiplies_float32_exactly_and_tf32_does_not() -> None:
         pytest.skip("this GPU has no TF32")
     image, weight = torch.randn(1, 64, 32, 32, device=CUDA), torch.randn(64, 64, 3, 3, device=CUDA)
     matrix = torch.randn(512, 512, device=CUDA)
-    right = F.conv2d(image.double(), weight.double()), matrix.double() @ matrix.double()
+    exact = F.conv2d(image.double(), weight.double()), matrix.double() @ matrix.double()
     for precision, low, high in (("fp32", 0, 1e-5), ("tf32", 1e-4, 1e-2)):
         with float32_products(precision, CUDA):
             answers = F.conv2d(image, weight), matrix @ matrix
-        for answer, exact in zip(answers, right, strict=True):
-            off = (answer - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-            assert low <= float(off) <= high
+        for answer, expected in zip(answers, exact, strict=True):
+            error = (answer - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+            assert low <= float(error) <= high
 
 
-def test_what_goes_up_comes_down() -> None:
+def test_uploaded_values_are_downloaded_as_they_were() -> None:
     with no_hidden_wait():
         numbers = upload([[1, 2, 3]], torch.int64, CUDA)
         flags = upload(np.array([True, False]), torch.bool, CUDA)
         halves = upload([0.5], torch.float16, CUDA)
-        back = download(flags, numbers[:, ::2], halves, numbers[:, :0])
-    assert [tensor.tolist() for tensor in back] == [[True, False], [[1, 3]], [0.5], [[]]]
-    assert [tensor.dtype for tensor in back] == [torch.bool, torch.int64, torch.float16, torch.int64]
+        downloaded = download(flags, numbers[:, ::2], halves, numbers[:, :0])
+    assert [tensor.tolist() for tensor in downloaded] == [[True, False], [[1, 3]], [0.5], [[]]]
+    assert [tensor.dtype for tensor in downloaded] == [torch.bool, torch.int64, torch.float16, torch.int64]
