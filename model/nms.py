@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -178,43 +179,55 @@ def _nms_per_level_together(
     """
     step = max(1, MASK_PAIRS // (len(counts) * max(counts) ** 2))
     parts = [(boxes[i : i + step], valid[i : i + step], scores[i : i + step]) for i in range(0, len(boxes), step)]
-    results = [_order_kept(*part, counts, threshold, settle=False) for part in parts]
-    numbers = iter(download(*(tensor for _, *pair in results for tensor in pair)))
+    results = [_order_kept(*part, counts, threshold, until_converged=False) for part in parts]
+    # One copy to the host for all parts: the lengths and the flag of each.
+    on_host = iter(download(*(tensor for result in results for tensor in (result.lengths, result.converged))))
     kept: list[Tensor] = []
-    for part, (order, *_) in zip(parts, results, strict=True):
-        lengths, settled = next(numbers), next(numbers)
-        if not settled:
-            order, *pair = _order_kept(*part, counts, threshold, settle=True)
-            lengths, _ = download(*pair)
-        kept += [row[:length] for row, length in zip(order, lengths.tolist(), strict=True)]
+    for part, result in zip(parts, results, strict=True):
+        lengths, converged = next(on_host), next(on_host)
+        if not converged:
+            result = _order_kept(*part, counts, threshold, until_converged=True)
+            (lengths,) = download(result.lengths)
+        kept += [row[:length] for row, length in zip(result.order, lengths.tolist(), strict=True)]
     return kept
 
 
-def _order_kept(
-    boxes: Tensor, valid: Tensor, scores: Tensor, counts: tuple[int, ...], threshold: float, *, settle: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the indices of each image, int64 [B, M], the kept ones first and by falling score.
+class _OrderedKept(NamedTuple):
+    """Which boxes NMS keeps in B images of M boxes each, on the device.
 
-    Also return how many each image keeps, int64 [B], and whether that has converged, bool []. settle: as for
-    ``nms_per_class``.
+    order: int64 [B, M], the indices of each image, the kept ones first and by falling score. lengths: int64 [B], how
+    many each image keeps. converged: bool [], False where NMS needs more iterations.
+    """
+
+    order: Tensor
+    lengths: Tensor
+    converged: Tensor
+
+
+def _order_kept(
+    boxes: Tensor, valid: Tensor, scores: Tensor, counts: tuple[int, ...], threshold: float, *, until_converged: bool
+) -> _OrderedKept:
+    """Run NMS on the device; arguments as of ``nms_per_level``.
+
+    until_converged: iterate until it has converged, for which the host waits; otherwise ``LEVEL_ITERATIONS`` times.
     """
     images, levels, longest = len(boxes), len(counts), max(counts)
     index, inside, padded_index = _level_layout(counts, boxes.device)
     padded = boxes[:, index].view(images * levels, longest, 4)
     alive = (valid[:, index] & inside).view(images * levels, longest)
     limits = boxes.new_full((images * levels,), exact_threshold(threshold))
-    keep, settled = _converge(PairwiseNMS(padded, alive, limits), LEVEL_ITERATIONS, settle)
+    keep, converged = _converge(PairwiseNMS(padded, alive, limits), LEVEL_ITERATIONS, until_converged)
     keep = keep.view(images, levels * longest)[:, padded_index]
     order = torch.where(keep, scores, -1.0).sort(dim=1, descending=True, stable=True).indices
-    return order, keep.sum(dim=1), settled
+    return _OrderedKept(order, keep.sum(dim=1), converged)
 
 
-def _converge(pairs: PairwiseNMS, iterations: int, settle: bool) -> tuple[Tensor, Tensor]:
-    """Advance by ``iterations``; with ``settle``, for which the host waits, until nothing changes any more."""
-    keep, settled = pairs.advance(iterations)
-    while settle and not bool(download(settled)[0]):
-        keep, settled = pairs.advance(iterations)
-    return keep, settled
+def _converge(pairs: PairwiseNMS, iterations: int, until_converged: bool) -> tuple[Tensor, Tensor]:
+    """Advance by ``iterations``; with ``until_converged``, for which the host waits, until nothing changes any more."""
+    keep, converged = pairs.advance(iterations)
+    while until_converged and not bool(download(converged)[0]):
+        keep, converged = pairs.advance(iterations)
+    return keep, converged
 
 
 @lru_cache(maxsize=64)
@@ -249,13 +262,13 @@ def nms_per_class(
     counts: Sequence[int],
     thresholds: Sequence[float],
     *,
-    settle: bool,
+    until_converged: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run NMS within groups of any sizes; return keep, bool [N], and whether it has converged, bool [].
 
     boxes: float32 [N, 4]. scores: float32 [N]; equal ones are ordered by index. groups: int64 [N]. valid: bool [N],
     False for what is neither kept nor suppresses others. counts: members of each group 0, 1, ...; they sum to N.
-    thresholds: one a group. settle: iterate until it has converged, for which the host waits; otherwise
+    thresholds: one a group. until_converged: iterate until it has converged, for which the host waits; otherwise
     ``CLASS_ITERATIONS`` times, without a wait.
     """
     keep = torch.zeros(len(boxes) + 1, dtype=torch.bool, device=boxes.device)  # the last entry is for padding
@@ -276,9 +289,9 @@ def nms_per_class(
             members_alive = rows[0][alive[0]]
             keep[members_alive[sorted_nms(boxes[members_alive], thresholds[members[0]])]] = True
             continue
-        kept, settled = _converge(PairwiseNMS(boxes[rows], alive, limits), CLASS_ITERATIONS, settle)
+        kept, converged = _converge(PairwiseNMS(boxes[rows], alive, limits), CLASS_ITERATIONS, until_converged)
         keep.scatter_(0, torch.where(inside, rows, len(boxes)).flatten(), kept.flatten())
-        done &= settled
+        done &= converged
     return keep[:-1], done
 
 

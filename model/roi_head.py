@@ -216,11 +216,11 @@ class RoIHead(nn.Module):
         boxes, scores, classes, _, images = candidates
         groups = images * self.num_classes + classes
         limits = [threshold for threshold in thresholds for _ in range(self.num_classes)]
-        settled, settle = False, False
-        while not settled:
-            keep, done = nms_per_class(boxes, scores, groups, large, counts, limits, settle=settle)
+        converged, until_converged = False, False
+        while not converged:
+            keep, done = nms_per_class(boxes, scores, groups, large, counts, limits, until_converged=until_converged)
             *fields, keep, done = download(*candidates, keep, done)
-            settled, settle = bool(done), True
+            converged, until_converged = bool(done), True
         kept = keep.nonzero().squeeze(1)
         return BatchDetections(*fields).select(kept[fields[1][kept].sort(descending=True, stable=True).indices])
 

@@ -113,8 +113,8 @@ def test_nms_of_a_chain_of_boxes_is_iterated_until_it_has_converged() -> None:
     pairs = PairwiseNMS(chain[None].to(CUDA), torch.ones(1, 1000, dtype=torch.bool, device=CUDA), threshold)
     done = False
     while not done:
-        keep, settled = pairs.advance(50)
-        done = bool(settled)
+        keep, converged = pairs.advance(50)
+        done = bool(converged)
     assert keep[0].tolist() == [True, False] * 500
 
 

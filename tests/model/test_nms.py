@@ -174,7 +174,7 @@ def test_nms_of_all_classes_together_keeps_what_nms_of_each_keeps(
     counts = torch.bincount(groups, minlength=9).tolist()
     thresholds = [0.1 * group for group in range(9)]
     valid = torch.rand(400) > 0.1
-    keep, done = nms_per_class(boxes, scores, groups, valid, counts, thresholds, settle=True)
+    keep, done = nms_per_class(boxes, scores, groups, valid, counts, thresholds, until_converged=True)
     assert done
     for group in range(9):
         members = ((groups == group) & valid).nonzero().squeeze(1)
@@ -200,7 +200,9 @@ def test_levels_whose_masks_would_be_too_large_are_left_to_the_operator(monkeypa
 
 def test_no_candidates_leave_no_detections() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    keep, done = nms_per_class(torch.zeros(0, 4), torch.zeros(0), none, none.bool(), [0, 0], [0.5, 0.5], settle=False)
+    keep, done = nms_per_class(
+        torch.zeros(0, 4), torch.zeros(0), none, none.bool(), [0, 0], [0.5, 0.5], until_converged=False
+    )
     assert keep.tolist() == []
     assert done
 
@@ -216,8 +218,8 @@ def test_what_has_not_converged_is_reported() -> None:
         [100],
         [0.3],
     )
-    assert not nms_per_class(*arguments, settle=False)[1]
-    keep, done = nms_per_class(*arguments, settle=True)
+    assert not nms_per_class(*arguments, until_converged=False)[1]
+    keep, done = nms_per_class(*arguments, until_converged=True)
     assert done
     assert keep.tolist() == [True, False] * 50
 
