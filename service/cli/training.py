@@ -184,7 +184,7 @@ def factor(
     out: Annotated[Path, typer.Option(help="the new file, .safetensors")],
     rank: Annotated[int, typer.Option(min=1, help="channels between the two layers")] = 128,
     image_count: Annotated[
-        int, typer.Option("--pictures", min=1, help="images that the split of fc6 is fitted to")
+        int, typer.Option("--images", min=1, help="images that the split of fc6 is fitted to")
     ] = 200,
     validation: Annotated[float, typer.Option(min=0, max=0.5, help="the share set aside, which is not used")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="the seed that it was trained with")] = 0,

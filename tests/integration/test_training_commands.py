@@ -49,7 +49,7 @@ def test_fc6_of_a_trained_detector_is_factored_by_a_command(shapes_folder: Path,
     whole = FasterRCNN(LITE.with_classes(3))
     file, out = tmp_path / "whole.safetensors", tmp_path / "factored.safetensors"
     save(file, whole.state_dict(), preset="LITE", classes=("__background__", "disc", "square"), metrics={})
-    command = ["factor", "--data", str(shapes_folder), "--weights", str(file), "--out", str(out), "--pictures", "4"]
+    command = ["factor", "--data", str(shapes_folder), "--weights", str(file), "--out", str(out), "--images", "4"]
     done = run(app, [*command, "--rank", "300"])
     assert done.exit_code == 0, done.output
     dataset = load_dataset(shapes_folder, "test")
