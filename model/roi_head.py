@@ -1,9 +1,12 @@
 """The Fast R-CNN detector (arXiv 1506.01497, section 3.2): a class and a refined box for each proposal.
 
-1. pool each region to 7x7 from the pyramid level that fits its size                -> ``RoIHead.pool``
-2. convolutions or fully connected layers, then class logits and an offset per class -> ``RoIHead.classify``
-3. softmax; keep what scores above the threshold, and only then decode its box
-4. clip, drop slivers, suppress overlapping boxes within each class                 -> ``RoIHead.postprocess``
+1. pool each region to ``resolution`` x ``resolution`` bins, from the pyramid level that fits its size,
+                                                                                    -> ``RoIHead.pool``
+2. convolutions, if any, and fully connected layers; class logits, four offsets per class
+                                                                                    -> ``RoIHead.classify``
+3. softmax; keep what scores above the threshold, then decode its box
+4. clip; drop boxes with a side below ``min_size``; suppress overlapping boxes within each class
+                                                                                    -> ``RoIHead.postprocess``
 """
 
 from __future__ import annotations
@@ -89,7 +92,9 @@ class BoxPredictor(nn.Module):
 
 
 class BatchDetections(NamedTuple):
-    """Detections of all images of a batch together, by falling score; on the host.
+    """Detections of all images of a batch together.
+
+    After NMS they are on the host, by falling score; before it, within ``postprocess``, on the device in any order.
 
     boxes: float32 [D, 4], canvas pixels. scores: float32 [D]. class_ids: int64 [D]. region_rows: int64 [D], the row
     of the batch's regions that each was refined from. images: int64 [D], the image's number in the batch.

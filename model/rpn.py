@@ -2,7 +2,7 @@
 
     1. slide a 3x3 convolution over each map; two sibling 1x1 convolutions give, for each of the k anchors of a cell,
        an objectness logit and 4 offsets                                               -> ``RPNHead``
-    2. select the best ``pre_nms`` anchors of each level by objectness, then decode those
+    2. select the best ``pre_nms`` anchors of each level by objectness, then decode those,
     3. clip them to the image; mark those large and likely enough                       -> ``RPN.select_candidates``
     4. suppress overlapping boxes within each level                                     -> ``RPN.nms_per_level``
     5. keep the best ``post_nms`` over all levels                                       -> ``RPN.limit_proposals``

@@ -1,4 +1,4 @@
-"""The data that passes between modules.
+"""The data that the service and the modules of ``model/`` share.
 
 Shapes, as every docstring of ``model/`` writes them:
 
@@ -250,11 +250,11 @@ class Trace:
 
     size: height and width of the image. maps: (Hl, Wl) by level. steps: (x, y) pixels between cells by level.
     anchors: float32 [N, 4], objectness: float32 [N], deltas: float32 [N, 4]: every anchor, as ``anchor_indices`` count.
-    candidates: the M best anchors of each level, decoded: level-major, falling within a level.
+    candidates: the best anchors of each level, decoded, M in all: level-major, by falling objectness within a level.
     valid: bool [M], the candidates that entered NMS, being large and likely enough.
     after_nms: int64 [K], the candidates that NMS left, by falling objectness; the first ``config.rpn.post_nms`` of them
         are the R final proposals.
-    scores: float32 [R, C] and refined: float32 [R, C, 4], the detector's class scores (background first) and boxes
+    scores: float32 [R, C] and refined: float32 [R, C, 4], the RoI head's class scores (background first) and boxes
         (clipped to the image) for every final proposal.
     detected_pairs: int64 [F, 2], (proposal, class) of what class NMS left, by falling score; the detections are the
         first ``options.max_detections`` of them.

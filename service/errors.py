@@ -132,13 +132,13 @@ class Busy(ServiceError):
 
 
 class QueueFull(Busy):
-    """As many images wait as may."""
+    """The images or request bodies in progress fill their limit, or leave no time for this one."""
 
     status, code = 429, "queue_full"
 
 
 class KeyBusy(Busy):
-    """As many requests of this API key are in progress as may."""
+    """The requests of this API key in progress fill their limit."""
 
     status, code = 429, "key_busy"
 

@@ -73,20 +73,21 @@ def collect_requested(
     output: RPNOutput,
     candidates: Candidates,
     after_nms: Sequence[Tensor],
+    final_rows: Sequence[Tensor],
     logits: Sequence[Tensor],
     offsets: Sequence[Tensor],
     options: Sequence[ResolvedOptions],
 ) -> RequestedOutputs:
     """Collect the proposals and trace tensors that each image's options request, on the device.
 
-    For each image: after_nms int64 [K], logits [R, classes] and offsets [R, classes, 4] of its R regions.
+    For each image: the candidates after_nms int64 [K] and final_rows int64 [R], logits [R, classes] and offsets
+    [R, classes, 4] of its R proposals.
     """
     proposals: dict[int, Proposals] = {}
     traces: dict[int, TraceTensors] = {}
     for image, image_options in enumerate(options):
         if image_options.proposals:
-            rows = after_nms[image][: min(image_options.proposals, len(logits[image]))]
-            proposals[image] = candidates.proposals(image, rows)
+            proposals[image] = candidates.proposals(image, final_rows[image][: image_options.proposals])
         if image_options.trace:
             traces[image] = collect_tensors(image, output, candidates, after_nms[image], logits[image], offsets[image])
     return RequestedOutputs(output.shapes, proposals, traces)

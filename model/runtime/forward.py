@@ -2,13 +2,17 @@
 
     stage           does                                                     waits of the host for a GPU
     ``backbone``    backbone, feature pyramid, the RPN's head                none
-    ``rpn``         the best anchors of each level, decoded; NMS; proposals  one, for the number of proposals
+    ``rpn``         the best anchors of each level, decoded; NMS; proposals  one, for how many boxes NMS leaves
     ``roi_head``    RoIAlign, box head, class scores and offsets             none
     ``postprocess`` decoding, class NMS, requested outputs, to the host      three: for the number of candidates,
                                                                              the detections, all else
 
 Everything that is served, evaluated or compared with torchvision goes through ``ForwardPass``. Training runs the same
-layers with other limits, regions and losses (``model.training.losses``). The waits do not grow with the batch.
+layers with other limits, regions and losses (``model.training.losses``). The waits do not grow with the batch, unless
+NMS needs more iterations than usual (``model.nms``).
+
+On its way an image is part of an ``ImageBatch``, ``RPNOutput``, ``ImageProposals``, ``HeadOutput``, ``BatchDetections``
+and, at last, ``Detections`` of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +34,23 @@ from model.structures import Box, Detections, ImageBatch, ResolvedOptions
 from model.transfer import download, upload
 
 
+class ImageProposals(NamedTuple):
+    """What the RPN selects in a batch.
+
+    candidates: the best anchors of each level, decoded. after_nms: for each image the candidates that NMS leaves, int64
+    [K], by falling objectness. final_rows: the first of them, int64 [R], which are the image's proposals.
+    """
+
+    candidates: Candidates
+    after_nms: list[Tensor]
+    final_rows: list[Tensor]
+
+    @property
+    def boxes(self) -> list[Tensor]:
+        """Return each image's proposals, float32 [R, 4], canvas pixels."""
+        return [self.candidates.boxes[image, rows] for image, rows in enumerate(self.final_rows)]
+
+
 class HeadOutput(NamedTuple):
     """The RoI head's output for a batch's regions.
 
@@ -44,7 +65,7 @@ class HeadOutput(NamedTuple):
 
 
 class ForwardPass:
-    """The forward pass of a ``FasterRCNN``: each stage is a method from tensors to tensors, and can be overridden."""
+    """The forward pass of a ``FasterRCNN``. Each stage is a method that can be replaced."""
 
     def __init__(self, model: FasterRCNN, dtype: torch.dtype, classes: tuple[str, ...]) -> None:
         """Keep ``model``. dtype: of the network's input. classes: names by class id, background first."""
@@ -63,15 +84,16 @@ class ForwardPass:
         output = self.run_convolutions(batch)
         finite = find_finite_images((*output.maps, output.logits, output.deltas))
         timer.mark("backbone")
-        candidates, after_nms = self.propose(output, batch)
-        final_rows = self.model.rpn.limit_proposals(after_nms)
-        boxes = [candidates.boxes[image, rows] for image, rows in enumerate(final_rows)]
+        proposals = self.propose(output, batch)
+        boxes = proposals.boxes
         timer.mark("rpn")
         head = self.run_roi_head(output.maps, boxes)
         timer.mark("roi_head")
         detections = self.postprocess(head, batch, options)
         logits, offsets = head.logits.split(head.counts), head.offsets.split(head.counts)
-        requested = collect_requested(output, candidates, after_nms, logits, offsets, options)
+        requested = collect_requested(
+            output, proposals.candidates, proposals.after_nms, proposals.final_rows, logits, offsets, options
+        )
         results = self._to_images(head, detections, finite, requested, batch, options)
         timer.mark("postprocess")
         return results
@@ -85,7 +107,7 @@ class ForwardPass:
     ) -> list[Detections | None]:
         """Run the Fast R-CNN detector alone, on each image's ``regions`` in its own pixels; the RPN does not run.
 
-        Returns as ``detect``. What lies outside an image is cut off; a region with no area left gives no detection.
+        Returns as ``detect``. What lies outside an image is clipped; a region with no area left gives no detection.
         """
         maps: list[Tensor] = self.model.backbone(batch.pixels.to(self.dtype))
         finite = find_finite_images(maps)
@@ -101,10 +123,11 @@ class ForwardPass:
         """Run the backbone, the feature pyramid and the RPN's head."""
         return self.model.run_convolutions(batch.pixels.to(self.dtype))
 
-    def propose(self, output: RPNOutput, batch: ImageBatch) -> tuple[Candidates, list[Tensor]]:
-        """Return the RPN's candidates, and for each image those that NMS leaves, int64 [K], by falling objectness."""
+    def propose(self, output: RPNOutput, batch: ImageBatch) -> ImageProposals:
+        """Select each image's proposals from the RPN's output: top-k, decoding, NMS, the final limit."""
         candidates = self.model.select_candidates(output, batch)
-        return candidates, self.model.rpn.nms_per_level(candidates)
+        after_nms = self.model.rpn.nms_per_level(candidates)
+        return ImageProposals(candidates, after_nms, self.model.rpn.limit_proposals(after_nms))
 
     def run_roi_head(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> HeadOutput:
         """Classify each image's boxes, float32 [Ri, 4] in canvas pixels, on the feature maps."""
@@ -204,7 +227,7 @@ def _limit(detections: Detections, limit: int) -> Detections:
 
 
 def _to_canvas(regions: Sequence[Box], batch: ImageBatch, image: int) -> Tensor:
-    """Return regions in an image's pixels as float32 [R, 4] in canvas pixels, on the device, cut to the image."""
+    """Return regions in an image's pixels as float32 [R, 4] in canvas pixels, on the device, clipped to the image."""
     boxes = torch.tensor(regions, dtype=torch.float32).reshape(-1, 4)
     if len(boxes):
         size, original = batch.sizes[image], batch.original_sizes[image]

@@ -43,7 +43,7 @@ class ImageHandler:
         settings = pipeline.settings
         self.pipeline = pipeline
         self.keys = KeyRing(settings.api_keys_file, settings.max_inflight_per_key) if settings.api_keys_file else None
-        self.bodies = Budget(settings.max_bodies_bytes, lambda: pipeline.batcher.retry_after)
+        self.body_budget = Budget(settings.max_bodies_bytes, lambda: pipeline.batcher.retry_after)
 
     @property
     def settings(self) -> Settings:
@@ -58,15 +58,15 @@ class ImageHandler:
     async def read_request(self, request: Request, timeout_ms: int | None, *, raw: bool = False) -> ImageRequest:
         """Refuse what can be refused early, then read the body and parse it.
 
-        timeout_ms: the client's own limit. raw: return the body as the one image, whatever its type, for the caller to
-        parse. Raises a ``ServiceError``.
+        timeout_ms: from the header ``X-Request-Timeout-Ms``; None for the setting. raw: return the body as the one
+        image, whatever its type, for the caller to parse. Raises a ``ServiceError``.
         """
         context, settings = request_context(request), self.settings
         deadline = context.arrived + (timeout_ms or settings.timeout_ms) / 1000
         if self.keys is not None:
             context.exit_stack.enter_context(self.keys.limit_concurrency(self.keys.check(request)))
         self.pipeline.batcher.check_open(deadline)
-        take = context.exit_stack.enter_context(self.bodies.reserve())
+        take = context.exit_stack.enter_context(self.body_budget.reserve())
         async with enforce_deadline(deadline, "while the body was arriving; send it faster"):
             body = await read_body(request, settings.max_body_bytes, settings.body_seconds, take)
             received = time.monotonic()
@@ -86,7 +86,7 @@ class ImageHandler:
     ) -> ImageResult:
         """Run the detector on the request's one image, while its client is connected.
 
-        A drain waits for the request's end. full_resolution: the response shows the image, and so needs all its
+        A drain waits for the result. full_resolution: the response shows the image, and so needs all its
         pixels. check_size: called with width and height before the image is queued; it may raise. Raises a
         ``ServiceError``.
         """
@@ -102,7 +102,7 @@ class ImageHandler:
 
         The first exception ends the request, and the other images are dropped.
         """
-        # This many at once keep the device busy; more would only take memory, and slots from other requests.
+        # One batch's worth at once keeps a device busy; more would only take memory, and slots from other requests.
         semaphore = asyncio.Semaphore(min(self.settings.max_batch, self.settings.max_queue))
 
         async def work_with_limit(image: bytes) -> T:

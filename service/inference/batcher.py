@@ -62,7 +62,7 @@ class Batcher:
 
     @contextlib.contextmanager
     def track_request(self) -> Iterator[None]:
-        """Accept a request, of one image or several: a drain waits for its end. Raises ``Unavailable``."""
+        """Accept a request, of one image or several: a drain waits for its results. Raises ``Unavailable``."""
         self._check_serving()
         self._requests += 1
         try:
@@ -100,10 +100,13 @@ class Batcher:
         """
         if not self._alive:  # a worker died while the image was being decoded: the task would have no result
             raise Unavailable(_FAILED, retry_after=10)
-        if (
-            self._pixels and self._pixels + task.pixels > self._limits.max_queue_pixels
-        ):  # an empty queue accepts any image
-            raise self._queue_full()
+        # Where nothing is in progress, an image of any size is accepted.
+        if self._pixels and self._pixels + task.pixels > self._limits.max_queue_pixels:
+            raise QueueFull(
+                "The images in progress have as many pixels as the limit allows; try again after the time in "
+                "Retry-After, or send a smaller image.",
+                retry_after=self.retry_after,
+            )
         self.queue.add(task)
         self._pixels += task.pixels
         self._wake.set()
@@ -145,21 +148,19 @@ class Batcher:
 
     def _check_slots(self, deadline: float) -> None:
         if self._slots >= self._limits.max_queue:
-            raise self._queue_full()
+            raise QueueFull(
+                f"{self._slots} images are in progress, which is the limit; try again after the time in Retry-After.",
+                retry_after=self.retry_after,
+            )
         # A request that would wait and then end with 504 is refused now. Otherwise a slow device would spend all its
-        # time on results that come too late. An empty queue accepts any image, which keeps the estimate up to date.
+        # time on results that come too late. Where nothing is in progress, any is accepted: so the estimate stays
+        # up to date.
         if self._slots and time.monotonic() + self.throughput.seconds(self._per_device(self._slots + 1)) > deadline:
             raise QueueFull(
-                f"{self._slots} images are waiting, and this one would not be answered before its deadline; "
+                f"{self._slots} images are in progress, and this one would not be answered before its deadline; "
                 "try again after the time in Retry-After, or allow more with X-Request-Timeout-Ms.",
                 retry_after=self.retry_after,
             )
-
-    def _queue_full(self) -> QueueFull:
-        return QueueFull(
-            f"{self._slots} images are waiting, which is the limit; try again after the time in Retry-After.",
-            retry_after=self.retry_after,
-        )
 
     async def _feed(self, worker: Worker) -> None:
         limit = BatchSizeLimit(self._limits.max_batch)  # one for each device, since each has its own memory
@@ -186,7 +187,7 @@ class Batcher:
         self.throughput.batch_started()
         report = await worker.run(batch)
         self.throughput.batch_finished(len(batch), time.monotonic() - started)
-        self._learn(report, limit, len(batch))
+        self._adjust_limit(report, limit, len(batch))
         for task, outcome in zip(batch, report.outcomes, strict=True):
             if task.result.done():  # its deadline passed, or its client disconnected, while it was on the device
                 continue
@@ -202,7 +203,7 @@ class Batcher:
         used = sum(min(task.image_pixels, height * width) for task in batch)
         self._metrics.canvas_padding_ratio.observe(1 - used / padded)
 
-    def _learn(self, report: BatchReport, limit: BatchSizeLimit, size: int) -> None:
+    def _adjust_limit(self, report: BatchReport, limit: BatchSizeLimit, size: int) -> None:
         for kind in report.failures:
             self._metrics.batch_failures.labels(kind).inc()
         if report.out_of_memory_at is not None:

@@ -137,6 +137,11 @@ class Budget:
 async def enforce_deadline(deadline: float, activity: str) -> AsyncIterator[None]:
     """Raise ``DeadlinePassed`` where the block is not done by ``deadline`` (``time.monotonic`` seconds).
 
+    A request's deadline is enforced while its body is read and parsed (``api/handler.py``) and its image decoded
+    (``pipeline.py``), here; while it is queued and on the device (``batcher.py``); and a task that is past it is left
+    out of a batch (``queue.py``). A request that cannot be answered in time is refused at once (``batcher.py``). What
+    follows the detector, writing or drawing the response, is not limited.
+
     activity: what was going on and what to do, for the message ("while the body was arriving; send it faster").
     """
     try:

@@ -177,9 +177,8 @@ class Pipeline:
         # Each stage begins where the previous one ends, so that they add up to the total.
         seconds = {"decode": queued - received, "queue": task.started - queued, **detections.timings}
         between = task.finished - task.started - sum(detections.timings.values())
-        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(
-            0.0, between
-        )  # the time between the model's stages
+        # What no stage of the model has: the work around them, and batches of the same call, those of other options.
+        seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(0.0, between)
         return ImageResult(decoded, detections, seconds, received)
 
     async def run_in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

@@ -40,7 +40,7 @@ class BatchReport:
 
     outcomes: detections or the client's error for each task, in order. failures: kinds of the attempts that failed.
     out_of_memory_at: images in the smallest attempt that ran out of memory; None where none did. suspicious: whether
-    the detector itself may be at fault and has to pass the self-test; not where some results of an attempt were right.
+    the detector itself may be at fault and has to pass the self-test; not where only some images of an attempt failed.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
@@ -221,7 +221,7 @@ class Worker:
                 self._self_test.check(self.detector)
         except Exception as error:
             log.error("the self-test failed", exc_info=True)
-            self.give_up(f"The detector fails its self-test since a batch failed ({type(error).__name__}: {error}).")
+            self.give_up(f"The detector fails its self-test after a batch failed ({type(error).__name__}: {error}).")
 
     @contextlib.contextmanager
     def _watched_call(self) -> Iterator[None]:
@@ -243,15 +243,15 @@ def _client_error(kind: FailureKind) -> ServiceError:
     """Return the error for the client of an image that failed alone."""
     if kind == "not_finite":
         return NotFinite(
-            "The network's values overflowed for this image; others are not affected. Try another form of it, or ask "
-            "the operator to serve with FRCNN_PRECISION=fp32."
+            "The network's values overflowed for this image; others are not affected. Try another size or format, or "
+            "ask the operator to serve with FRCNN_PRECISION=bf16 or fp32, or to check the checkpoint's weights."
         )
     if kind == "memory":
         return OutOfMemory(
             "The device has too little memory for this image alone; others are not affected. Send a smaller image, "
             "or ask the operator to serve with a lower precision or a smaller model."
         )
-    return ImageFailed("The detector failed on this image; others are not affected. Try another form of it.")
+    return ImageFailed("The detector failed on this image; others are not affected. Try another size or format.")
 
 
 def _prepare_self_test(detector: DetectorLike) -> SelfTest:

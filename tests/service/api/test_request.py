@@ -59,7 +59,7 @@ def test_a_slow_body_has_a_time_limit_of_its_own(serve_faulty, small):
         assert response.status == 408
         assert b"slow_body" in response.read()
         connection.close()
-        assert live.app.state.handler.bodies.reserved == 0
+        assert live.app.state.handler.body_budget.reserved == 0
         assert live.detect(small).status_code == 200
 
 
@@ -67,11 +67,11 @@ def test_the_bytes_of_all_bodies_are_bounded_and_released(serve_faulty, small):
     with serve_faulty(max_bodies_bytes=4096) as live:
         with socket.create_connection(address(live)) as other_client:
             other_client.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n" + bytes(4090))
-            wait_for(lambda: live.app.state.handler.bodies.reserved == 4090)
+            wait_for(lambda: live.app.state.handler.body_budget.reserved == 4090)
             refusal = live.detect(small)
             assert refusal.status_code == 429
             assert int(refusal.headers["retry-after"]) >= 1
-        wait_for(lambda: live.app.state.handler.bodies.reserved == 0)
+        wait_for(lambda: live.app.state.handler.body_budget.reserved == 0)
         assert live.detect(small).status_code == 200
 
 
