@@ -185,12 +185,12 @@ def drift(count: int) -> dict[str, Any]:
         pairs = {"small": Pairs(), "moved": Pairs()}
         pixels = ""
         for number, file in enumerate(files):
-            full = decode_image(file, max_pixels=MAX_PIXELS)
-            small = decode_image(file, max_pixels=MAX_PIXELS, canvas_for=detector.canvas_for).pixels
-            pixels = f"{full.width} x {full.height} as {small.shape[1]} x {small.shape[0]}"
-            options = replace(WHOLE_CURVE, full_size=(full.height, full.width))
+            full, (height, width) = decode_image(file, max_pixels=MAX_PIXELS)
+            small, _ = decode_image(file, max_pixels=MAX_PIXELS, canvas_for=detector.canvas_for)
+            pixels = f"{width} x {height} as {small.shape[1]} x {small.shape[0]}"
+            options = replace(WHOLE_CURVE, full_size=(height, width))
             detections = {}
-            for way, image in (("full", full.pixels), ("small", small), ("moved", np.roll(full.pixels, 1, axis=1))):
+            for way, image in (("full", full), ("small", small), ("moved", np.roll(full, 1, axis=1))):
                 (detections[way],) = detector.detect([image], options)
                 boxes = detections[way]
                 predictions[way].append((number, boxes.boxes, boxes.scores, boxes.class_ids))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from model.explain.stages import STAGES, AnchorFacts, DetectionFacts, Explanation, ProposalFacts, Stage, Suppressor
 from model.structures import DetectorInfo
 from service.api.options import BoxNotation, Thresholds, class_id, option_error
-from service.api.responses import convert_boxes, response_head
+from service.api.responses import convert_boxes, response_head, to_json
 from service.api.schemas import Cell, ResponseHead
 from service.errors import BadOption
 from service.inference.pipeline import ImageResult
@@ -170,13 +170,16 @@ class ExplainResponse(ResponseHead):
 
 def explain_response(
     result: ImageResult, explanations: Sequence[Explanation], options: ExplainOptions, request_id: str, model: str
-) -> dict[str, Any]:
-    """Return the body of ``POST /explain`` but for its timings."""
+) -> bytes:
+    """Write the JSON body of ``POST /explain`` but for its timings."""
     writer = _Writer(result, options)
-    return response_head(result, options, request_id, model) | {
-        "iou": options.iou,
-        "explanations": [writer.write_explanation(explanation) for explanation in explanations],
-    }
+    return to_json(
+        response_head(result, options, request_id, model)
+        | {
+            "iou": options.iou,
+            "explanations": [writer.write_explanation(explanation) for explanation in explanations],
+        }
+    )
 
 
 class _Writer:

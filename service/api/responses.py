@@ -18,8 +18,8 @@ from service.api.options import BoxNotation, ProposalOptions
 from service.inference.pipeline import ImageResult
 
 
-def detect_response(result: ImageResult, notation: BoxNotation, request_id: str, model: str) -> dict[str, Any]:
-    """Return the body of ``POST /detect`` but for its timings."""
+def detect_response(result: ImageResult, notation: BoxNotation, request_id: str, model: str) -> bytes:
+    """Write the JSON body of ``POST /detect`` but for its timings."""
     detections = result.detections
     body = response_head(result, notation, request_id, model) | {
         "boxes": convert_boxes(detections.boxes.numpy(), result, notation),
@@ -30,7 +30,7 @@ def detect_response(result: ImageResult, notation: BoxNotation, request_id: str,
     if detections.proposals is not None:
         body["proposals"] = _proposals(detections.proposals, result, notation)
         body["proposal_indices"] = detections.proposal_indices.numpy()
-    return body
+    return to_json(body)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def select_proposals(trace: Trace, options: ProposalOptions) -> ProposalSelectio
 
 def proposals_response(
     result: ImageResult, trace: Trace, options: ProposalOptions, request_id: str, model: str
-) -> dict[str, Any]:
-    """Return the body of ``POST /proposals`` but for its timings."""
+) -> bytes:
+    """Write the JSON body of ``POST /proposals`` but for its timings."""
     selection, outcomes = select_proposals(trace, options), trace.outcomes()
     final_indices = {row: index for index, row in enumerate(trace.final_rows.tolist())}
     body = response_head(result, options, request_id, model) | {
@@ -73,7 +73,7 @@ def proposals_response(
     }
     if options.view == "objectness":
         body["maps"] = [_objectness_map(heat_map, result, options) for heat_map in heat_maps(trace, options)]
-    return body
+    return to_json(body)
 
 
 def heat_maps(trace: Trace, options: ProposalOptions) -> list[HeatMap]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -36,19 +35,6 @@ _TRANSPOSE = {
 _SWAPS_SIDES = (5, 6, 7, 8)  # the orientations that exchange height and width
 
 
-@dataclass(frozen=True)
-class DecodedImage:
-    """An image as shown, EXIF orientation applied.
-
-    height, width: of the file's image, in pixels. pixels: uint8 [h, w, 3] RGB, all of the image; h and w may be as
-    small as an eighth of height and width, where that was allowed.
-    """
-
-    pixels: ImageArray
-    height: int
-    width: int
-
-
 def prepare_pillow() -> None:
     """Switch off Pillow's process-wide pixel limit, and keep its warnings about files out of stderr.
 
@@ -60,13 +46,17 @@ def prepare_pillow() -> None:
 
 def decode(data: bytes, *, max_pixels: int) -> ImageArray:
     """Decode ``data`` in full to uint8 [H, W, 3], RGB; raises as ``decode_image`` does."""
-    return decode_image(data, max_pixels=max_pixels).pixels
+    pixels, _ = decode_image(data, max_pixels=max_pixels)
+    return pixels
 
 
 def decode_image(
     data: bytes, *, max_pixels: int, canvas_for: Callable[[int, int], tuple[int, int]] | None = None
-) -> DecodedImage:
+) -> tuple[ImageArray, tuple[int, int]]:
     """Decode ``data`` to RGB, as shown: EXIF orientation applied, alpha over white.
+
+    Returns uint8 pixels [h, w, 3] of the whole image, and the (height, width) of the image as shown, in pixels: h and w
+    are those, or down to an eighth of them where ``canvas_for`` allows it.
 
     16-bit grey is scaled to 8; greyscale, palette and CMYK are converted; of an animation, the first frame.
     canvas_for: returns (height, width) of the canvas for an image of that height and width. Where it is at most half
@@ -113,7 +103,7 @@ def sniff_format(data: bytes) -> str | None:
 
 def _decode(
     data: bytes, format: str, max_pixels: int, canvas_for: Callable[[int, int], tuple[int, int]] | None
-) -> DecodedImage:
+) -> tuple[ImageArray, tuple[int, int]]:
     with Image.open(BytesIO(data), formats=[format]) as image:
         width, height = image.size
         if width < 1 or height < 1:
@@ -133,7 +123,7 @@ def _decode(
             shown = shown.transpose(_TRANSPOSE[orientation])
         if orientation in _SWAPS_SIDES:
             width, height = height, width
-        return DecodedImage(_to_rgb(shown), height, width)
+        return _to_rgb(shown), (height, width)
 
 
 def _load_reduced(image: Image.Image, canvas_for: Callable[[int, int], tuple[int, int]]) -> Image.Image:

@@ -1,12 +1,13 @@
 """The steps of one image between its bytes and its result: decode -> queue -> worker. Knows nothing of HTTP.
 
-Between the request's body and the response's bytes an image is held in five objects in turn:
+Between the request's body and the response's bytes an image is held in four objects in turn:
 
     ImageRequest   the parsed body: the bytes of its images and the options beside them (``service/api/request.py``)
-    DecodedImage   RGB pixels, and the size of the image as shown (``decoding.py``)
-    Task           its entry in the queue, with the future of its result (``queue.py``)
+    Task           its entry in the queue: decoded pixels, options, and the future of its result (``queue.py``)
     Detections     what the model returns (``model/structures.py``)
-    ImageResult    detections, decoded image and times by stage (here)
+    ImageResult    pixels, detections and times by stage (here)
+
+Inside the model, between Task and Detections, an ImageBatch and then BatchDetections hold it with its batch.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from model.runtime.malloc import RELEASE_SECONDS, release_free_memory
-from model.structures import Detections, DetectOptions, DetectorInfo
+from model.structures import Detections, DetectOptions, DetectorInfo, ImageArray
 from service.inference.batcher import Batcher
-from service.inference.decoding import DecodedImage, decode_image
+from service.inference.decoding import decode_image
 from service.inference.detector import DetectorLike
 from service.inference.limits import QueueLimits, enforce_deadline
 from service.inference.queue import Task
@@ -41,24 +42,17 @@ _LAST_BATCH_SECONDS = 10.0  # at the end, for a batch whose clients have all dis
 class ImageResult:
     """What the detector found in one image.
 
-    seconds: by stage, of ``metrics.STAGES`` all but ``serialize``. received: when the request's body was all here,
-    ``time.monotonic`` seconds.
+    pixels: uint8 [h, w, 3] RGB, as decoded, which may be smaller than the image. width, height: of the image as shown,
+    in pixels, the frame of the detections. seconds: by stage, of ``metrics.STAGES`` all but ``serialize``. received:
+    when the request's body was all here, ``time.monotonic`` seconds.
     """
 
-    image: DecodedImage
+    pixels: ImageArray
+    width: int
+    height: int
     detections: Detections
     seconds: dict[str, float]
     received: float
-
-    @property
-    def width(self) -> int:
-        """Return the width of the image as shown, in pixels."""
-        return self.image.width
-
-    @property
-    def height(self) -> int:
-        """Return the height of the image as shown, in pixels."""
-        return self.image.height
 
 
 class Pipeline:
@@ -167,19 +161,19 @@ class Pipeline:
         decode = partial(decode_image, image, max_pixels=self.settings.max_pixels, canvas_for=canvas_for)
         with self.batcher.reserve_slot(deadline):
             async with enforce_deadline(deadline, "while the image was being decoded; send a smaller one"):
-                decoded = await self.run_in_thread(decode)
-            check_size(decoded.width, decoded.height)
+                pixels, (height, width) = await self.run_in_thread(decode)
+            check_size(width, height)
             queued = time.monotonic()
-            options = replace(options, full_size=(decoded.height, decoded.width))
-            canvas = self.worker.detector.canvas_for(decoded.height, decoded.width)
-            task = Task(decoded.pixels, options, canvas, deadline)
+            options = replace(options, full_size=(height, width))
+            canvas = self.worker.detector.canvas_for(height, width)
+            task = Task(pixels, options, canvas, deadline)
             detections = await self.batcher.submit(task)
         # Each stage begins where the previous one ends, so that they add up to the total.
         seconds = {"decode": queued - received, "queue": task.started - queued, **detections.timings}
         between = task.finished - task.started - sum(detections.timings.values())
         # What no stage of the model has: the work around them, and batches of the same call, those of other options.
         seconds["postprocess"] = seconds.get("postprocess", 0.0) + max(0.0, between)
-        return ImageResult(decoded, detections, seconds, received)
+        return ImageResult(pixels, width, height, detections, seconds, received)
 
     async def run_in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run blocking work in the decoding threads; cancelling drops work that has not begun."""

@@ -14,7 +14,7 @@ from service.api.handler import JSON
 from service.api.openapi import batch_body, image_body, image_response, problems
 from service.api.options import MAX_IMAGES, DetectionOptions, merge, option_error
 from service.api.problems import problem_document
-from service.api.responses import add_timings, detect_response, to_json
+from service.api.responses import add_timings, detect_response
 from service.api.schemas import BatchResponse, DetectResponse
 from service.errors import BadOption, BadRequest, ServiceError
 from service.inference.pipeline import ImageResult
@@ -43,7 +43,7 @@ async def detect(
     media_type = preferred_image_type(request.headers.get("accept", ""))
     result = await handler.infer(image_request, detect_options, full_resolution=media_type is not None)
     if media_type is None:
-        body = to_json(detect_response(result, options, request_context(request).request_id, handler.info.name))
+        body = detect_response(result, options, request_context(request).request_id, handler.info.name)
         return handler.respond(request, result, body)
     body = await handler.pipeline.run_in_thread(_draw, result, media_type)
     return handler.respond(request, result, body, media_type)
@@ -79,7 +79,7 @@ async def detect_batch(
             result = await handler.infer_image(image_request, image, detect_options)
         except ServiceError as error:  # of this image alone
             return orjson.dumps(problem_document(error, context.request_id))
-        body = to_json(detect_response(result, options, context.request_id, handler.info.name))
+        body = detect_response(result, options, context.request_id, handler.info.name)
         return add_timings(body, handler.record_timings(result))
 
     results = await handler.for_each_image(image_request, detect_one)
@@ -89,4 +89,4 @@ async def detect_batch(
 
 
 def _draw(result: ImageResult, media_type: str) -> bytes:
-    return encode(draw_detections(result.image.pixels, result.detections), media_type)
+    return encode(draw_detections(result.pixels, result.detections), media_type)

@@ -12,7 +12,6 @@ from service.api.dependencies import Handler, TimeoutMs
 from service.api.explanations import ExplainOptions, ExplainQuery, ExplainResponse, explain_response
 from service.api.openapi import image_body, problems
 from service.api.options import merge_into
-from service.api.responses import to_json
 from service.inference.pipeline import ImageResult
 
 router = APIRouter(tags=["region proposals"])
@@ -63,4 +62,4 @@ def _explain(
     assert trace is not None
     boxes = trace.anchors.new_tensor(options.pixel_boxes(result.width, result.height))
     explanations = explain_boxes(trace, boxes, class_names, iou=options.iou)
-    return to_json(explain_response(result, explanations, options, request_id, model))
+    return explain_response(result, explanations, options, request_id, model)

@@ -12,7 +12,7 @@ from service.api.context import request_context
 from service.api.dependencies import Handler, TimeoutMs
 from service.api.openapi import image_body, image_response, problems
 from service.api.options import ProposalOptions, merge
-from service.api.responses import heat_maps, proposals_response, select_proposals, to_json
+from service.api.responses import heat_maps, proposals_response, select_proposals
 from service.api.schemas import ProposalsResponse
 from service.inference.pipeline import ImageResult
 from service.rendering.boxes import draw_proposals, encode
@@ -54,10 +54,10 @@ async def proposals(
 
 
 def _write(result: ImageResult, trace: Trace, options: ProposalOptions, request_id: str, model: str) -> bytes:
-    return to_json(proposals_response(result, trace, options, request_id, model))
+    return proposals_response(result, trace, options, request_id, model)
 
 
 def _draw(result: ImageResult, trace: Trace, options: ProposalOptions, media_type: str) -> bytes:
     if options.view == "objectness":
-        return encode(draw_heat_maps(result.image.pixels, heat_maps(trace, options)), media_type)
-    return encode(draw_proposals(result.image.pixels, select_proposals(trace, options).proposals), media_type)
+        return encode(draw_heat_maps(result.pixels, heat_maps(trace, options)), media_type)
+    return encode(draw_proposals(result.pixels, select_proposals(trace, options).proposals), media_type)
