@@ -28,6 +28,8 @@ from model.transfer import upload
 
 ImageArray = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+# The stages of a batch that are timed, in order: the keys of ``Detections.timings``.
+TIMED_STAGES = ("transform", "backbone", "rpn", "roi_head", "postprocess")
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Detections:
         list, which ``proposals`` holds the first rows of.
     proposals: the first rows of the RPN's final list, as many as were requested; None where none were.
     trace: everything between the backbone and the boxes; None where it was not requested.
-    timings: seconds by stage (transform, backbone, rpn, roi_head, postprocess) of the batch this image was in.
+    timings: seconds by stage, of ``TIMED_STAGES``, of the batch this image was in; no rpn where it brought regions.
     batch_size: images in that batch.
     """
 

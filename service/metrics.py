@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from model.structures import DetectorInfo
+from model.structures import TIMED_STAGES, DetectorInfo
 
 log = logging.getLogger("frcnn.metrics")
 
 # The stages of one image in order: the labels of frcnn_stage_seconds and the keys of `timings_ms`, which ends with
-# their sum, `total`. Those from transform to postprocess are the detector's.
-STAGES = ("decode", "queue", "transform", "backbone", "rpn", "roi_head", "postprocess", "serialize")
+# their sum, `total`.
+STAGES = ("decode", "queue", *TIMED_STAGES, "serialize")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 

@@ -30,10 +30,9 @@ from model.detector import Detector
 from model.presets import PRESETS
 from model.runtime.malloc import configure_malloc
 from model.runtime.precision import multiplies_bf16
-from model.structures import ImageArray
+from model.structures import TIMED_STAGES, ImageArray
 from model.transform import exact_canvas
 
-STAGES = ("transform", "backbone", "rpn", "roi_head", "postprocess")
 PRODUCT = 2048  # rows of the matrix product that stands for the machine's peak
 
 
@@ -98,7 +97,7 @@ def measure(
             "name": name,
             "seconds": results.spread(seconds[name]),
             "stages": {
-                stage: results.spread(stages[name][stage])["median"] for stage in STAGES if stage in stages[name]
+                stage: results.spread(stages[name][stage])["median"] for stage in TIMED_STAGES if stage in stages[name]
             },
             "agrees": round(shares[name], 4),
         }
@@ -162,7 +161,7 @@ def tables(result: dict[str, Any]) -> list[results.Table]:
             point["preset"],
             machine.widest_vectors(point["machine"]),
             row["name"],
-            *(f"{row['stages'][s] * 1000:.1f}" if s in row["stages"] else "" for s in STAGES),
+            *(f"{row['stages'][s] * 1000:.1f}" if s in row["stages"] else "" for s in TIMED_STAGES),
         )
         for point in points
         if point["batch"] == 1
@@ -174,7 +173,7 @@ def tables(result: dict[str, Any]) -> list[results.Table]:
         results.Table(
             "Milliseconds by stage, batch 1. torchvision's RoI head includes softmax, decoding and NMS; "
             "ours counts these as postprocess, and the RPN's convolutions as backbone.",
-            ("preset", "vectors", "detector", *STAGES),
+            ("preset", "vectors", "detector", *TIMED_STAGES),
             stages,
         ),
     ]

@@ -27,9 +27,9 @@ import httpx
 from benchmarks.lib import machine, results
 from benchmarks.lib.images import mixed_jpegs
 from benchmarks.lib.service import descendants, running_service
+from model.structures import TIMED_STAGES
 
 COLUMNS = {"median_ms": "median, ms", "per_s": "requests/s"}
-ENGINE = ("transform", "backbone", "rpn", "roi_head", "postprocess")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -106,7 +106,7 @@ def measure(service: MeasuredService, path: str, body: bytes | None, clients: in
         turn["response_bytes"] = statistics.median(len(response.content) for response in responses)
         turn["decode_ms"] = statistics.median(stage["decode"] for stage in stages)
         turn["engine_ms"] = statistics.median(
-            sum(stage[name] for name in ENGINE) / response.json()["batch_size"]
+            sum(stage[name] for name in TIMED_STAGES) / response.json()["batch_size"]
             for stage, response in zip(stages, responses, strict=True)
         )
     return turn
