@@ -220,7 +220,7 @@ class StageCounts:
     """How many anchors of one pyramid level are left after each cut of the RPN; no number is above the one before.
 
     anchors: all. above_threshold: objectness at or above the RPN's threshold. after_top_k: of those, the level's best.
-    after_size: of those, large enough. after_nms: of those, what NMS left. kept: of those, handed to the detector.
+    after_size: of those, large enough. after_nms: of those, what NMS left. kept: of those, handed to the RoI head.
     """
 
     level: int
