@@ -20,7 +20,7 @@ from service.api.openapi import add_problem_schema
 from service.api.routes import detect, docs, explain, health, model, proposals, web
 from service.errors import ServiceError
 from service.exit_codes import is_plain
-from service.inference.decoding import prepare_pillow
+from service.images.decoding import prepare_pillow
 from service.inference.detector import DetectorLike, load_detector, resolve_devices
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics

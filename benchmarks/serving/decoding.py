@@ -33,7 +33,7 @@ from PIL import Image
 from benchmarks.lib import machine, results, timing
 from benchmarks.lib.images import cat, encode
 from service.errors import ServiceError
-from service.inference.decoding import decode_image, prepare_pillow
+from service.images.decoding import decode_image, prepare_pillow
 
 DATA = results.ROOT.parent / "shared/data/voc20"
 SIZES = ((640, 480), (1920, 1080), (4032, 3024))

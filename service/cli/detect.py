@@ -55,7 +55,7 @@ def detect(
 def _detect_locally(images: list[Path], out_path: Path | None, as_json: bool, overrides: dict[str, Any]) -> None:
     from model.detector import DetectOptions
     from model.runtime.malloc import configure_malloc
-    from service.inference.decoding import prepare_pillow
+    from service.images.decoding import prepare_pillow
     from service.inference.detector import load_detector
 
     configure_malloc()
@@ -94,7 +94,7 @@ def _detect_file(
 ) -> tuple[ImageArray, Detections] | None:
     """Return the decoded image and its detections; None where it failed, after printing why."""
     from model.detector import NotFiniteError
-    from service.inference.decoding import decode
+    from service.images.decoding import decode
 
     try:
         image = decode(path.read_bytes(), max_pixels=max_pixels)

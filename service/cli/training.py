@@ -156,7 +156,7 @@ def calibrate(
     from model.structures import ImageArray
     from model.training.quantization_ranges import write_quantization_ranges
     from service.cli.remote import find_images
-    from service.inference.decoding import decode, prepare_pillow
+    from service.images.decoding import decode, prepare_pillow
 
     def read_image(path: Path) -> ImageArray:
         try:

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 from model.runtime.malloc import RELEASE_SECONDS, release_free_memory
 from model.structures import Detections, DetectOptions, DetectorInfo, ImageArray
+from service.images.decoding import decode_image
 from service.inference.batcher import Batcher
-from service.inference.decoding import decode_image
 from service.inference.detector import DetectorLike
 from service.inference.limits import QueueLimits, enforce_deadline
 from service.inference.queue import Task

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.structures import DetectOptions, ImageArray, NotFiniteError
-from service.inference.decoding import decode
+from service.images.decoding import decode
 from service.inference.detector import DetectorLike
 
 _FOLDER = files("service.inference")

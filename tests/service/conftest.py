@@ -19,7 +19,7 @@ from PIL import Image
 from model.detector import Detector
 from model.structures import Detections, DetectOptions, DetectorInfo, NotFiniteError
 from service.app import create_app
-from service.inference.decoding import prepare_pillow
+from service.images.decoding import prepare_pillow
 from service.server.http_protocol import LimitedHttpProtocol
 from service.settings import Settings, load_settings
 

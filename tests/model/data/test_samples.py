@@ -41,7 +41,7 @@ def test_images_are_loaded_as_they_are_shown(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_training_decodes_an_image_as_the_service_does(tmp_path, mode):
-    decoding = pytest.importorskip("service.inference.decoding")
+    decoding = pytest.importorskip("service.images.decoding")
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
     if mode == "I;16":
         image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257 + 3)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import BadImage, ServiceError, TooLarge, UnsupportedImage
-from service.inference.decoding import decode, decode_image, sniff_format
+from service.images.decoding import decode, decode_image
+from service.images.formats import sniff_format
 from tests.service import corpus
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.structures import ImageArray
 from service.errors import BadImage, BadRequest, ServiceError, TooLarge, UnsupportedImage
+from service.images.formats import SUPPORTED, sniff_format
 
-SUPPORTED = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+if TYPE_CHECKING:  # it imports torch
+    from model.structures import ImageArray
+
 # A progressive JPEG stores each pixel in about ten passes, and is decoded in as many. A pass may be a few bytes long,
 # so a malicious file can hold thousands, each of which takes as long to decode as a whole image.
 MAX_PASSES = 16
@@ -80,25 +82,6 @@ def decode_image(
             f"The bytes begin like a {format} image but cannot be decoded ({_reason(error)}); "
             "send the whole file, undamaged."
         ) from None
-
-
-def sniff_format(data: bytes) -> str | None:
-    """Return Pillow's name of the format that ``data`` begins like, or None."""
-    head = data[:16]
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head.startswith((b"II*\x00", b"MM\x00*")):
-        return "TIFF"
-    # Text may begin with "BM"; a bitmap's file header goes on with two reserved 16-bit zeros.
-    if head.startswith(b"BM") and head[6:10] == b"\x00\x00\x00\x00":
-        return "BMP"
-    return None
 
 
 def _decode(
