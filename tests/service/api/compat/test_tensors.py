@@ -159,7 +159,7 @@ _documents = _some(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(_documents, st.sampled_from([b"", b"\0\0\0", struct.pack("<I", 1) + b"x", struct.pack("<I", 2**32 - 1)]))
 def test_no_document_raises_anything_but_the_services_errors(document: object, tail: bytes) -> None:
     with contextlib.suppress(ServiceError):
