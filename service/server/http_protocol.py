@@ -5,7 +5,7 @@ other errors of this service are problem documents. A connection is always in on
 for it:
 
     state    what happens on the connection                     bound                                   over it
-    HEAD     first line and headers of a request arrive         HEAD_SECONDS, HEAD_BYTES, MAX_HEADERS   400 (slow: closed)
+    HEAD     first line and headers of a request arrive         HEAD_SECONDS, HEAD_BYTES, MAX_HEADERS   400, or closed
     BODY     a body arrives, its request is not answered        the app's; FRAMING_BYTES, TINY_CHUNKS   400
     ANSWER   all input is here, and the app works               the app's deadline
     REST     a body arrives, its request is answered            LINGER_SECONDS, LINGER_BYTES            closed
@@ -263,7 +263,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         cycle.disconnect()
         self._unanswered.clear()
-        self._write_problem(error, Headers(raw=cycle.scope["headers"]))
+        self._write_problem(error, Headers(raw=list(cycle.scope["headers"])))
         self._end()
 
     def _feed(self, data: bytes) -> None:

@@ -44,7 +44,7 @@ class TlsListener:
             self._loop.remove_reader(listener)
             listener.close()
         for handshake in self._handshakes:
-            handshake.cancel()
+            self._loop.call_soon(handshake.cancel)  # a task that has not begun would not close its socket
 
     async def wait_closed(self) -> None:
         """Return once no handshake goes on."""
@@ -55,7 +55,8 @@ class TlsListener:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(100):  # then other events have their turn
+        # Not more at once, so that other events have their turn, and a handshake begins before it is given up.
+        for _ in range(min(100, self._max_handshakes)):
             try:
                 connection, _ = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

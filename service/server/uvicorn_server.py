@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
         try:
             self.servers = [await self._listen(self._loop)]
         except OSError as error:
-            log.error("%s", error)
+            log.error("the service cannot listen at its address", extra={"reason": str(error)})
             await self.lifespan.shutdown()
             self.should_exit = True
             return
