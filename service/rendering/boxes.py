@@ -5,12 +5,14 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from model.structures import Detections, ImageArray, Proposals
+if TYPE_CHECKING:  # it imports torch
+    from model.structures import Detections, ImageArray, Proposals
 
 Colour = tuple[int, int, int]
 
