@@ -7,7 +7,8 @@ only. The size is checked from the header before a pixel is decoded. Everything 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import BadImage, BadRequest, ServiceError, TooLarge, UnsupportedImage
+from service.images.cost import DecodeCost
 from service.images.formats import SUPPORTED, sniff_format
 
 if TYPE_CHECKING:  # it imports torch
@@ -66,28 +68,38 @@ def decode_image(
     work. None: in full. Raises ``BadRequest`` (no bytes), ``UnsupportedImage``, ``TooLarge`` (over ``max_pixels``),
     ``BadImage``.
     """
+    image = open_image(data, max_pixels=max_pixels)
+    canvas = canvas_for(image.height, image.width) if canvas_for is not None else None
+    pixels = np.empty((*image.decoded_size(canvas), 3), np.uint8)
+    image.decode_into(pixels, canvas)
+    return pixels, (image.height, image.width)
+
+
+def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
+    """Read and check the header of an image file.
+
+    Raises ``BadRequest`` (no bytes), ``UnsupportedImage``, ``TooLarge`` (over ``max_pixels``, or would take longer than
+    ``MAX_SECONDS``), ``BadImage``.
+    """
     if not data:
         raise BadRequest("The body is empty; send the image's bytes (curl --data-binary @image.jpg).")
     format = sniff_format(data)
     if format is None:
         raise UnsupportedImage(f"This is not an image that the service can read; send {SUPPORTED}.")
-    try:
-        return _decode(data, format, max_pixels, canvas_for)
-    except ServiceError:
-        raise
-    except MemoryError:
-        raise TooLarge("There is no memory left to decode this image; send a smaller one.") from None
-    except Exception as error:  # Pillow raises many types for damaged bytes; to a client all mean the same
-        raise BadImage(
-            f"The bytes begin like a {format} image but cannot be decoded ({_reason(error)}); "
-            "send the whole file, undamaged."
-        ) from None
+    with _report_damage(format):
+        return EncodedImage(data, format, max_pixels)
 
 
-def _decode(
-    data: bytes, format: str, max_pixels: int, canvas_for: Callable[[int, int], tuple[int, int]] | None
-) -> tuple[ImageArray, tuple[int, int]]:
-    with Image.open(BytesIO(data), formats=[format]) as image:
+class EncodedImage:
+    """An image file whose header has been read and checked; ``open_image`` makes it.
+
+    format: Pillow's name. height, width: pixels of the image as shown, EXIF orientation applied.
+    """
+
+    def __init__(self, data: bytes, format: str, max_pixels: int) -> None:
+        self.format = format
+        self._data = data
+        image = Image.open(BytesIO(data), formats=[format])
         width, height = image.size
         if width < 1 or height < 1:
             raise BadImage(f"The image is {width} x {height} pixels; it must have at least one.")
@@ -97,16 +109,60 @@ def _decode(
             )
         if format == "JPEG" and _count_passes(data) * width * height > MAX_PASSES * max_pixels:
             raise BadImage("The image is stored in more passes than any program writes; save it again.")
-        shown: Image.Image = image
-        if format == "JPEG" and canvas_for is not None:
-            shown = _load_reduced(image, canvas_for)
-        image.load()
-        orientation = _orientation(image)
-        if orientation in _TRANSPOSE:
-            shown = shown.transpose(_TRANSPOSE[orientation])
-        if orientation in _SWAPS_SIDES:
-            width, height = height, width
-        return _to_rgb(shown), (height, width)
+        self._image = image
+        self._orientation = 1 if format == "TIFF" else _orientation(image)  # of a TIFF Pillow applies it
+        swapped = self._orientation in _SWAPS_SIDES
+        self.height, self.width = (width, height) if swapped else (height, width)
+
+    def decoded_size(self, canvas: tuple[int, int] | None) -> tuple[int, int]:
+        """Return height and width of the pixels that decoding gives: of the image, or reduced for ``canvas``.
+
+        A JPEG is decoded at a half, a quarter or an eighth, never below ``canvas`` (height, width), where that is at
+        most half the image.
+        """
+        part = self._part(canvas)
+        return self.height // part, self.width // part
+
+    def cost(self, canvas: tuple[int, int] | None) -> DecodeCost:
+        """Return an upper estimate of what decoding for ``canvas`` needs."""
+        pixels = self.height * self.width
+        return DecodeCost(pixels * 12, pixels * 6e-8)
+
+    def decode_into(self, pixels: ImageArray, canvas: tuple[int, int] | None) -> None:
+        """Write the image as RGB to ``pixels``, uint8 [*decoded_size(canvas), 3], C-contiguous; call it once.
+
+        Raises ``BadImage``, ``TooLarge`` (no memory is left).
+        """
+        with _report_damage(self.format):
+            shown: Image.Image = self._image
+            if self.format == "JPEG" and canvas is not None:
+                shown = _load_reduced(self._image, lambda *_: canvas)
+            self._image.load()
+            if self._orientation in _TRANSPOSE:
+                shown = shown.transpose(_TRANSPOSE[self._orientation])
+            pixels[:] = _to_rgb(shown)
+
+    def _part(self, canvas: tuple[int, int] | None) -> int:
+        if canvas is None or self.format != "JPEG":
+            return 1
+        scale = min(self.height // canvas[0], self.width // canvas[1])
+        return next(part for part in (8, 4, 2, 1) if scale >= part or part == 1)
+
+
+@contextmanager
+def _report_damage(format: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a ``ServiceError``."""
+    try:
+        yield
+    except ServiceError:
+        raise
+    except MemoryError:
+        raise TooLarge("There is no memory left to decode this image; send a smaller one.") from None
+    except Exception as error:  # Pillow raises many types for damaged bytes; to a client all mean the same
+        raise BadImage(
+            f"The bytes begin like a {format} image but cannot be decoded ({_reason(error)}); "
+            "send the whole file, undamaged."
+        ) from None
 
 
 def _load_reduced(image: Image.Image, canvas_for: Callable[[int, int], tuple[int, int]]) -> Image.Image:
