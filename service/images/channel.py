@@ -68,9 +68,9 @@ class Channel:
                 data, ancillary, flags = b"", [], 0
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    descriptors = array.array("i")
-                    descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-                    self._descriptors += descriptors
+                    numbers = array.array("i")
+                    numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+                    self._descriptors += numbers
             if not data:
                 raise ChannelClosed
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):

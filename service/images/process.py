@@ -132,7 +132,9 @@ def _decode(job: Mapping[str, Any], file: int) -> Reply:
         return {"needs": size | {"reducible": reducible, "bytes": cost.bytes, "seconds": cost.seconds}}, []
     rows, columns = image.decoded_size(canvas)
     size = {"height": image.height, "width": image.width, "rows": rows, "columns": columns}
-    return size, [_result_file(rows * columns * 3, lambda pixels: image.decode_into(pixels, canvas), (rows, columns, 3))]
+    return size, [
+        _result_file(rows * columns * 3, lambda pixels: image.decode_into(pixels, canvas), (rows, columns, 3))
+    ]
 
 
 def _draw_boxes(job: Mapping[str, Any], file: int) -> Reply:

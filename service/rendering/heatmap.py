@@ -12,7 +12,7 @@ from PIL import Image
 from service.rendering.boxes import draw_caption
 
 if TYPE_CHECKING:  # it imports torch
-    from model.structures import ImageArray
+    from model.structures import HeatMap, ImageArray
 
 TILE = 640  # longest side in pixels of each copy of the image, where there are several
 # Objectness 0 is nearly the grey image; then blue, yellow, red. They differ in lightness too, for colour-blind readers.
@@ -30,7 +30,7 @@ class ObjectnessMap(NamedTuple):
     step: tuple[float, float]
 
 
-def draw_heat_maps(image: ImageArray, maps: Sequence[ObjectnessMap]) -> Image.Image:
+def draw_heat_maps(image: ImageArray, maps: Sequence[HeatMap | ObjectnessMap]) -> Image.Image:
     """Return ``image`` in grey under the colours of ``maps``: for several, a row of copies, one for each map.
 
     image: uint8 [H, W, 3] RGB. maps: at least one. A single map is drawn at the size of ``image``. Each copy is
@@ -46,7 +46,7 @@ def draw_heat_maps(image: ImageArray, maps: Sequence[ObjectnessMap]) -> Image.Im
     return row
 
 
-def _draw_tile(image: ImageArray, heat_map: ObjectnessMap, scale: float) -> Image.Image:
+def _draw_tile(image: ImageArray, heat_map: HeatMap | ObjectnessMap, scale: float) -> Image.Image:
     original = Image.fromarray(image)
     size = max(1, round(original.width * scale)), max(1, round(original.height * scale))
     grey = np.asarray(original.resize(size).convert("L"), dtype=np.float32)[..., None]
@@ -58,14 +58,16 @@ def _draw_tile(image: ImageArray, heat_map: ObjectnessMap, scale: float) -> Imag
     return tile
 
 
-def _interpolate(heat_map: ObjectnessMap, size: tuple[int, int], pixel: tuple[float, float]) -> NDArray[np.float32]:
+def _interpolate(
+    heat_map: HeatMap | ObjectnessMap, size: tuple[int, int], pixel: tuple[float, float]
+) -> NDArray[np.float32]:
     """Return the map's value at each pixel of a tile, float32 [height, width], bilinear between the cells' centres.
 
     size: width and height of the tile; pixel: width and height of a tile's pixel, in pixels of the image.
     """
     # Repeat the outermost cells: Pillow gives no values beyond their centres.
     padding = 1
-    cells = Image.fromarray(np.pad(heat_map.values, padding, mode="edge"))
+    cells = Image.fromarray(np.pad(np.asarray(heat_map.values), padding, mode="edge"))
     matrix: list[float] = []
     for axis in (0, 1):
         # The affine matrix maps a pixel's centre in the tile to a position in the map, where cell i is at i + 0.5.

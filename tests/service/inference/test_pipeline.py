@@ -13,6 +13,7 @@ from service.app import create_app
 from service.settings import load_settings
 from tests.service.conftest import FaultyDetector, serving
 from tests.service.exchange import queued, send, wait_for, waiting
+from tests.service.image_processes import IMAGE_PROCESSES
 
 DEVICES = ("cuda:0", "cuda:1")
 
@@ -131,7 +132,8 @@ def test_a_device_that_cannot_be_loaded_keeps_the_service_from_starting(pair):
             raise RuntimeError("no memory is left on it")
         return pair[settings.device]
 
-    pipeline = create_app(load_settings(), detector_factory=load, devices=lambda _: DEVICES).state.pipeline
+    app = create_app(load_settings(), detector_factory=load, devices=lambda _: DEVICES, image_processes=IMAGE_PROCESSES)
+    pipeline = app.state.pipeline
     with pytest.raises(RuntimeError, match="no memory is left on it"):
         asyncio.run(pipeline.open())
     assert pipeline.failure_reason
@@ -165,7 +167,8 @@ def test_free_memory_is_released_while_the_pipeline_is_open(monkeypatch):
 
     async def open_and_close():
         in_this_test.set(True)
-        pipeline = create_app(load_settings(), detector_factory=lambda _: FaultyDetector()).state.pipeline
+        app = create_app(load_settings(), detector_factory=lambda _: FaultyDetector(), image_processes=IMAGE_PROCESSES)
+        pipeline = app.state.pipeline
         await pipeline.open()
         while len(calls) < 3:
             await asyncio.sleep(0.01)

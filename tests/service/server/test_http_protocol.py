@@ -11,6 +11,7 @@ import pytest
 from service.app import create_app
 from service.server.http_protocol import LimitedHttpProtocol
 from service.settings import load_settings
+from tests.service.image_processes import IMAGE_PROCESSES
 from tests.service.server.conftest import served
 
 
@@ -18,7 +19,9 @@ from tests.service.server.conftest import served
 def port(faulty, monkeypatch):
     monkeypatch.setattr(LimitedHttpProtocol, "HEAD_SECONDS", 0.5)
     settings = load_settings(port=0)
-    with served(create_app(settings, detector_factory=lambda _: faulty), settings) as port:
+    with served(
+        create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings
+    ) as port:
         yield port
 
 

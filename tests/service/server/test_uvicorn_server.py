@@ -16,6 +16,7 @@ from service.app import create_app
 from service.server.uvicorn_server import Server
 from service.settings import SettingsError, load_settings
 from tests.service.conftest import FaultyDetector
+from tests.service.image_processes import IMAGE_PROCESSES
 from tests.service.memory_errors import CPU_OUT_OF_MEMORY, OUT_OF_MEMORY
 from tests.service.server.conftest import served
 
@@ -54,7 +55,9 @@ def serve_until_exit(monkeypatch, caplog):
         monkeypatch.setattr(logging, "shutdown", lambda: None)
         monkeypatch.setattr("service.server.uvicorn_server.configure_malloc", lambda: False)
         settings = load_settings(**({"port": 0} | overrides))
-        asgi_app = create_app(settings, detector_factory=lambda _: detector(step, error))
+        asgi_app = create_app(
+            settings, detector_factory=lambda _: detector(step, error), image_processes=IMAGE_PROCESSES
+        )
         with pytest.raises(SystemExit) as exit_info:
             Server(asgi_app, settings).run_until_exit()
         return exit_info.value.code, [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -128,7 +131,12 @@ def test_a_missing_certificate_is_a_wrong_setting(tmp_path):
 def test_a_connection_is_kept_longer_than_clients_keep_it(faulty):
     # Otherwise a request that a client sends while the server closes would be lost: httpx waits 5 s, nginx 60.
     settings = load_settings(port=0)
-    assert Server(create_app(settings, detector_factory=lambda _: faulty), settings).config.timeout_keep_alive > 60
+    assert (
+        Server(
+            create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings
+        ).config.timeout_keep_alive
+        > 60
+    )
 
 
 @pytest.mark.skipif(which("openssl") is None, reason="needs the openssl command, to make a certificate")
@@ -137,7 +145,9 @@ def test_tls_is_used_where_a_certificate_is_set(faulty, tmp_path):
     make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -keyout {key} -out {cert} -subj /CN=localhost"
     subprocess.run([*make.split(), "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
     settings = load_settings(port=0, tls_cert_file=cert, tls_key_file=key)
-    with served(create_app(settings, detector_factory=lambda _: faulty), settings) as port:
+    with served(
+        create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings
+    ) as port:
         trusted = ssl.create_default_context(cafile=str(cert))
         with httpx.Client(verify=trusted) as client:
             assert client.get(f"https://127.0.0.1:{port}/readyz").status_code == 200
