@@ -14,6 +14,8 @@ from typing import Any
 
 import orjson
 
+SLOT_BYTES = 3 * 2**20  # of the memory that two processes share: JPEGs decoded for a network's input fit
+SLOTS = 7  # the first for the data of a job, the others for pixels, which their receiver may keep for a while
 MAX_MESSAGE = 16 * 1024  # bytes; what is larger goes into a memory file
 _MAX_DESCRIPTORS = 4
 _LENGTH = struct.Struct("!I")
@@ -124,6 +126,17 @@ def _new_file() -> int:
                 continue
     descriptor, path = tempfile.mkstemp(prefix="frcnn-image-")
     os.unlink(path)
+    return descriptor
+
+
+def shared_slots() -> int:
+    """Return a descriptor of the memory file that two processes map both: ``SLOTS`` slots of ``SLOT_BYTES``.
+
+    Mapped once and used again and again it is much cheaper than a new file for each image, whose every page the kernel
+    has to find, clear and map.
+    """
+    descriptor = memory_file(SLOTS * SLOT_BYTES)
+    seal(descriptor)
     return descriptor
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
+import weakref
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 import service
 from service.errors import StartError
-from service.images.channel import Channel, ChannelClosed, socket_pair
+from service.images.channel import SLOT_BYTES, SLOTS, Channel, shared_slots, socket_pair
 
 START_SECONDS = 60.0  # a process needs half a second; a machine may be busy
 _END_SECONDS = 10.0  # for the kernel to end a killed process
@@ -20,8 +26,11 @@ _PACKAGES = str(Path(service.__file__).resolve().parent.parent)  # the folder th
 class ImageProcess:
     """A started process (``service/images/process.py``). ``start`` and ``wait`` block: call them in a thread."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], channel: Channel) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], channel: Channel, shared: mmap.mmap) -> None:
         self._popen = popen
+        self._shared = shared
+        self._free_slots = deque(range(1, SLOTS))
+        self._slots_in_use: dict[int, weakref.ref[NDArray[np.uint8]]] = {}
         self.channel = channel
         self.pid = popen.pid
 
@@ -44,22 +53,50 @@ class ImageProcess:
             channel.close()
             raise StartError(f"No process that decodes images could be started: {error}.") from error
         ours.settimeout(START_SECONDS)
+        slots = shared_slots()
         try:
+            shared = mmap.mmap(slots, SLOTS * SLOT_BYTES)
+            channel.send({}, [slots])
             channel.receive()
-        except (ChannelClosed, TimeoutError) as error:
+        except OSError as error:  # it has ended, or its time is over
             popen.kill()
             _, stderr = popen.communicate()
             channel.close()
             reason = _last_line(stderr) or f"it did nothing for {START_SECONDS:g} s"
             raise StartError(f"A process that decodes images could not be started: {reason}.") from error
+        finally:
+            os.close(slots)
         assert popen.stderr is not None
         popen.stderr.close()
         ours.setblocking(False)
-        return cls(popen, channel)
+        return cls(popen, channel, shared)
 
-    def receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        """Return the reply to the last job, None if it is not here yet; raises as ``Channel.receive``."""
-        return self.channel.receive()
+    def free_slot(self) -> int | None:
+        """Return the number of a slot for the next job's pixels; None where the pixels of others fill all."""
+        return self._free_slots[-1] if self._free_slots else None
+
+    def write(self, data: Sequence[bytes | memoryview]) -> None:
+        """Write the data of the next job, at most ``SLOT_BYTES``, where the process finds it."""
+        end = 0
+        for part in data:
+            start, end = end, end + memoryview(part).nbytes
+            self._shared[start:end] = part if isinstance(part, bytes) else part.cast("B")
+
+    def read(self, count: int) -> bytes:
+        """Return the result of a job, ``count`` bytes, at most ``SLOT_BYTES``, that the process wrote there."""
+        return self._shared[:count]
+
+    def pixels(self, slot: int, count: int) -> NDArray[np.uint8]:
+        """Return the first ``count`` bytes of ``slot``, which was free: uint8 [count], not copied.
+
+        The slot is free again when nothing refers to the array any more.
+        """
+        self._free_slots.remove(slot)
+        array = np.frombuffer(self._shared, np.uint8, count, slot * SLOT_BYTES)
+        free_slots = self._free_slots
+        # Called in any thread. Every view of the array, such as a tensor, holds the array itself.
+        self._slots_in_use[slot] = weakref.ref(array, lambda _: free_slots.append(slot))
+        return array
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import mmap
 import os
 import signal
 import time
@@ -21,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import orjson
@@ -37,7 +36,7 @@ from service.errors import (
     Unavailable,
     UnsupportedImage,
 )
-from service.images.channel import ChannelClosed, close_all, map_or_copy, memory_file, write_all
+from service.images.channel import SLOT_BYTES, ChannelClosed, close_all, map_or_copy, memory_file, write_all
 from service.images.child import ImageProcess, StartProcesses
 from service.images.cost import DecodeCost, draw_cost
 
@@ -97,10 +96,10 @@ class ProcessSource(Protocol):
 
 
 class Reply(NamedTuple):
-    """A reply: its message, and the descriptor's content where it has one."""
+    """A reply: its message, and the result where it has one, uint8 [bytes]."""
 
     message: dict[str, Any]
-    content: mmap.mmap | bytearray | None
+    content: NDArray[np.uint8] | None
 
 
 @dataclass(eq=False)
@@ -237,8 +236,7 @@ class ImagePool:
         while True:
             reply, content = await self._run("decode", message | {"canvas": canvas}, [data], cost, deadline)
             if content is not None:
-                pixels = np.frombuffer(content, np.uint8).reshape(reply["rows"], reply["columns"], 3)
-                return pixels, (reply["height"], reply["width"])
+                return content.reshape(reply["rows"], reply["columns"], 3), (reply["height"], reply["width"])
             needs = reply["needs"]
             if needs["reducible"] and canvas_for is not None:
                 canvas = canvas_for(needs["height"], needs["width"])
@@ -303,9 +301,9 @@ class ImagePool:
         data = [np.ascontiguousarray(pixels).data, *rest]
         _, content = await self._run("draw", message, data, draw_cost(height, width, media_type), deadline)
         assert content is not None
-        if len(content) > _COPY_IN_THREAD:
-            content = await self._in_thread(bytes, content)
-        return bytes(content)
+        if content.nbytes > _COPY_IN_THREAD:
+            return cast(bytes, await self._in_thread(content.tobytes))
+        return content.tobytes()
 
     async def _run(
         self,
@@ -331,15 +329,15 @@ class ImagePool:
                 raise DeadlinePassed(_DEADLINE[work])
             job = _Job(work, needed, deadline)
             process = await self._take_turn(job)
-            file = await self._write(process, data, data_bytes)
+            files = await self._write(process, data, data_bytes)
             try:
-                process.channel.send(message, [file])
+                process.channel.send(message | {"slot": process.free_slot()}, files)
             except OSError:  # it has ended since it was last used
                 job.reply.cancel()
                 self._end(process)
                 continue
             finally:
-                os.close(file)
+                close_all(files)
             self._set_timer(process, job)
             return await job.reply
 
@@ -423,17 +421,17 @@ class ImagePool:
         self._begin_jobs()
 
     # -------------------------------------------------------------------------------------------------- the exchanges
-    async def _write(self, process: ImageProcess, data: Sequence[bytes | memoryview], data_bytes: int) -> int:
-        """Return a memory file with the ``data`` of the job of ``process``, which is freed where that fails."""
-        file = None
+    async def _write(self, process: ImageProcess, data: Sequence[bytes | memoryview], data_bytes: int) -> list[int]:
+        """Write the ``data`` of the job of ``process``, which is freed where that fails.
+
+        Returns the descriptor of a memory file for what does not fit into the slot for it.
+        """
+        if data_bytes <= min(SLOT_BYTES, _COPY_IN_THREAD):
+            process.write(data)
+            return []
         try:
             file = memory_file()
-            if data_bytes <= _COPY_IN_THREAD:
-                write_all(file, data)
-                return file
         except OSError as error:  # no descriptors, or no memory
-            if file is not None:
-                os.close(file)
             self._free(process)
             raise self._no_resources(error) from None
         writing = self._loop.run_in_executor(self._threads, write_all, file, data)
@@ -450,7 +448,7 @@ class ImagePool:
         except OSError as error:
             undo(None)
             raise self._no_resources(error) from None
-        return file
+        return [file]
 
     @staticmethod
     def _no_resources(error: OSError) -> Unavailable:
@@ -461,14 +459,14 @@ class ImagePool:
         """Receive a reply, or notice the end of a process."""
         files: list[int] = []
         try:
-            received = process.receive()
+            received = process.channel.receive()
             if received is None:
                 return
             message, files = received
-            reply = Reply(message, map_or_copy(files[0], _content_bytes(message)) if files else None)
+            reply = Reply(message, _content(process, message, files))
             job = self._working[process]  # KeyError: a reply to nothing
             failure = _failure(job.work, message)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever it sent, it is replaced: it would be called for the same again
             if not isinstance(error, ChannelClosed):
                 log.error("an image process sent nonsense", extra={"pid": process.pid, "error": repr(error)})
                 process.kill()
@@ -563,12 +561,20 @@ class ImagePool:
             return
 
 
-def _content_bytes(message: Mapping[str, Any]) -> int:
-    """Return how many bytes the file of a reply must have. Raises ``KeyError``, ``ValueError`` for nonsense."""
+def _content(process: ImageProcess, message: Mapping[str, Any], files: Sequence[int]) -> NDArray[np.uint8] | None:
+    """Return the result that a reply brings, uint8 [bytes]. Raises ``KeyError``, ``ValueError`` for nonsense."""
+    if "rows" not in message and "bytes" not in message:
+        return None
     count = message["bytes"] if "bytes" in message else message["rows"] * message["columns"] * 3
     if not isinstance(count, int) or count < 1:
-        raise ValueError("A reply with an impossible size.")
-    return count
+        raise ValueError("A result with an impossible size.")
+    if files:
+        return np.frombuffer(map_or_copy(files[0], count), np.uint8)
+    if count > SLOT_BYTES:
+        raise ValueError("A result that fits into no slot.")
+    if "slot" in message:
+        return process.pixels(message["slot"], count)
+    return np.frombuffer(process.read(count), np.uint8)
 
 
 def _failure(work: str, message: Mapping[str, Any]) -> ServiceError | None:

@@ -1,10 +1,12 @@
 """Decode and draw in a process of its own: ``python -m service.images.process``, with a socket as standard input.
 
-The process does one job after the other, and keeps nothing between them. A job is a message, with a memory file for its
-data; the reply is a message, with a memory file for the result:
+The process does one job after the other, and keeps nothing between them. A job is a message, and its data; the reply is
+a message, and the result. The first message brings the slots that the process shares with its parent. Data that fits
+is in the first slot, and so is an encoded drawing; pixels that fit are in the slot that the job names. What does not
+fit, or has no slot, is in a memory file that comes with the message.
 
-    {"op": "decode", "data_bytes", "max_pixels", "canvas", "canvases", limits}    the image file
-      -> {"height", "width", "rows", "columns"}                                   uint8 [rows, columns, 3]
+    {"op": "decode", "max_pixels", "canvas", "canvases", "slot", limits}          the image file
+      -> {"height", "width", "rows", "columns", "slot"}                           uint8 [rows, columns, 3]
       -> {"needs": {"height", "width", "reducible", "bytes", "seconds"}}          not tried: it is over the limits
     {"op": "draw_boxes", "height", "width", "media_type", limits}                 pixels, then the boxes in JSON
     {"op": "draw_heat_maps", ..., "maps": [{"level", "rows", "columns", ...}]}    pixels, then each map's float32 values
@@ -35,9 +37,19 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.errors import ServiceError
-from service.images.channel import Channel, ChannelClosed, close_all, memory_file, seal, write_all
+from service.images.channel import (
+    SLOT_BYTES,
+    SLOTS,
+    Channel,
+    ChannelClosed,
+    close_all,
+    memory_file,
+    seal,
+    write_all,
+)
 from service.images.decoding import open_image, prepare_pillow
 from service.rendering.boxes import draw_boxes, encode
 from service.rendering.heatmap import ObjectnessMap, draw_heat_maps
@@ -63,18 +75,19 @@ class Limits:
         self._page = resource.getpagesize()
         self._started_with = self._memory()[1]
 
-    def set(self, memory: int, seconds: float) -> None:
-        """Allow ``memory`` bytes more of address space, and about ``seconds`` more of processor time."""
+    def set(self, memory: int, seconds: float) -> bool:
+        """Allow ``memory`` bytes more of address space, and about ``seconds`` more of processor time.
+
+        Returns whether this process keeps much more memory of its own than when it started.
+        """
         used = resource.getrusage(resource.RUSAGE_SELF)
         processor = int(used.ru_utime + used.ru_stime + _SLACK_SECONDS + _SLACK_FACTOR * seconds) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (processor, resource.RLIM_INFINITY))
-        if self._statm is not None:
-            address_space = self._memory()[0] + memory + _SLACK_BYTES
-            resource.setrlimit(resource.RLIMIT_AS, (address_space, resource.RLIM_INFINITY))
-
-    def has_grown(self) -> bool:
-        """Return whether this process keeps much more memory of its own than when it started."""
-        return self._memory()[1] - self._started_with > _GROWTH_BYTES
+        address_space, resident = self._memory()
+        if address_space:
+            limit = address_space + memory + _SLACK_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        return resident - self._started_with > _GROWTH_BYTES
 
     def _memory(self) -> tuple[int, int]:
         """Return the bytes of address space, and those resident that no other process shares; 0 where unknown."""
@@ -86,6 +99,11 @@ class Limits:
 
 def serve(channel: Channel) -> None:
     """Do jobs until the other end of ``channel`` is closed, or this process has grown."""
+    first = channel.receive()
+    assert first is not None  # the socket blocks
+    _, (slots,) = first
+    shared = mmap.mmap(slots, SLOTS * SLOT_BYTES)
+    os.close(slots)
     limits = Limits()
     channel.send({"ready": True})
     while True:
@@ -93,14 +111,13 @@ def serve(channel: Channel) -> None:
             received = channel.receive()
         except ChannelClosed:
             return
-        assert received is not None  # the socket blocks
+        assert received is not None
         job, files = received
         try:
-            limits.set(job["bytes"] + job["data_bytes"], job["seconds"])
-            reply, result = _do(job, files)
+            last = limits.set(job["bytes"] + job["data_bytes"], job["seconds"])
+            reply, result = _do(job, files, shared)
         finally:
             close_all(files)
-        last = limits.has_grown()
         try:
             channel.send(reply | {"last": last}, result)
         finally:
@@ -109,10 +126,10 @@ def serve(channel: Channel) -> None:
             return
 
 
-def _do(job: Mapping[str, Any], files: list[int]) -> Reply:
+def _do(job: Mapping[str, Any], files: list[int], shared: mmap.mmap) -> Reply:
     """Return the reply to a job, and the descriptors that go with it."""
     try:
-        return _JOBS[job["op"]](job, files[0])
+        return _JOBS[job["op"]](job, files[0] if files else None, shared)
     except ServiceError as error:
         return {"error": error.code, "detail": error.detail}, []
     except MemoryError:
@@ -121,70 +138,75 @@ def _do(job: Mapping[str, Any], files: list[int]) -> Reply:
         return {"failure": f"{type(error).__name__}: {error}"[:500]}, []
 
 
-def _decode(job: Mapping[str, Any], file: int) -> Reply:
-    image = open_image(os.pread(file, job["data_bytes"], 0), max_pixels=job["max_pixels"])
+def _decode(job: Mapping[str, Any], file: int | None, shared: mmap.mmap) -> Reply:
+    count = job["data_bytes"]
+    data = shared[:count] if file is None else os.pread(file, count, 0)
+    image = open_image(data, max_pixels=job["max_pixels"])
     canvas = None if job["canvas"] is None else (job["canvas"][0], job["canvas"][1])
     cost = image.cost(canvas)
     full_size = image.decoded_size(None)
     reducible = canvas is None and any(image.decoded_size(tuple(other)) != full_size for other in job["canvases"])
+    head: dict[str, Any] = {"height": image.height, "width": image.width}
     if reducible or cost.bytes > job["bytes"] or cost.seconds > job["seconds"]:
-        size = {"height": image.height, "width": image.width}
-        return {"needs": size | {"reducible": reducible, "bytes": cost.bytes, "seconds": cost.seconds}}, []
+        return {"needs": head | {"reducible": reducible, "bytes": cost.bytes, "seconds": cost.seconds}}, []
     rows, columns = image.decoded_size(canvas)
-    size = {"height": image.height, "width": image.width, "rows": rows, "columns": columns}
-    return size, [
-        _result_file(rows * columns * 3, lambda pixels: image.decode_into(pixels, canvas), (rows, columns, 3))
-    ]
+    head |= {"rows": rows, "columns": columns}
+    slot, size = job["slot"], rows * columns * 3
+    if slot is not None and size <= SLOT_BYTES:
+        pixels = np.frombuffer(shared, np.uint8, size, slot * SLOT_BYTES).reshape(rows, columns, 3)
+        image.decode_into(pixels, canvas)
+        return head | {"slot": slot}, []
+    file = memory_file(size)
+    try:
+        # All of its pages at once: each would cost a page fault.
+        mapping = mmap.mmap(file, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+        image.decode_into(np.frombuffer(mapping, np.uint8).reshape(rows, columns, 3), canvas)
+        seal(file)
+    except BaseException:
+        os.close(file)
+        raise
+    return head, [file]
 
 
-def _draw_boxes(job: Mapping[str, Any], file: int) -> Reply:
-    pixels, rest = _read_pixels(job, file)
+def _draw_boxes(job: Mapping[str, Any], file: int | None, shared: mmap.mmap) -> Reply:
+    pixels, rest = _read_pixels(job, file, shared)
     drawing = orjson.loads(rest)
     boxes = np.array(drawing["boxes"], np.float32).reshape(-1, 4)
-    return _encoded(encode(draw_boxes(pixels, boxes, drawing["captions"], drawing["categories"]), job["media_type"]))
+    image = draw_boxes(pixels, boxes, drawing["captions"], drawing["categories"])
+    return _encode(image, job["media_type"], shared)
 
 
-def _draw_heat_maps(job: Mapping[str, Any], file: int) -> Reply:
-    pixels, rest = _read_pixels(job, file)
+def _draw_heat_maps(job: Mapping[str, Any], file: int | None, shared: mmap.mmap) -> Reply:
+    pixels, rest = _read_pixels(job, file, shared)
     values, offset, maps = np.frombuffer(rest, np.float32), 0, []
     for head in job["maps"]:
         count = head["rows"] * head["columns"]
         level = values[offset : offset + count].reshape(head["rows"], head["columns"])
         maps.append(ObjectnessMap(head["level"], level, tuple(head["origin"]), tuple(head["step"])))
         offset += count
-    return _encoded(encode(draw_heat_maps(pixels, maps), job["media_type"]))
+    return _encode(draw_heat_maps(pixels, maps), job["media_type"], shared)
 
 
-_JOBS: Mapping[str, Callable[[Mapping[str, Any], int], Reply]] = {
+_JOBS: Mapping[str, Callable[[Mapping[str, Any], int | None, mmap.mmap], Reply]] = {
     "decode": _decode,
     "draw_boxes": _draw_boxes,
     "draw_heat_maps": _draw_heat_maps,
 }
 
 
-def _read_pixels(job: Mapping[str, Any], file: int) -> tuple[NDArray[np.uint8], bytes]:
+def _read_pixels(job: Mapping[str, Any], file: int | None, shared: mmap.mmap) -> tuple[NDArray[np.uint8], bytes]:
     """Return the pixels, uint8 [height, width, 3], and the bytes behind them."""
     size = job["height"] * job["width"] * 3
-    mapping = mmap.mmap(file, job["data_bytes"], prot=mmap.PROT_READ)
-    pixels = np.frombuffer(mapping, np.uint8, size).reshape(job["height"], job["width"], 3)
-    return pixels, mapping[size:]
+    data = shared if file is None else mmap.mmap(file, job["data_bytes"], prot=mmap.PROT_READ)
+    pixels = np.frombuffer(data, np.uint8, size).reshape(job["height"], job["width"], 3)
+    return pixels, data[size : job["data_bytes"]]
 
 
-def _result_file(size: int, fill: Callable[[NDArray[np.uint8]], None], shape: tuple[int, ...]) -> int:
-    """Return a sealed memory file whose content ``fill`` writes."""
-    file = memory_file(size)
-    try:
-        # All of its pages at once: each would cost a page fault.
-        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-        fill(np.frombuffer(mmap.mmap(file, size, flags=flags), np.uint8).reshape(shape))
-        seal(file)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
-
-
-def _encoded(data: bytes) -> Reply:
+def _encode(image: Image.Image, media_type: str, shared: mmap.mmap) -> Reply:
+    data = encode(image, media_type)
+    if len(data) <= SLOT_BYTES:
+        shared[: len(data)] = data
+        return {"bytes": len(data)}, []
     file = memory_file()
     try:
         write_all(file, [data])
