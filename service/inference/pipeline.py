@@ -133,7 +133,11 @@ class Pipeline:
             await asyncio.gather(opening, return_exceptions=True)
             await self.images.close()
             raise
-        await opening
+        try:
+            await opening
+        except BaseException:
+            await asyncio.gather(*(worker.stop(_LAST_BATCH_SECONDS) for worker in self.workers))
+            raise
         self.metrics.add_detectors(lambda: self.infos)
         self.metrics.ready.set(1)
         self._running = [

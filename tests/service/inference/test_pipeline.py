@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from service.app import create_app
+from service.errors import StartError
+from service.inference.threads import available_cores, image_process_count
 from service.settings import load_settings
 from tests.service.conftest import FaultyDetector, serving
 from tests.service.exchange import queued, send, wait_for, waiting
@@ -137,6 +139,24 @@ def test_a_device_that_cannot_be_loaded_keeps_the_service_from_starting(pair):
     with pytest.raises(RuntimeError, match="no memory is left on it"):
         asyncio.run(pipeline.open())
     assert pipeline.failure_reason
+
+
+def test_an_image_process_that_cannot_be_started_keeps_the_service_from_starting(faulty):
+    class NoProcesses:
+        def take(self):
+            raise StartError("there is no Pillow")
+
+    app = create_app(load_settings(), detector_factory=lambda _: faulty, image_processes=NoProcesses())
+    with pytest.raises(StartError, match="there is no Pillow"):
+        asyncio.run(app.state.pipeline.open())
+    assert app.state.pipeline.failure_reason
+
+
+def test_the_number_of_image_processes_is_a_setting(serve_faulty):
+    with serve_faulty(image_processes=3) as live:
+        assert live.metric("frcnn_image_processes", state="idle") == 3
+    with serve_faulty() as live:
+        assert live.metric("frcnn_image_processes", state="idle") == image_process_count(available_cores(), "cpu")
 
 
 def test_the_model_and_the_metrics_name_every_device(monkeypatch):
