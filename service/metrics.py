@@ -60,6 +60,12 @@ class Metrics:
         self.batch_failures = Counter(
             "frcnn_batch_failures_total", "Attempts at a batch that failed on the device", ["kind"], registry=registry
         )
+        self.image_processes = Gauge(
+            "frcnn_image_processes", "Processes that decode and draw", ["state"], registry=registry
+        )
+        self.image_jobs_waiting = Gauge(
+            "frcnn_image_jobs_waiting", "Images that wait for such a process", registry=registry
+        )
         self.image_processes_killed = Counter(
             "frcnn_image_processes_killed_total",
             "Processes that decode and draw, ended by force or by a limit, by reason",
@@ -85,11 +91,9 @@ class Metrics:
 
     def add_image_pool(self, pool: ImagePool) -> None:
         """Report the processes and the waiting jobs of ``pool`` at each scrape."""
-        processes = Gauge("frcnn_image_processes", "Processes that decode and draw", ["state"], registry=self.registry)
-        processes.labels("busy").set_function(lambda: pool.busy)
-        processes.labels("idle").set_function(lambda: pool.idle)
-        waiting = Gauge("frcnn_image_jobs_waiting", "Jobs that wait for such a process", registry=self.registry)
-        waiting.set_function(lambda: pool.waiting)
+        self.image_processes.labels("busy").set_function(lambda: pool.busy)
+        self.image_processes.labels("idle").set_function(lambda: pool.idle)
+        self.image_jobs_waiting.set_function(lambda: pool.waiting)
 
     def observe_image(self, seconds: Mapping[str, float], detections: int, proposals: int | None) -> None:
         """Count one answered image; ``seconds`` by stage."""

@@ -77,6 +77,10 @@ _KILLED: Mapping[tuple[str, str], tuple[type[ServiceError], str]] = {
         "Drawing takes more processor time than is allowed; ask for JSON, or image/jpeg.",
     ),
 }
+_TOO_LARGE = {
+    "decode": ("Decoding the image", "send a smaller one"),
+    "draw": ("Drawing on the image", "ask for JSON, or send a smaller one"),
+}
 _DEADLINE = {
     "decode": "The deadline passed while the image was being decoded; send a smaller one, or allow more with "
     "X-Request-Timeout-Ms.",
@@ -315,13 +319,13 @@ class ImagePool:
     ) -> Reply:
         """Have a process do a job, and return its reply; cancelling leaves the process to finish it."""
         data_bytes = sum(memoryview(part).nbytes for part in data)
-        needed = cost.bytes + 2 * data_bytes  # it is copied into the memory file, and again by the process
+        # The data is copied into a memory file. The process maps pixels, and copies an image file once more.
+        needed = cost.bytes + (2 if work == "decode" else 1) * data_bytes
         limit = self._memory - SMALL_BYTES
         if needed > max(limit, SMALL_BYTES):
-            done, advice = {"decode": ("Decoding it", "a smaller one"), "draw": ("Drawing it", "a smaller one")}[work]
+            what, advice = _TOO_LARGE[work]
             raise TooLarge(
-                f"{done} would take {needed / 2**20:.0f} MiB of memory, and the limit is {limit / 2**20:.0f}; "
-                f"send {advice}."
+                f"{what} would take {needed / 2**20:.0f} MiB of memory, and the limit is {limit / 2**20:.0f}; {advice}."
             )
         message |= {"bytes": cost.bytes, "seconds": cost.seconds, "data_bytes": data_bytes}
         while True:
