@@ -41,16 +41,17 @@ from service.images.child import ImageProcess, StartProcesses
 from service.images.cost import DecodeCost, draw_cost
 
 if TYPE_CHECKING:  # they import torch
-    from model.structures import HeatMap, ImageArray
+    from model import structures
+    from model.structures import ImageArray
     from service.metrics import Metrics
-    from service.rendering.heatmap import ObjectnessMap
+    from service.rendering.heatmap import HeatMap
 
 log = logging.getLogger("frcnn.images")
 
 Canvas = tuple[int, int]  # height and width in pixels
 
-ALLOWANCE = DecodeCost(bytes=32 * 2**20, seconds=0.5)
-"""What decoding is first tried with, before anything is known of the image: enough for two megapixels."""
+ALLOWANCE = DecodeCost(bytes=48 * 2**20, seconds=0.5)
+"""What decoding is first tried with, beside the file, before its size is known: enough for two megapixels."""
 SMALL_BYTES = ALLOWANCE.bytes + 8 * 2**20
 """The memory of a small job, its data included; large jobs leave as much free."""
 _WALL_SECONDS = 60.0  # of any job
@@ -235,7 +236,8 @@ class ImagePool:
         memory or processor time than there is for it; ``BadImage`` where it ends the process.
         """
         canvas: Canvas | None = None
-        cost = ALLOWANCE
+        # The file is copied into a memory file, and again by the process.
+        cost = DecodeCost(ALLOWANCE.bytes + 2 * len(data), ALLOWANCE.seconds)
         message = {"op": "decode", "max_pixels": max_pixels, "canvases": canvases if canvas_for is not None else ()}
         while True:
             reply, content = await self._run("decode", message | {"canvas": canvas}, [data], cost, deadline)
@@ -267,7 +269,7 @@ class ImagePool:
         return await self._draw({"op": "draw_boxes"}, pixels, [rest], media_type, deadline)
 
     async def draw_heat_maps(
-        self, pixels: ImageArray, maps: Sequence[HeatMap | ObjectnessMap], media_type: str, *, deadline: float
+        self, pixels: ImageArray, maps: Sequence[HeatMap | structures.HeatMap], media_type: str, *, deadline: float
     ) -> bytes:
         """Draw as ``rendering.heatmap.draw_heat_maps``, and encode as ``media_type``, in a process.
 
@@ -319,19 +321,17 @@ class ImagePool:
     ) -> Reply:
         """Have a process do a job, and return its reply; cancelling leaves the process to finish it."""
         data_bytes = sum(memoryview(part).nbytes for part in data)
-        # The data is copied into a memory file. The process maps pixels, and copies an image file once more.
-        needed = cost.bytes + (2 if work == "decode" else 1) * data_bytes
         limit = self._memory - SMALL_BYTES
-        if needed > max(limit, SMALL_BYTES):
+        if cost.bytes > max(limit, SMALL_BYTES):
             what, advice = _TOO_LARGE[work]
             raise TooLarge(
-                f"{what} would take {needed / 2**20:.0f} MiB of memory, and the limit is {limit / 2**20:.0f}; {advice}."
+                f"{what} would take {cost.bytes / 2**20:.0f} MiB of memory, and the limit is {limit / 2**20:.0f}; {advice}."
             )
         message |= {"bytes": cost.bytes, "seconds": cost.seconds, "data_bytes": data_bytes}
         while True:
             if time.monotonic() >= deadline:
                 raise DeadlinePassed(_DEADLINE[work])
-            job = _Job(work, needed, deadline)
+            job = _Job(work, cost.bytes, deadline)
             process = await self._take_turn(job)
             files = await self._write(process, data, data_bytes)
             try:

@@ -52,7 +52,7 @@ from service.images.channel import (
 )
 from service.images.decoding import open_image, prepare_pillow
 from service.rendering.boxes import draw_boxes, encode
-from service.rendering.heatmap import ObjectnessMap, draw_heat_maps
+from service.rendering.heatmap import HeatMap, draw_heat_maps
 
 # Address space that a job may take beyond its estimate: malloc's heap, libraries' tables, the data in Python's bytes.
 _SLACK_BYTES = 64 * 2**20
@@ -182,7 +182,7 @@ def _draw_heat_maps(job: Mapping[str, Any], file: int | None, shared: mmap.mmap)
     for head in job["maps"]:
         count = head["rows"] * head["columns"]
         level = values[offset : offset + count].reshape(head["rows"], head["columns"])
-        maps.append(ObjectnessMap(head["level"], level, tuple(head["origin"]), tuple(head["step"])))
+        maps.append(HeatMap(head["level"], level, tuple(head["origin"]), tuple(head["step"])))
         offset += count
     return _encode(draw_heat_maps(pixels, maps), job["media_type"], shared)
 

@@ -16,7 +16,7 @@ from service.api.responses import heat_maps, proposals_response, select_proposal
 from service.api.schemas import ProposalsResponse
 from service.inference.pipeline import ImageResult
 from service.rendering.boxes import draw_proposals, encode
-from service.rendering.heatmap import draw_heat_maps
+from service.rendering.heatmap import HeatMap, draw_heat_maps
 
 router = APIRouter(tags=["region proposals"])
 
@@ -59,5 +59,6 @@ def _write(result: ImageResult, trace: Trace, options: ProposalOptions, request_
 
 def _draw(result: ImageResult, trace: Trace, options: ProposalOptions, media_type: str) -> bytes:
     if options.view == "objectness":
-        return encode(draw_heat_maps(result.pixels, heat_maps(trace, options)), media_type)
+        maps = [HeatMap(map.level, map.values.numpy(), map.origin, map.step) for map in heat_maps(trace, options)]
+        return encode(draw_heat_maps(result.pixels, maps), media_type)
     return encode(draw_proposals(result.pixels, select_proposals(trace, options).proposals), media_type)

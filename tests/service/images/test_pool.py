@@ -404,7 +404,7 @@ async def test_all_jobs_together_stay_within_the_memory(stage):
 
 async def test_an_image_over_all_memory_is_refused_with_both_sizes(stage):
     async with opened(2, 128 * MIB, stage) as pool:
-        with pytest.raises(TooLarge, match=r"would take 92 MiB of memory, and the limit is 88; send a smaller one"):
+        with pytest.raises(TooLarge, match=r"would take 108 MiB of memory, and the limit is 72; send a smaller one"):
             await decode(pool, bytes(30 * MIB))
         task = decode(pool, b"image")
         await until(lambda: pool.busy == 1)
