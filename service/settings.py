@@ -34,6 +34,13 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
+    max_connections: int = Field(
+        2048,
+        ge=16,
+        le=65_536,
+        description="most connections at once; at it, idle ones are closed, then new ones get 503",
+    )
+
     weights: str = Field(
         "lite-voc20", min_length=1, description="a name in weights/manifest.toml, or a checkpoint's path"
     )

@@ -324,9 +324,8 @@ class ImagePool:
         limit = self._memory - SMALL_BYTES
         if cost.bytes > max(limit, SMALL_BYTES):
             what, advice = _TOO_LARGE[work]
-            raise TooLarge(
-                f"{what} would take {cost.bytes / 2**20:.0f} MiB of memory, and the limit is {limit / 2**20:.0f}; {advice}."
-            )
+            mebibytes = f"{cost.bytes / 2**20:.0f} MiB of memory, and the limit is {limit / 2**20:.0f}"
+            raise TooLarge(f"{what} would take {mebibytes}; {advice}.")
         message |= {"bytes": cost.bytes, "seconds": cost.seconds, "data_bytes": data_bytes}
         while True:
             if time.monotonic() >= deadline:
