@@ -53,7 +53,11 @@ class Channel:
         body = orjson.dumps(message)
         if len(body) + _LENGTH.size > MAX_MESSAGE:
             raise ValueError(f"A message of {len(body)} bytes; at most {MAX_MESSAGE} are allowed, with its length.")
-        socket.send_fds(self.socket, [_LENGTH.pack(len(body)) + body], descriptors)
+        data = _LENGTH.pack(len(body)) + body
+        if descriptors:
+            socket.send_fds(self.socket, [data], descriptors)
+        else:
+            self.socket.sendall(data)
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """Return the next message and its descriptors, which the caller closes.

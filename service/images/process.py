@@ -30,6 +30,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ _SLACK_BYTES = 64 * 2**20
 _SLACK_SECONDS, _SLACK_FACTOR = 2, 3
 # A process whose own memory has grown by more than this is replaced: a library leaks, or its heap has gaps.
 _GROWTH_BYTES = 128 * 2**20
+# Limits of memory are rounded up to this, so that jobs of the same kind have the same limit, which is then set once for
+# this many of them: reading the size of a process takes as long as all else that a job needs beside its decoding.
+_STEP_BYTES, _MEASURE_EVERY = 16 * 2**20, 16
 
 Reply = tuple[dict[str, Any], list[int]]
 
@@ -74,20 +78,28 @@ class Limits:
             self._statm = None
         self._page = resource.getpagesize()
         self._started_with = self._memory()[1]
+        self._allowed = self._processor = self._jobs = 0
+        self._has_grown = False
 
     def set(self, memory: int, seconds: float) -> bool:
         """Allow ``memory`` bytes more of address space, and about ``seconds`` more of processor time.
 
         Returns whether this process keeps much more memory of its own than when it started.
         """
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        processor = int(used.ru_utime + used.ru_stime + _SLACK_SECONDS + _SLACK_FACTOR * seconds) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (processor, resource.RLIM_INFINITY))
-        address_space, resident = self._memory()
-        if address_space:
-            limit = address_space + memory + _SLACK_BYTES
-            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        return resident - self._started_with > _GROWTH_BYTES
+        processor = int(time.process_time() + _SLACK_SECONDS + _SLACK_FACTOR * seconds) + 1
+        if processor != self._processor:
+            resource.setrlimit(resource.RLIMIT_CPU, (processor, resource.RLIM_INFINITY))
+            self._processor = processor
+        allowed = -(-memory // _STEP_BYTES) * _STEP_BYTES
+        if allowed != self._allowed or self._jobs % _MEASURE_EVERY == 0:  # jobs alike leave the size as it is
+            address_space, resident = self._memory()
+            if address_space:
+                limit = address_space + allowed + _SLACK_BYTES
+                resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+            self._allowed = allowed
+            self._has_grown = resident - self._started_with > _GROWTH_BYTES
+        self._jobs += 1
+        return self._has_grown
 
     def _memory(self) -> tuple[int, int]:
         """Return the bytes of address space, and those resident that no other process shares; 0 where unknown."""
