@@ -201,7 +201,7 @@ class Hostile:
         return row
 
     def _send_late(self) -> tuple[float, int]:
-        time.sleep(0.1)
+        time.sleep(0.03)  # until the case has begun
         return send_ordinary(self.address, self._ordinary)
 
     async def _exchange(self, case: Case, parts: Sequence[Sequence[Any]]) -> list[Exchange]:
