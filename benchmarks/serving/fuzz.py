@@ -118,10 +118,11 @@ async def _decode_good_image(decode: Decode, report: Report, number: int) -> Non
 
 
 # ---------------------------------------------------------------------------------------------------------------- HTTP
-_METHODS = (b"POST",) * 8 + tuple(b"GET GET PUT DELETE OPTIONS PATCH TRACE CONNECT BREW".split())
+_METHODS = (b"POST",) * 30 + tuple(b"GET GET PUT DELETE OPTIONS PATCH TRACE CONNECT BREW".split())
 _VERSIONS = (b"HTTP/1.1",) * 12 + (b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.9")
 PATHS = b"""
-/detect /detect /detect /detect/batch /proposals /explain /livez /readyz /metrics /model / /web/app.js /nowhere /docs
+/detect /detect /detect /detect /detect /detect /detect /detect /detect /detect /detect /detect
+/detect/batch /proposals /explain /livez /readyz /metrics /model / /web/app.js /nowhere /docs
 /openapi.json /v1/vision/detection /huggingface/object-detection /v2 /v2/models/lite-voc20/infer /v2/models/fake/infer
 * http://x/detect //detect /%00 /detect?classes=1&x=%zz /detect?regions=[[0,0,9,9]] /proposals?view=objectness&limit=3
 /detect?score_threshold=0&max_detections=5&box_format=xywh
