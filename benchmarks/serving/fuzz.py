@@ -119,7 +119,7 @@ async def _decode_good_image(decode: Decode, report: Report, number: int) -> Non
 
 # ---------------------------------------------------------------------------------------------------------------- HTTP
 _METHODS = (b"POST",) * 30 + tuple(b"GET GET PUT DELETE OPTIONS PATCH TRACE CONNECT BREW".split())
-_VERSIONS = (b"HTTP/1.1",) * 12 + (b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.9")
+_VERSIONS = (b"HTTP/1.1",) * 30 + (b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.9")
 PATHS = b"""
 /detect /detect /detect /detect /detect /detect /detect /detect /detect /detect /detect /detect
 /detect/batch /proposals /explain /livez /readyz /metrics /model / /web/app.js /nowhere /docs
@@ -185,6 +185,7 @@ def _bodies() -> list[tuple[bytes, bytes]]:
     )
     files = (image, images.noise("JPEG"), b"", b"hello")
     return [
+        *[(b"image/png", image)] * 20,  # what is valid is as frequent as all the rest
         *((media_type, file) for file in files for media_type in (b"image/png", b"", b"text/plain")),
         *((b"application/json", document) for document in documents),
         *((b"multipart/form-data; boundary=b", form) for form in forms),

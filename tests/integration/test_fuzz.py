@@ -19,7 +19,7 @@ def test_mutated_files_end_as_images_or_problems() -> None:
     async def decode(data):
         return decode_image(data, max_pixels=MAX_PIXELS)
 
-    report = asyncio.run(fuzz_images(decode, cases=1000, seed=17, seconds=20))
+    report = asyncio.run(fuzz_images(decode, cases=700, seed=17, seconds=20))
     assert report.failures == []
     assert report.outcomes["image"] > 20
     assert report.outcomes["400"] > 20
@@ -29,7 +29,7 @@ def test_random_requests_get_answers_or_the_end_of_the_connection(monkeypatch) -
     monkeypatch.setattr(LimitedHttpProtocol, "HEAD_SECONDS", 0.3)
     settings = {"deepstack": True, "huggingface": True, "open_inference": True, "body_seconds": 0.3}
     with serving(lambda _: FaultyDetector(), **settings) as live:
-        report = asyncio.run(fuzz_http(address(live), cases=300, seed=17, seconds=20, patience=30, paths=DETECTED))
+        report = asyncio.run(fuzz_http(address(live), cases=200, seed=17, seconds=20, patience=30, paths=DETECTED))
     assert report.failures == []
-    assert report.outcomes["200"] > 20
+    assert report.outcomes["200"] > 10
     assert report.outcomes["400"] > 20
