@@ -69,8 +69,14 @@ class Settings(BaseSettings):
         120.0, ge=0.1, le=3600, description="a call of the detector that takes longer is given up, and the process ends"
     )
 
-    decode_threads: int | None = Field(
-        None, ge=1, le=256, description="threads that decode images and draw boxes; unset: by the cores"
+    image_processes: int | None = Field(
+        None, ge=1, le=256, description="processes that decode images and draw boxes; unset: by the cores"
+    )
+    image_memory_bytes: int = Field(
+        512 * 2**20,
+        ge=128 * 2**20,
+        le=2**40,
+        description="memory for decoding and drawing, in all processes together; an image that needs more is 413",
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, le=2**31, description="largest request body")
     max_bodies_bytes: int = Field(

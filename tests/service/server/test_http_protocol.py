@@ -17,6 +17,7 @@ from service.app import create_app
 from service.server.http_protocol import LimitedHttpProtocol
 from service.settings import load_settings
 from tests.service.exchange import wait_for
+from tests.service.image_processes import IMAGE_PROCESSES
 from tests.service.server.conftest import served
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -38,7 +39,9 @@ def limits(monkeypatch):
 
 @pytest.fixture
 def app(faulty):
-    return create_app(load_settings(port=0, max_body_bytes=2**20), detector_factory=lambda _: faulty)
+    return create_app(
+        load_settings(port=0, max_body_bytes=2**20), detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES
+    )
 
 
 @pytest.fixture
@@ -384,7 +387,9 @@ def test_at_the_limit_idle_connections_are_closed_and_then_new_ones_get_503(faul
     limits(HEAD_SECONDS=20, SPARE_CONNECTIONS=1)
     settings = load_settings(port=0, max_connections=16)
     with (
-        served(create_app(settings, detector_factory=lambda _: faulty), settings) as port,
+        served(
+            create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings
+        ) as port,
         contextlib.ExitStack() as stack,
     ):
         idle = stack.enter_context(connected(port))

@@ -13,6 +13,7 @@ from service.server.tls_listener import TlsListener
 from service.server.uvicorn_server import Server
 from service.settings import load_settings
 from tests.service.exchange import wait_for
+from tests.service.image_processes import IMAGE_PROCESSES
 from tests.service.server.conftest import running
 
 
@@ -20,7 +21,7 @@ from tests.service.server.conftest import running
 def server(faulty, certificate):
     cert, key = certificate
     settings = load_settings(port=0, tls_cert_file=cert, tls_key_file=key, max_connections=16)
-    return Server(create_app(settings, detector_factory=lambda _: faulty), settings)
+    return Server(create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings)
 
 
 @pytest.fixture

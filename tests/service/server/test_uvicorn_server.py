@@ -22,6 +22,7 @@ from service.server.uvicorn_server import Server
 from service.settings import SettingsError, load_settings
 from tests.service.conftest import FaultyDetector
 from tests.service.exchange import wait_for
+from tests.service.image_processes import IMAGE_PROCESSES
 from tests.service.memory_errors import CPU_OUT_OF_MEMORY, OUT_OF_MEMORY
 from tests.service.server.conftest import running, served
 
@@ -66,7 +67,9 @@ def serve_until_exit(monkeypatch, caplog):
         monkeypatch.setattr("service.server.uvicorn_server.raise_file_limit", lambda: None)
         monkeypatch.setattr(ForcedExit, "start", lambda self: None)
         settings = load_settings(**({"port": 0} | overrides))
-        asgi_app = create_app(settings, detector_factory=lambda _: detector(step, error))
+        asgi_app = create_app(
+            settings, detector_factory=lambda _: detector(step, error), image_processes=IMAGE_PROCESSES
+        )
         with pytest.raises(ProcessEnded) as ended:
             Server(asgi_app, settings).run_until_exit()
         return ended.value.args[0], [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -140,13 +143,20 @@ def test_a_missing_certificate_is_a_wrong_setting(tmp_path):
 def test_a_connection_is_kept_longer_than_clients_keep_it(faulty):
     # Otherwise a request that a client sends while the server closes would be lost: httpx waits 5 s, nginx 60.
     settings = load_settings(port=0)
-    assert Server(create_app(settings, detector_factory=lambda _: faulty), settings).config.timeout_keep_alive > 60
+    assert (
+        Server(
+            create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings
+        ).config.timeout_keep_alive
+        > 60
+    )
 
 
 def test_tls_is_used_where_a_certificate_is_set(faulty, certificate):
     cert, key = certificate
     settings = load_settings(port=0, tls_cert_file=cert, tls_key_file=key)
-    with served(create_app(settings, detector_factory=lambda _: faulty), settings) as port:
+    with served(
+        create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings
+    ) as port:
         trusted = ssl.create_default_context(cafile=str(cert))
         with httpx.Client(verify=trusted) as client:
             assert client.get(f"https://127.0.0.1:{port}/readyz").status_code == 200
@@ -154,7 +164,7 @@ def test_tls_is_used_where_a_certificate_is_set(faulty, certificate):
 
 def test_at_the_end_unread_responses_are_dropped_and_unanswered_requests_get_503(faulty):
     settings = load_settings(port=0)
-    app = create_app(settings, detector_factory=lambda _: faulty)
+    app = create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES)
 
     async def never() -> None:
         await asyncio.Event().wait()
