@@ -45,7 +45,7 @@ async def detect(
     if media_type is None:
         body = detect_response(result, options, request_context(request).request_id, handler.info.name)
         return handler.respond(request, result, body)
-    body = await handler.pipeline.run_in_thread(_draw, result, media_type)
+    body = await handler.write(image_request, handler.pipeline.run_in_thread(_draw, result, media_type))
     return handler.respond(request, result, body, media_type)
 
 

@@ -47,9 +47,11 @@ async def proposals(
     assert trace is not None
     if media_type is None:
         request_id, model = request_context(request).request_id, handler.info.name
-        body = await handler.pipeline.run_in_thread(_write, result, trace, options, request_id, model)
+        writing = handler.pipeline.run_in_thread(_write, result, trace, options, request_id, model)
+        body = await handler.write(image_request, writing)
         return handler.respond(request, result, body)
-    body = await handler.pipeline.run_in_thread(_draw, result, trace, options, media_type)
+    drawing = handler.pipeline.run_in_thread(_draw, result, trace, options, media_type)
+    body = await handler.write(image_request, drawing)
     return handler.respond(request, result, body, media_type)
 
 
