@@ -187,7 +187,7 @@ async def _load(
         "server_cpu_per_s": server_cpu / elapsed,
         "clients_cpu_per_s": own_cpu / elapsed,
         "others_cpu_per_s": others_cpu / elapsed,
-        "answers_per_cpu_s": answered / server_cpu,
+        "answers_per_cpu_s": answered / max(1e-9, server_cpu),
         "server_mib": resident_mib(server),
     }
 

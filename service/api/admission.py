@@ -38,7 +38,7 @@ _DISCARDED_BYTES = 256 * 1024  # of the body of a request whose error waits; wha
 class Pacer:
     """Let a burst pass at once, and what is above the rate later, in the order of arrival."""
 
-    RATE = 100.0  # a second
+    RATE = 50.0  # a second
     BURST = 50
 
     def __init__(self) -> None:

@@ -62,6 +62,11 @@ class Batcher:
         return self.throughput.retry_after(self._per_device(max(1, self._slots)))
 
     @property
+    def requests_in_progress(self) -> int:
+        """Return the number of accepted requests that are not answered yet: what a drain waits for."""
+        return self._requests
+
+    @property
     def closing(self) -> bool:
         """Return whether nothing new is accepted any more; ``on_closing`` is called when that begins."""
         return self._draining or not self._alive
