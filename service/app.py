@@ -22,6 +22,7 @@ from service.api.routes import detect, docs, explain, health, model, proposals, 
 from service.errors import ServiceError
 from service.exit_codes import is_plain
 from service.images.decoding import prepare_pillow
+from service.images.pool import ProcessSource
 from service.inference.detector import DetectorLike, load_detector, resolve_devices
 from service.inference.pipeline import Pipeline
 from service.metrics import Metrics
@@ -35,19 +36,21 @@ def create_app(
     *,
     detector_factory: Callable[[Settings], DetectorLike] | None = None,
     devices: Callable[[str], Sequence[str]] | None = None,
+    image_processes: ProcessSource | None = None,
 ) -> FastAPI:
     """Make the app, whose lifespan loads the detector, warms it up and drains the queue at the end.
 
     settings: from the environment by default. detector_factory: called in the worker's thread, with the worker's
     device in the settings; tests pass their own. devices: returns the devices that a device setting means, one worker
-    each; by default all that are visible, or with a caller's own factory the setting itself.
+    each; by default all that are visible, or with a caller's own factory the setting itself. image_processes: where the
+    processes that decode and draw come from; by default they are started, and ended with the app.
     Raises ``SettingsError``; the lifespan raises what loading the detector raises.
     """
     settings = settings or load_settings()
     if devices is None:
         devices = resolve_devices if detector_factory is None else lambda setting: (setting,)
     metrics = Metrics()
-    pipeline = Pipeline(settings, detector_factory or load_detector, metrics, devices)
+    pipeline = Pipeline(settings, detector_factory or load_detector, metrics, devices, image_processes)
     prepare_pillow()
 
     @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -16,8 +17,20 @@ log = logging.getLogger("frcnn.metrics")
 # The stages of one image in order: the labels of frcnn_stage_seconds and the keys of `timings_ms`, which ends with
 # their sum, `total`.
 STAGES = ("decode", "queue", *TIMED_STAGES, "serialize")
+KILL_REASONS = ("deadline", "memory", "processor", "crash")  # of frcnn_image_processes_killed_total
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class ImagePool(Protocol):
+    """What the metrics read of ``service.images.pool.ImagePool``."""
+
+    @property
+    def busy(self) -> int: ...
+    @property
+    def idle(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
 
 
 class Metrics:
@@ -47,6 +60,20 @@ class Metrics:
         self.batch_failures = Counter(
             "frcnn_batch_failures_total", "Attempts at a batch that failed on the device", ["kind"], registry=registry
         )
+        self.image_processes = Gauge(
+            "frcnn_image_processes", "Processes that decode and draw", ["state"], registry=registry
+        )
+        self.image_jobs_waiting = Gauge(
+            "frcnn_image_jobs_waiting", "Images that wait for such a process", registry=registry
+        )
+        self.image_processes_killed = Counter(
+            "frcnn_image_processes_killed_total",
+            "Processes that decode and draw, ended by force or by a limit, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in KILL_REASONS:
+            self.image_processes_killed.labels(reason)
         self.detections = Histogram(
             "frcnn_detections_per_image", "Detections in an image", buckets=_COUNTS, registry=registry
         )
@@ -61,6 +88,12 @@ class Metrics:
         """Report the detectors, one a device, that ``infos`` returns at each scrape, and their devices' memory."""
         self.registry.register(_Model(infos))
         self.registry.register(_DeviceMemory([info.device for info in infos()]))
+
+    def add_image_pool(self, pool: ImagePool) -> None:
+        """Report the processes and the waiting jobs of ``pool`` at each scrape."""
+        self.image_processes.labels("busy").set_function(lambda: pool.busy)
+        self.image_processes.labels("idle").set_function(lambda: pool.idle)
+        self.image_jobs_waiting.set_function(lambda: pool.waiting)
 
     def observe_image(self, seconds: Mapping[str, float], detections: int, proposals: int | None) -> None:
         """Count one answered image; ``seconds`` by stage."""

@@ -34,6 +34,13 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
+    max_connections: int = Field(
+        2048,
+        ge=16,
+        le=65_536,
+        description="most connections at once; at it, idle ones are closed, then new ones get 503",
+    )
+
     weights: str = Field(
         "lite-voc20", min_length=1, description="a name in weights/manifest.toml, or a checkpoint's path"
     )
@@ -62,8 +69,14 @@ class Settings(BaseSettings):
         120.0, ge=0.1, le=3600, description="a call of the detector that takes longer is given up, and the process ends"
     )
 
-    decode_threads: int | None = Field(
-        None, ge=1, le=256, description="threads that decode images and draw boxes; unset: by the cores"
+    image_processes: int | None = Field(
+        None, ge=1, le=256, description="processes that decode images and draw boxes; unset: by the cores"
+    )
+    image_memory_bytes: int = Field(
+        512 * 2**20,
+        ge=128 * 2**20,
+        le=2**40,
+        description="memory for decoding and drawing, in all processes together; an image that needs more is 413",
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, le=2**31, description="largest request body")
     max_bodies_bytes: int = Field(

@@ -1,4 +1,4 @@
-"""Measure our service on LITE with other numbers of threads for torch and for decoding.
+"""Measure our service on LITE with other numbers of torch's threads and of processes that decode.
 
 python -m benchmarks.serving.threads --rounds 2
 """
@@ -21,7 +21,7 @@ from benchmarks.serving import wrk
 from benchmarks.serving.servers import our_server, post, running
 
 CLIENTS = 8
-# torch's threads, decoding threads, OMP_WAIT_POLICY
+# torch's threads, image processes, OMP_WAIT_POLICY
 COMBINATIONS = ((1, 1, ""), (1, 2, ""), (2, 1, ""), (2, 2, ""), (2, 4, ""), (2, 1, "passive"), (2, 2, "passive"))
 
 
@@ -32,9 +32,9 @@ def measure(rounds: int, seconds: float, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for combination in COMBINATIONS if number % 2 == 0 else reversed(COMBINATIONS):
-                torch_threads, decode_threads, wait_policy = combination
+                torch_threads, image_processes, wait_policy = combination
                 port = free_port()
-                server = our_server("LITE", torch_threads, device, port, decode_threads=decode_threads)
+                server = our_server("LITE", torch_threads, device, port, image_processes=image_processes)
                 if wait_policy:
                     environment = dict(server.environment) | {"OMP_WAIT_POLICY": wait_policy}
                     server = dataclasses.replace(server, environment=environment)
@@ -44,8 +44,8 @@ def measure(rounds: int, seconds: float, device: str) -> dict[str, Any]:
                     wrk.load(url, server, CLIENTS, 2, Path(folder), stages=False)
                     points[combination].append(wrk.load(url, server, CLIENTS, seconds, Path(folder), stages=False))
     rows = [
-        {"torch": torch_threads, "decode": decode_threads, "omp_wait": wait or "default", **wrk.summarise(runs)}
-        for (torch_threads, decode_threads, wait), runs in points.items()
+        {"torch": torch_threads, "decode": image_processes, "omp_wait": wait or "default", **wrk.summarise(runs)}
+        for (torch_threads, image_processes, wait), runs in points.items()
     ]
     return {"machine": about, "rounds": rounds, "seconds": seconds, "clients": CLIENTS, "rows": rows}
 
@@ -62,7 +62,7 @@ def tables(result: Mapping[str, Any]) -> list[results.Table]:
         for row in result["rows"]
     ]
     title = f"Our service on LITE, {result['clients']} clients. {machine.sentence(result['machine'])}."
-    columns = ("torch's threads / decoding threads / OMP_WAIT_POLICY", "requests/s", "p50 ms", "p99 ms")
+    columns = ("torch's threads / image processes / OMP_WAIT_POLICY", "requests/s", "p50 ms", "p99 ms")
     return [results.Table(title, columns, rows)]
 
 

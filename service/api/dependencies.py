@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from service.api.handler import ImageHandler
-from service.api.options import MAX_TIMEOUT_MS
+from service.api.options import MAX_TIMEOUT_MS, check_query
 
 
 def _handler(request: Request) -> ImageHandler:
+    check_query(request.scope["query_string"])
     handler = request.app.state.handler
     assert isinstance(handler, ImageHandler)
     return handler

@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from model.explain.stages import STAGES, AnchorFacts, DetectionFacts, Explanation, ProposalFacts, Stage, Suppressor
 from model.structures import DetectorInfo
-from service.api.options import BoxNotation, Thresholds, class_id, option_error
+from service.api.options import BoxNotation, Thresholds, class_ids, option_error
+from service.api.regions import MAX_COORDINATE
 from service.api.responses import convert_boxes, response_head, to_json
 from service.api.schemas import Cell, ResponseHead
 from service.errors import BadOption
@@ -34,10 +35,8 @@ def _parse_list(value: Any) -> Any:
     return value
 
 
-Corners = Annotated[
-    list[Annotated[float, Field(allow_inf_nan=False)]],
-    Field(min_length=4, max_length=4),
-]
+Coordinate = Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE, allow_inf_nan=False)]
+Corners = Annotated[list[Coordinate], Field(min_length=4, max_length=4, fail_fast=True)]
 
 
 class ExplainQuery(Thresholds):
@@ -51,12 +50,12 @@ class ExplainQuery(Thresholds):
 class ExplainOptions(ExplainQuery):
     """All options of ``POST /explain``; ``boxes`` and ``labels`` are JSON text in a form."""
 
-    boxes: Annotated[list[Corners], BeforeValidator(_parse_list)] = Field(
-        min_length=1, max_length=MAX_BOXES, description="what should have been found, written as `box_format` says"
-    )
-    labels: Annotated[list[int | str | None], BeforeValidator(_parse_list)] | None = Field(
-        None, max_length=MAX_BOXES, description="a class each, by name or id; null where any class fits"
-    )
+    boxes: Annotated[
+        list[Corners], Field(min_length=1, max_length=MAX_BOXES, fail_fast=True), BeforeValidator(_parse_list)
+    ] = Field(description="what should have been found, written as `box_format` says")
+    labels: Annotated[
+        list[int | str | None] | None, Field(max_length=MAX_BOXES, fail_fast=True), BeforeValidator(_parse_list)
+    ] = Field(None, description="a class each, by name or id; null where any class fits")
 
     def class_names(self, info: DetectorInfo) -> list[str | None]:
         """Return the class name that each box should have, None for any. Raises ``BadOption``."""
@@ -66,7 +65,8 @@ class ExplainOptions(ExplainQuery):
             raise option_error(
                 "labels", f"there are {len(self.labels)} for {len(self.boxes)} boxes; give one each, or none"
             )
-        return [None if label is None else info.classes[class_id(label, info, "labels")] for label in self.labels]
+        ids = iter(class_ids([label for label in self.labels if label is not None], info, "labels"))
+        return [None if label is None else info.classes[next(ids)] for label in self.labels]
 
     def check_boxes(self, width: int, height: int) -> None:
         """Raise ``BadOption`` for a box that does not lie in an image of that size."""

@@ -16,7 +16,7 @@ _PROBLEMS = {
     400: "The bytes begin like an image and cannot be decoded, or the JSON or multipart around them is broken",
     401: "An API key is configured, and the request has none or a wrong one",
     408: "The body took too long to arrive",
-    413: "More bytes or pixels than are taken",
+    413: "The body, the options in it (64 KiB) or the image are over their limit",
     415: "Not a supported image, judged by its content",
     422: "An option is unknown or out of range; `errors` says which",
     429: "The queue is full, or too many requests of this API key are; try again after `Retry-After` seconds",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,9 +17,16 @@ from service.settings import Settings
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 OptionsT = TypeVar("OptionsT", bound="BoxNotation")
+ModelT = TypeVar("ModelT", bound=BaseModel)
 T = TypeVar("T")
 MAX_TIMEOUT_MS = 3_600_000
 MAX_IMAGES = 32  # in one request
+MAX_CLASSES = 1000
+MAX_QUERY_NAMES = 64  # different options in a query
+MAX_QUERY_VALUES = MAX_CLASSES + MAX_QUERY_NAMES
+MAX_PROBLEMS = 10  # named in an error
+_NAME_CHARACTERS = 60  # of a client's own words in an error
+_PROBLEM_CHARACTERS = 200
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -49,7 +58,9 @@ class Thresholds(BoxNotation):
 class DetectionOptions(Thresholds):
     """The options of ``POST /detect``."""
 
-    classes: list[int | str] | None = Field(None, max_length=1000, description="only these: names or ids, repeatable")
+    classes: list[int | str] | None = Field(
+        None, max_length=MAX_CLASSES, fail_fast=True, description="only these: names or ids, repeatable"
+    )
     proposals: int = Field(0, ge=0, le=10_000, description="how many of the RPN's proposals to return too")
     regions: Regions = Field(
         None,
@@ -69,7 +80,7 @@ class DetectionOptions(Thresholds):
             )
         return replace(
             self.thresholds(settings),
-            class_ids=None if self.classes is None else tuple(sorted({class_id(c, info) for c in self.classes})),
+            class_ids=None if self.classes is None else tuple(sorted(set(class_ids(self.classes, info)))),
             proposals=self.proposals,
             regions=self.regions,
         )
@@ -108,15 +119,37 @@ def merge_into(kind: type[OptionsT], query: BoxNotation, body: Mapping[str, Any]
     for name in ("classes", "labels"):  # one form field is one value, a repeated one is a list
         if isinstance(values.get(name), str | int):
             values[name] = [values[name]]
+    return validate(kind, values)
+
+
+def validate(kind: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+    """Return ``values`` as a ``kind``, a class of options. Raises ``BadOption``."""
+    unnamed = set([name for name in values if name not in kind.model_fields][MAX_PROBLEMS:])  # the error has only ten
     try:
-        return kind.model_validate(values)
+        return kind.model_validate({name: value for name, value in values.items() if name not in unnamed})
     except ValidationError as error:
-        raise bad_options(error.errors()) from None
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        raise bad_options(details, more=len(unnamed)) from None
 
 
-def bad_options(details: Sequence[Any]) -> BadOption:
-    """Return Pydantic's list of errors as one error, with ``{"name", "problem"}`` for each option."""
-    fields: list[dict[str, str]] = []
+def check_query(query_string: bytes) -> None:
+    """Raise ``BadOption`` for a query with so many options that reading them all would take long.
+
+    query_string: as sent, before any of it is decoded.
+    """
+    values = query_string.split(b"&", MAX_QUERY_VALUES)
+    if len(values) > MAX_QUERY_VALUES:
+        raise option_error("query", f"there are over {MAX_QUERY_VALUES} options in it; send them in a form or JSON")
+    if len(names := {value.partition(b"=")[0] for value in values}) > MAX_QUERY_NAMES:
+        raise option_error("query", f"there are {len(names)} different options in it; GET /docs lists those there are")
+
+
+def bad_options(details: Iterable[Any], more: int = 0) -> BadOption:
+    """Return Pydantic's list of errors as one error, with ``{"name", "problem"}`` for each of the first ten.
+
+    more: problems beside those in ``details``, which are only counted.
+    """
+    problems: dict[tuple[str, str], None] = {}  # a set in order
     for detail in details:
         # The location is ("query", "name"), ("header", "X-Name") or ("name", 0): the first part may be the source.
         location = [str(part) for part in detail["loc"] if part not in ("query", "header", "body")]
@@ -127,14 +160,20 @@ def bad_options(details: Sequence[Any]) -> BadOption:
         elif name in (ranges := _ranges()):
             low, high = ranges[name]
             message = f"{message} (the range is {low} to {high})"
-        field = {"name": name, "problem": message[:1].lower() + message[1:]}
-        if field not in fields:
-            fields.append(field)
-    return BadOption("; ".join(f"{field['name']}: {field['problem']}" for field in fields) + ".", fields=fields)
+        problems[name, message[:1].lower() + message[1:]] = None
+    fields = [
+        {"name": name[:_NAME_CHARACTERS], "problem": problem[:_PROBLEM_CHARACTERS]}
+        for name, problem in itertools.islice(problems, MAX_PROBLEMS)
+    ]
+    sentences = [f"{field['name']}: {field['problem']}" for field in fields]
+    if more := more + len(problems) - len(fields):
+        sentences.append(f"and {more} more")
+    return BadOption("; ".join(sentences) + ".", fields=fields)
 
 
+@functools.cache
 def _ranges() -> dict[str, tuple[float, float]]:
-    """Return the least and greatest value by option, as the models above declare them."""
+    """Return the least and greatest value by option, as this module's and ``explanations.py``'s models declare them."""
     ranges: dict[str, tuple[float, float]] = {"X-Request-Timeout-Ms": (1, MAX_TIMEOUT_MS)}
     for options in _descendants(BoxNotation):
         for name, schema in options.model_json_schema()["properties"].items():
@@ -154,20 +193,23 @@ def _default(value: T | None, default: T | None) -> T | None:
     return default if value is None else value
 
 
-def class_id(name_or_id: int | str, info: DetectorInfo, option: str = "classes") -> int:
-    """Return the id of a class. Raises ``BadOption``, which names ``option``, for an unknown class."""
-    if isinstance(name_or_id, str) and name_or_id in info.classes[1:]:
-        return info.classes.index(name_or_id)
+def class_ids(names_or_ids: Iterable[int | str], info: DetectorInfo, option: str = "classes") -> list[int]:
+    """Return the id of each class. Raises ``BadOption``, which names ``option``, for an unknown class."""
+    ids: dict[int | str, int] = {name: number for number, name in reversed(list(enumerate(info.classes))) if number}
+    return [ids.get(each) or _parse_class_id(each, len(info.classes) - 1, option) for each in names_or_ids]
+
+
+def _parse_class_id(text: int | str, last: int, option: str) -> int:
     try:
-        number = int(name_or_id)
+        number = int(text)
     except ValueError:
         number = 0
-    if 1 <= number < len(info.classes):
+    if 1 <= number <= last:
         return number
     raise option_error(
         option,
-        f"{str(name_or_id)[:60]!r} is not a class of this detector; GET /model lists its names, "
-        f"whose ids are 1 to {len(info.classes) - 1}",
+        f"{str(text)[:_NAME_CHARACTERS]!r} is not a class of this detector; GET /model lists its names, "
+        f"whose ids are 1 to {last}",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, WithJsonSchema
 from model.structures import Box
 
 MAX_REGIONS = 2000  # the number of proposals of Selective Search in Fast R-CNN
+MAX_COORDINATE = 1e9  # pixels, on either side of 0: areas and products with an image's size stay finite in float32
 
 
 def _parse(value: Any) -> tuple[Box, ...] | None:
@@ -30,8 +30,10 @@ def _parse(value: Any) -> tuple[Box, ...] | None:
 
 def _box(number: int, row: Any) -> Box:
     are_numbers = isinstance(row, list | tuple) and len(row) == 4 and all(type(side) in (int, float) for side in row)
-    if not are_numbers or not all(map(math.isfinite, row)):
-        raise ValueError(f"region {number} must be four numbers, [x1, y1, x2, y2]")
+    if not are_numbers or not all(abs(side) <= MAX_COORDINATE for side in row):  # which no NaN is
+        raise ValueError(
+            f"region {number} must be four numbers, [x1, y1, x2, y2], none beyond {MAX_COORDINATE:.0f} pixels"
+        )
     x1, y1, x2, y2 = map(float, row)
     if x1 >= x2 or y1 >= y2:
         raise ValueError(f"region {number} has no area; x2 must be above x1 and y2 above y1")
@@ -45,7 +47,12 @@ Regions = Annotated[
         {
             "type": "array",
             "maxItems": MAX_REGIONS,
-            "items": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+            "items": {
+                "type": "array",
+                "items": {"type": "number", "minimum": -MAX_COORDINATE, "maximum": MAX_COORDINATE},
+                "minItems": 4,
+                "maxItems": 4,
+            },
         }
     ),
 ]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from service.api.numbers import whole_number
 from service.errors import BadOption, ClientGone, SlowBody, TooLarge
 
 T = TypeVar("T")
@@ -43,11 +44,17 @@ async def read_body(request: Request, limit: int, seconds: float, take: Callable
     """Read the whole body, at most ``limit`` bytes, within ``seconds``.
 
     take: called with the length of every chunk that is stored; it may raise. The bytes are counted as they arrive.
-    Raises ``TooLarge`` as soon as they are over the limit, ``SlowBody``, ``ClientGone``.
+    A body that is over the limit, by its announced length or as it streams, is read to its end where that is not twice
+    the limit: most clients read a response only once they have sent it all. One that is longer, or whose client waits
+    for ``100 Continue``, is not read further. Raises ``TooLarge``, ``SlowBody``, ``ClientGone``.
     """
+    announced = whole_number(request.headers.get("content-length", ""), 2 * limit + 1) or 0
+    waits = request.headers.get("expect", "").lower() == "100-continue"
+    if announced > 2 * limit or (announced > limit and waits):
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(seconds):
-            return await _read_chunks(request, limit, take)
+            return await _read_chunks(request, limit, announced > limit, take)
     except TimeoutError:
         raise SlowBody(f"The body took over {seconds:g} s to arrive; send it faster, or a smaller one.") from None
 
@@ -70,9 +77,7 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) ->
         await asyncio.gather(running, watching, return_exceptions=True)
 
 
-async def _read_chunks(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
-    content_length = request.headers.get("content-length", "")
-    too_large = content_length.isdecimal() and int(content_length) > limit
+async def _read_chunks(request: Request, limit: int, too_large: bool, take: Callable[[int], None]) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
@@ -81,7 +86,6 @@ async def _read_chunks(request: Request, limit: int, take: Callable[[int], None]
             if size > 2 * limit:
                 break
             if too_large := too_large or size > limit:
-                # Most clients read a response only once they have sent it all: a body slightly over is read to its end.
                 chunks.clear()
             else:
                 take(len(chunk))
@@ -89,8 +93,12 @@ async def _read_chunks(request: Request, limit: int, take: Callable[[int], None]
     except ClientDisconnect:
         raise ClientGone("The client closed the connection while its body was being read.") from None
     if too_large:
-        raise TooLarge(f"The body is over {limit} bytes; send a smaller image, or compress it more.")
+        raise _too_large(limit)
     return b"".join(chunks)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is over {limit} bytes; send a smaller image, or compress it more.")
 
 
 async def _wait_for_disconnect(request: Request) -> None:

@@ -1,22 +1,29 @@
 """Decode an image file from an untrusted client to RGB, within limits.
 
-The format is read from its first bytes, never from a name or a header, and Pillow is offered that one format
-only. The size is checked from the header before a pixel is decoded. Everything here is blocking work for a thread.
+The format is read from its first bytes, never from a name or a header, and Pillow is offered that one format only. The
+header is read in time linear in its length, and what decoding would take is known from it, before a pixel is decoded.
+Everything here is blocking work, for a process that can be killed.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from service.errors import BadImage, BadRequest, ServiceError, TooLarge, UnsupportedImage
+from service.images import jpeg, png, tiff, webp
+from service.images.convert import SWAPS_SIDES, as_stored, write_rgb
+from service.images.cost import MAX_SECONDS, DecodeCost, jpeg_cost, pillow_cost, webp_cost
 from service.images.formats import SUPPORTED, sniff_format
+from service.images.metadata import read_orientation
 
 if TYPE_CHECKING:  # it imports torch
     from model.structures import ImageArray
@@ -24,17 +31,8 @@ if TYPE_CHECKING:  # it imports torch
 # A progressive JPEG stores each pixel in about ten passes, and is decoded in as many. A pass may be a few bytes long,
 # so a malicious file can hold thousands, each of which takes as long to decode as a whole image.
 MAX_PASSES = 16
-_ORIENTATION = 0x0112  # EXIF 2.32, tag 274
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SWAPS_SIDES = (5, 6, 7, 8)  # the orientations that exchange height and width
+MAX_READS = 300_000  # Pillow reads a header in pieces, each a call; the file of a large image needs a few thousand
+PARTS = (8, 4, 2)  # a JPEG may be decoded at an eighth, a quarter or a half
 
 
 def prepare_pillow() -> None:
@@ -55,24 +53,208 @@ def decode(data: bytes, *, max_pixels: int) -> ImageArray:
 def decode_image(
     data: bytes, *, max_pixels: int, canvas_for: Callable[[int, int], tuple[int, int]] | None = None
 ) -> tuple[ImageArray, tuple[int, int]]:
-    """Decode ``data`` to RGB, as shown: EXIF orientation applied, alpha over white.
+    """Decode ``data`` to RGB in this process, as shown: EXIF orientation applied, alpha over white.
 
     Returns uint8 pixels [h, w, 3] of the whole image, and the (height, width) of the image as shown, in pixels: h and w
     are those, or down to an eighth of them where ``canvas_for`` allows it.
 
     16-bit grey is scaled to 8; greyscale, palette and CMYK are converted; of an animation, the first frame.
-    canvas_for: returns (height, width) of the canvas for an image of that height and width. Where it is at most half
-    the image, a JPEG is decoded at a half, a quarter or an eighth, never below the canvas, which saves most of the
-    work. None: in full. Raises ``BadRequest`` (no bytes), ``UnsupportedImage``, ``TooLarge`` (over ``max_pixels``),
-    ``BadImage``.
+    canvas_for: returns (height, width) of the canvas for an image of that height and width; see
+    ``EncodedImage.decoded_size``. None: in full. Raises as ``open_image`` and ``EncodedImage.decode_into`` do.
+    """
+    image = open_image(data, max_pixels=max_pixels)
+    canvas = canvas_for(image.height, image.width) if canvas_for is not None else None
+    pixels = np.empty((*image.decoded_size(canvas), 3), np.uint8)
+    image.decode_into(pixels, canvas)
+    return pixels, (image.height, image.width)
+
+
+def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
+    """Read and check the header of an image file.
+
+    Raises ``BadRequest`` (no bytes), ``UnsupportedImage``, ``TooLarge`` (over ``max_pixels``, or its decoding would
+    take longer than ``MAX_SECONDS`` of processor time), ``BadImage``.
     """
     if not data:
         raise BadRequest("The body is empty; send the image's bytes (curl --data-binary @image.jpg).")
     format = sniff_format(data)
     if format is None:
         raise UnsupportedImage(f"This is not an image that the service can read; send {SUPPORTED}.")
+    with _report_damage(format):
+        file = _FILES.get(format, _PillowFile)(data, format, max_pixels)
+        image = EncodedImage(format, file)
+        if file.cost(1).seconds > MAX_SECONDS:
+            raise TooLarge(
+                f"Decoding this {format} image of {image.width} x {image.height} pixels would take too long; "
+                "send a smaller one, or a JPEG."
+            )
+        return image
+
+
+class EncodedImage:
+    """An image file whose header has been read and checked; ``open_image`` makes it.
+
+    format: Pillow's name. height, width: pixels of the image as shown, EXIF orientation applied.
+    """
+
+    def __init__(self, format: str, file: _ImageFile) -> None:
+        self.format = format
+        swapped = file.orientation in SWAPS_SIDES
+        self.height, self.width = (file.width, file.height) if swapped else (file.height, file.width)
+        self._file = file
+
+    def decoded_size(self, canvas: tuple[int, int] | None) -> tuple[int, int]:
+        """Return height and width of the pixels that decoding gives: of the image, or reduced for ``canvas``.
+
+        A JPEG is decoded at a half, a quarter or an eighth, never below ``canvas`` (height, width), where that is at
+        most half the image; this saves most of the work. None: in full.
+        """
+        part = self._part(canvas)
+        return self.height // part, self.width // part
+
+    def cost(self, canvas: tuple[int, int] | None) -> DecodeCost:
+        """Return an upper estimate of what decoding for ``canvas`` takes, the pixels that it gives included."""
+        return self._file.cost(self._part(canvas))
+
+    def decode_into(self, pixels: ImageArray, canvas: tuple[int, int] | None) -> None:
+        """Write the image as shown to ``pixels``, uint8 [*decoded_size(canvas), 3], C-contiguous, as RGB; once only.
+
+        Raises ``BadImage``, ``TooLarge`` (no memory is left).
+        """
+        with _report_damage(self.format):
+            self._file.write(as_stored(pixels, self._file.orientation), self._part(canvas))
+
+    def _part(self, canvas: tuple[int, int] | None) -> int:
+        if canvas is None or self.format != "JPEG":
+            return 1
+        scale = min(self.height // canvas[0], self.width // canvas[1])
+        return next((part for part in PARTS if scale >= part), 1)
+
+
+class _ImageFile(Protocol):
+    """A file of one format. width, height: pixels, as stored; orientation: EXIF 2.32, tag 274, still to be applied."""
+
+    width: int
+    height: int
+    orientation: int
+
+    def cost(self, part: int) -> DecodeCost:
+        """Return what decoding at one ``part``-th of the size takes."""
+
+    def write(self, pixels: ImageArray, part: int) -> None:
+        """Write the image as stored to ``pixels``, uint8 [height // part, width // part, 3], which may be a view."""
+
+
+class _JpegFile:
+    def __init__(self, data: bytes, format: str, max_pixels: int) -> None:
+        self._data, self._header = data, jpeg.read_header(data)
+        self.width, self.height = self._header.width, self._header.height
+        self.orientation = self._header.orientation
+        _check_size(self.width, self.height, max_pixels)
+        self._passes = jpeg.count_passes(data)
+        if self._passes * self.width * self.height > MAX_PASSES * max_pixels:
+            raise BadImage("The image is stored in more passes than any program writes; save it again.")
+
+    def cost(self, part: int) -> DecodeCost:
+        return jpeg_cost(self._header, self._passes, len(self._data), part)
+
+    def write(self, pixels: ImageArray, part: int) -> None:
+        jpeg.decode_jpeg(self._data, self._header, part, pixels)
+
+
+class _WebpFile:
+    def __init__(self, data: bytes, format: str, max_pixels: int) -> None:
+        self._data, self._header = data, webp.read_header(data)
+        self.width, self.height = self._header.width, self._header.height
+        self.orientation = self._header.orientation
+        _check_size(self.width, self.height, max_pixels)
+
+    def cost(self, part: int) -> DecodeCost:
+        return webp_cost(self._header, len(self._data))
+
+    def write(self, pixels: ImageArray, part: int) -> None:
+        with _open_with_pillow(self._data, "WEBP") as image:
+            if image.size != (self.width, self.height):
+                raise ValueError("two sizes in one file")
+            image.load()
+            write_rgb(image, pixels)
+
+
+class _PillowFile:
+    """A file whose header Pillow reads without decoding: PNG, GIF, BMP or TIFF."""
+
+    def __init__(self, data: bytes, format: str, max_pixels: int) -> None:
+        self.orientation = 1
+        self._bytes, self._layout = len(data), None
+        late = png.check_chunks(data) if format == "PNG" else []
+        if format == "TIFF":
+            tiff.check_directory(data)
+        self._image = _open_with_pillow(data, format)
+        self.width, self.height = self._image.size
+        _check_size(self.width, self.height, max_pixels)
+        if isinstance(self._image, PngImageFile):
+            png.read_late_metadata(self._image, late)
+            self.orientation = read_orientation(self._image.info)
+        elif isinstance(self._image, TiffImageFile):
+            self._layout = tiff.read_layout(self._image)
+            self.orientation = tiff.take_orientation(self._image)
+            if self._layout.part_pixels > max_pixels:
+                raise TooLarge(
+                    f"The image is stored in tiles of {self._layout.part_pixels} pixels, over the limit of "
+                    f"{max_pixels}; save it with smaller tiles."
+                )
+
+    def cost(self, part: int) -> DecodeCost:
+        return pillow_cost(self._image, self._bytes, self._layout)
+
+    def write(self, pixels: ImageArray, part: int) -> None:
+        with self._image as image:
+            image.load()
+            write_rgb(image, pixels)
+
+
+_FILES: dict[str, Callable[[bytes, str, int], _ImageFile]] = {"JPEG": _JpegFile, "WEBP": _WebpFile}
+
+
+class _CountedFile(BytesIO):
+    """A file in memory that may be read a limited number of times.
+
+    Pillow reads headers in Python, a chunk, block or tag at a time, and some formats may have any number of them.
+    """
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise BadImage("The image has more chunks or blocks than any program writes; save it again.")
+        return super().read(size)
+
+
+def _open_with_pillow(data: bytes, format: str) -> ImageFile.ImageFile:
+    # The header of a bitmap is of fixed length, and its run-length decoder reads each run in Python: it has a cost.
+    image = Image.open(BytesIO(data) if format == "BMP" else _CountedFile(data), formats=[format])
+    assert isinstance(image, ImageFile.ImageFile)
+    if len(image.tile) == 1:
+        # Pillow joins blocks of 64 KiB until they hold a row, in time that grows with the square of the row's length.
+        image.decodermaxblock = max(image.decodermaxblock, len(data))
+    return image
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise BadImage(f"The image is {width} x {height} pixels; it must have at least one.")
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"The image is {width} x {height} pixels, over the limit of {max_pixels} in all; send a smaller one."
+        )
+
+
+@contextmanager
+def _report_damage(format: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a ``ServiceError``."""
     try:
-        return _decode(data, format, max_pixels, canvas_for)
+        yield
     except ServiceError:
         raise
     except MemoryError:
@@ -82,97 +264,6 @@ def decode_image(
             f"The bytes begin like a {format} image but cannot be decoded ({_reason(error)}); "
             "send the whole file, undamaged."
         ) from None
-
-
-def _decode(
-    data: bytes, format: str, max_pixels: int, canvas_for: Callable[[int, int], tuple[int, int]] | None
-) -> tuple[ImageArray, tuple[int, int]]:
-    with Image.open(BytesIO(data), formats=[format]) as image:
-        width, height = image.size
-        if width < 1 or height < 1:
-            raise BadImage(f"The image is {width} x {height} pixels; it must have at least one.")
-        if width * height > max_pixels:
-            raise TooLarge(
-                f"The image is {width} x {height} pixels, over the limit of {max_pixels} in all; send a smaller one."
-            )
-        if format == "JPEG" and _count_passes(data) * width * height > MAX_PASSES * max_pixels:
-            raise BadImage("The image is stored in more passes than any program writes; save it again.")
-        shown: Image.Image = image
-        if format == "JPEG" and canvas_for is not None:
-            shown = _load_reduced(image, canvas_for)
-        image.load()
-        orientation = _orientation(image)
-        if orientation in _TRANSPOSE:
-            shown = shown.transpose(_TRANSPOSE[orientation])
-        if orientation in _SWAPS_SIDES:
-            width, height = height, width
-        return _to_rgb(shown), (height, width)
-
-
-def _load_reduced(image: Image.Image, canvas_for: Callable[[int, int], tuple[int, int]]) -> Image.Image:
-    """Load a JPEG (ITU T.81) by inverting only the low frequencies of each 8 x 8 block, if the canvas allows it.
-
-    The last row and column of blocks may reach out of the image. They do so by less than a pixel of the reduced image,
-    but that pixel is part image, part padding: the result is cropped to the image's true extent, so that every point
-    stays where it was.
-    """
-    width, height = image.size
-    swapped = _orientation(image) in _SWAPS_SIDES
-    rows, columns = canvas_for(*((width, height) if swapped else (height, width)))
-    if swapped:
-        rows, columns = columns, rows
-    drafted = image.draft(None, (columns, rows)) if min(width // columns, height // rows) >= 2 else None
-    image.load()
-    if drafted is None:
-        return image
-    _, extent = drafted
-    size = int(extent[2]), int(extent[3])
-    if image.size == size:
-        return image
-    return image.resize(size, Image.Resampling.BILINEAR, box=extent)
-
-
-def _count_passes(data: bytes) -> int:
-    """Return the number of scans of a JPEG, with those of a thumbnail in its metadata.
-
-    In the image's own data the two bytes occur only at the start of a scan (ITU T.81, B.1.1.5).
-    """
-    return data.count(b"\xff\xda")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged metadata beside undamaged pixels: return the image as stored
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> ImageArray:
-    if image.mode.startswith("I;16"):
-        samples = np.asarray(image).astype(np.uint32)
-        return _grey((samples * 255 + 32767) // 65535)
-    if image.mode in ("I", "F"):
-        return _grey(_stretch(np.asarray(image, dtype=np.float64)))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy an RGB image
-
-
-def _stretch(values: NDArray[np.float64]) -> NDArray[Any]:
-    """Map the darkest sample to 0 and the brightest to 255: 32-bit samples have no agreed white."""
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = values.min(), values.max()
-    if high <= low:
-        return np.zeros_like(values)
-    stretched: NDArray[np.float64] = np.rint((values - low) * (255.0 / (high - low)))
-    return stretched
-
-
-def _grey(values: NDArray[Any]) -> ImageArray:
-    channel: ImageArray = values.astype(np.uint8)
-    return np.repeat(channel[:, :, None], 3, axis=2)
 
 
 def _reason(error: Exception) -> str:

@@ -23,18 +23,19 @@ from typing import Any, TypeVar
 
 from model.runtime.malloc import RELEASE_SECONDS, release_free_memory
 from model.structures import Detections, DetectOptions, DetectorInfo, ImageArray
-from service.images.decoding import decode_image
+from service.images.pool import ImagePool, ProcessSource
 from service.inference.batcher import Batcher
 from service.inference.detector import DetectorLike
-from service.inference.limits import QueueLimits, enforce_deadline
+from service.inference.limits import QueueLimits
 from service.inference.queue import Task
-from service.inference.threads import available_cores, decode_thread_count
+from service.inference.threads import available_cores, image_process_count
 from service.inference.worker import Worker
 from service.metrics import Metrics
 from service.settings import Settings
 
 T = TypeVar("T")
 
+_REQUEST_THREADS = 2  # for parsing bodies and writing long responses
 _LAST_BATCH_SECONDS = 10.0  # at the end, for a batch whose clients have all disconnected
 
 
@@ -56,7 +57,7 @@ class ImageResult:
 
 
 class Pipeline:
-    """The queue, the decoding threads and the workers; ``open`` at the app's start, ``close`` at its end."""
+    """The image processes, the queue and the workers; ``open`` at the app's start, ``close`` at its end."""
 
     def __init__(
         self,
@@ -64,16 +65,21 @@ class Pipeline:
         load: Callable[[Settings], DetectorLike],
         metrics: Metrics,
         devices: Callable[[str], Sequence[str]],
+        image_processes: ProcessSource | None = None,
     ) -> None:
         """Prepare the pipeline; ``open`` starts it.
 
         load: makes a detector on the settings' device, in its worker's thread. devices: returns the devices that a
-        device setting means, each of which gets a worker; called once, in a thread.
+        device setting means, each of which gets a worker; called once, in a thread. image_processes: the source of the
+        processes that decode and draw; None starts them.
         """
         self.settings = settings
         self.metrics = metrics
         self._load = load
         self._devices = devices
+        self._image_processes = image_processes
+        self.images: ImagePool  # from ``open`` on
+        self._threads = ThreadPoolExecutor(_REQUEST_THREADS, thread_name_prefix="frcnn-request")
         self.workers: list[Worker] = []
         limits = QueueLimits(
             settings.max_batch, settings.max_batch_pixels, settings.max_queue, settings.max_queue_pixels
@@ -108,14 +114,30 @@ class Pipeline:
         )
 
     async def open(self) -> None:
-        """Load a detector on each device, warm it up, and begin to serve; raises what a detector raises."""
-        for device in await asyncio.to_thread(self._devices, self.settings.device):
-            settings = self.settings.model_copy(update={"device": device})
-            self.workers.append(Worker(partial(self._load, settings), self.settings.watchdog_seconds))
-            # One after the other: the weights of one detector at a time are in the host's memory.
-            await self.workers[-1].start()
-        decoders = self.settings.decode_threads or decode_thread_count(available_cores(), self.info.device)
-        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="frcnn-decode")
+        """Load a detector on each device, warm it up, start the image processes, and begin to serve.
+
+        Raises what a detector raises, and ``StartError`` where a process does not start.
+        """
+        devices = await asyncio.to_thread(self._devices, self.settings.device)
+        settings = self.settings
+        count = settings.image_processes or image_process_count(available_cores(), devices[0])
+        self.images = ImagePool(count, settings.image_memory_bytes, self.metrics, self._image_processes)
+        opening = asyncio.create_task(self.images.open(), name="frcnn-image-processes")  # while the detectors load
+        try:
+            for device in devices:
+                settings = self.settings.model_copy(update={"device": device})
+                self.workers.append(Worker(partial(self._load, settings), self.settings.watchdog_seconds))
+                # One after the other: the weights of one detector at a time are in the host's memory.
+                await self.workers[-1].start()
+        except BaseException:
+            await asyncio.gather(opening, return_exceptions=True)
+            await self.images.close()
+            raise
+        try:
+            await opening
+        except BaseException:
+            await asyncio.gather(*(worker.stop(_LAST_BATCH_SECONDS) for worker in self.workers))
+            raise
         self.metrics.add_detectors(lambda: self.infos)
         self.metrics.ready.set(1)
         self._running = [
@@ -137,7 +159,7 @@ class Pipeline:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await asyncio.gather(*(worker.stop(_LAST_BATCH_SECONDS) for worker in self.workers))
+        await asyncio.gather(*(worker.stop(_LAST_BATCH_SECONDS) for worker in self.workers), self.images.close())
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def infer(
@@ -157,11 +179,13 @@ class Pipeline:
         ``ServiceError``.
         """
         # With exact canvases every pixel is decoded: they exist for comparisons with torchvision.
-        canvas_for = None if full_resolution or not self.info.canvases else self.worker.detector.canvas_for
-        decode = partial(decode_image, image, max_pixels=self.settings.max_pixels, canvas_for=canvas_for)
+        canvases = self.info.canvases
+        canvas_for = None if full_resolution or not canvases else self.worker.detector.canvas_for
+        max_pixels = self.settings.max_pixels
         with self.batcher.reserve_slot(deadline):
-            async with enforce_deadline(deadline, "while the image was being decoded; send a smaller one"):
-                pixels, (height, width) = await self.run_in_thread(decode)
+            pixels, (height, width) = await self.images.decode(
+                image, max_pixels=max_pixels, canvas_for=canvas_for, canvases=canvases, deadline=deadline
+            )
             check_size(width, height)
             queued = time.monotonic()
             options = replace(options, full_size=(height, width))
@@ -176,7 +200,7 @@ class Pipeline:
         return ImageResult(pixels, width, height, detections, seconds, received)
 
     async def run_in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run blocking work in the decoding threads; cancelling drops work that has not begun."""
+        """Run short blocking work in a thread; cancelling drops work that has not begun."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 

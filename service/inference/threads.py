@@ -1,11 +1,11 @@
-"""Choose the numbers of threads, so that they do not compete for the cores.
+"""Choose the numbers of threads and processes, so that they do not compete for the cores.
 
-Three kinds of threads compute: torch's thread pool, which the detector's thread leads; the threads that decode images;
-and the event loop. torch divides each layer evenly and waits for its slowest thread, so that a core which another
+Three kinds compute: torch's thread pool, which the detector's thread leads; the processes that decode images; and the
+event loop. torch divides each layer evenly and waits for its slowest thread, so that a core which another
 thread uses for a moment delays the whole layer: hence its pool has no more threads than there are cores. A JPEG of
-640 x 480 takes a millisecond to decode where its inference takes tens on a CPU, so that a quarter as many threads keep
-up; but never fewer than two, because one large image must not delay all small ones. With a GPU the cores are free for
-decoding, but for one, the event loop's. `python -m benchmarks.serving.threads` measures it.
+640 x 480 takes a millisecond to decode where its inference takes tens on a CPU, so that a quarter as many processes
+keep up; but never fewer than two, because one large image must not delay all small ones. With a GPU the cores are free
+for decoding, but for one, the event loop's. `python -m benchmarks.serving.threads` measures it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
     return bound if quota is None else max(1, min(bound, quota))
 
 
-def decode_thread_count(cores: int, device: str) -> int:
-    """Return how many threads decode, where the detector runs on ``device`` and the process has ``cores``."""
+def image_process_count(cores: int, device: str) -> int:
+    """Return how many processes decode and draw, where the detector runs on ``device`` and there are ``cores``."""
     return max(2, cores - 1 if device.startswith("cuda") else cores // 4)
 
 

@@ -1,21 +1,35 @@
-"""Draw detections and proposals on their image, and encode it. Blocking: call it in a thread."""
+"""Draw boxes with captions on an image, and encode it. Blocking: call it in a process that can be killed."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from model.structures import Detections, ImageArray, Proposals
+from service.errors import TooLarge
+
+if TYPE_CHECKING:  # it imports torch
+    from model.structures import Detections, ImageArray
 
 Colour = tuple[int, int, int]
 
 MEDIA_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}
 """The media types that ``encode`` writes, with Pillow's names of their formats."""
+
+# A drawing sets at most so many pixels, which takes a second or two: thousands of boxes on a large image would take
+# many. A pixel of a caption takes as long as eight of an outline.
+MAX_DRAWN_PIXELS = 2**30
+_CAPTION_WEIGHT = 8
+_ENCODING: dict[str, dict[str, Any]] = {
+    "image/jpeg": {"quality": 90},
+    "image/png": {"compress_level": 1},  # half of the default's time for a file a tenth larger
+}
+_MAX_JPEG_SIDE = 65_500  # libjpeg's
 
 
 def draw_boxes(
@@ -24,36 +38,39 @@ def draw_boxes(
     """Return a copy of ``image`` (uint8 [H, W, 3] RGB) with ``boxes`` ([N, 4] xyxy in its pixels), the first on top.
 
     captions: a line of text for each box, or "" for none. categories: the class or level of each box, which chooses
-    its colour.
+    its colour. Boxes after those that set ``MAX_DRAWN_PIXELS`` pixels in all are left out.
     """
     drawing = Image.fromarray(image)
     pen = ImageDraw.Draw(drawing)
     line_width, font = _pen_sizes(drawing.size)
+    count = _count_drawn(boxes, captions, line_width, font)
     # The best box is drawn last, so that nothing covers it.
-    for box, caption, category in reversed(list(zip(boxes.tolist(), captions, categories, strict=True))):
+    for box, caption, category in reversed(list(zip(boxes.tolist(), captions, categories, strict=True))[:count]):
         x1, y1, x2, y2 = box
-        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour(category), width=line_width)
+        _draw_outline(drawing, (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), colour(category), line_width)
         if caption:
             _draw_caption(pen, drawing.size, (x1, y1), caption, colour(category), font, line_width)
     return drawing
 
 
-def draw_detections(image: ImageArray, detections: Detections) -> Image.Image:
-    """Return a copy of ``image`` with ``detections``, coloured by class, each box with its label and score."""
-    scores = detections.scores.tolist()
-    captions = [f"{label} {score:.2f}" for label, score in zip(detections.labels, scores, strict=True)]
-    return draw_boxes(image, detections.boxes.numpy(), captions, detections.class_ids.tolist())
+def detection_captions(labels: Sequence[str], scores: Sequence[float]) -> list[str]:
+    """Return the caption of each detection: its label and score."""
+    return [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
 
 
-def draw_proposals(image: ImageArray, proposals: Proposals) -> Image.Image:
-    """Return a copy of ``image`` with ``proposals``, coloured by level; the best ten have level and objectness.
+def proposal_captions(levels: Sequence[int], objectness: Sequence[float]) -> list[str]:
+    """Return the caption of each proposal, by falling objectness: of the best ten level and objectness, else "".
 
     More captions would hide the image.
     """
-    levels = proposals.levels.tolist()
-    captions = [f"L{level} {score:.2f}" for level, score in zip(levels, proposals.objectness.tolist(), strict=True)]
-    captions[10:] = [""] * len(captions[10:])
-    return draw_boxes(image, proposals.boxes.numpy(), captions, levels)
+    captions = [f"L{level} {score:.2f}" for level, score in zip(levels, objectness, strict=True)]
+    return captions[:10] + [""] * len(captions[10:])
+
+
+def draw_detections(image: ImageArray, detections: Detections) -> Image.Image:
+    """Return a copy of ``image`` with ``detections``, coloured by class, each box with its label and score."""
+    captions = detection_captions(detections.labels, detections.scores.tolist())
+    return draw_boxes(image, detections.boxes.numpy(), captions, detections.class_ids.tolist())
 
 
 def draw_caption(image: Image.Image, corner: tuple[float, float], caption: str, category: int) -> None:
@@ -63,9 +80,17 @@ def draw_caption(image: Image.Image, corner: tuple[float, float], caption: str, 
 
 
 def encode(image: Image.Image, media_type: str) -> bytes:
-    """Return ``image`` encoded as ``media_type``, a key of ``MEDIA_TYPES``."""
+    """Return ``image`` encoded as ``media_type``, a key of ``MEDIA_TYPES``.
+
+    Raises ``TooLarge`` where a side is longer than a JPEG's may be.
+    """
+    if media_type == "image/jpeg" and max(image.size) > _MAX_JPEG_SIDE:
+        raise TooLarge(
+            f"The drawing is {image.width} x {image.height} pixels, and a JPEG has at most {_MAX_JPEG_SIDE} on a side; "
+            "ask for image/png."
+        )
     file = BytesIO()
-    image.save(file, MEDIA_TYPES[media_type], **({"quality": 90} if media_type == "image/jpeg" else {}))
+    image.save(file, MEDIA_TYPES[media_type], **_ENCODING[media_type])
     return file.getvalue()
 
 
@@ -79,6 +104,34 @@ def _pen_sizes(size: tuple[int, int]) -> tuple[int, ImageFont.FreeTypeFont | Ima
     """Return the line width and the font that suit an image of ``size`` (width, height)."""
     side = min(size)
     return max(1, round(side / 200)), ImageFont.load_default(size=max(10, round(side / 28)))
+
+
+def _count_drawn(
+    boxes: NDArray[np.float32],
+    captions: Sequence[str],
+    line_width: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> int:
+    """Return how many of the boxes, from the first, set ``MAX_DRAWN_PIXELS`` pixels in all."""
+    corners = boxes.astype(np.float64)
+    outlines = 2.0 * line_width * (corners[:, 2:] - corners[:, :2]).clip(0).sum(axis=1)
+    letter = font.getbbox("M")  # as wide as any
+    areas = _CAPTION_WEIGHT * (letter[2] + 2 * line_width) * (letter[3] + 2 * line_width)
+    lengths = np.fromiter(map(len, captions), np.float64, len(captions))
+    return int(np.searchsorted(np.cumsum(outlines + areas * lengths), MAX_DRAWN_PIXELS, side="right"))
+
+
+def _draw_outline(drawing: Image.Image, box: tuple[float, float, float, float], ink: Colour, line_width: int) -> None:
+    """Draw the outline of a box, of ``line_width`` pixels inside of it, as four filled rectangles.
+
+    Pillow's outline draws as many lines for each side, which is slow, above all for those down the image.
+    """
+    x1, y1, x2, y2 = (int(value) for value in box)
+    line_width = min(line_width, x2 - x1 + 1, y2 - y1 + 1)
+    drawing.paste(ink, (x1, y1, x2 + 1, y1 + line_width))
+    drawing.paste(ink, (x1, y2 - line_width + 1, x2 + 1, y2 + 1))
+    drawing.paste(ink, (x1, y1, x1 + line_width, y2 + 1))
+    drawing.paste(ink, (x2 - line_width + 1, y1, x2 + 1, y2 + 1))
 
 
 def _draw_caption(

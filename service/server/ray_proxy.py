@@ -13,13 +13,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.numbers import whole_number
 from service.api.problems import problem_response
 from service.api.request_id import request_id_for
-from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable
+from service.errors import BadRequest, DeadlinePassed, QueueFull, ServiceError, Unavailable
 from service.inference.limits import Budget
 from service.settings import PREFIX, Settings, load_settings
 
 _PROXY_BYTES = 2 * 2**30  # of all request bodies in one proxy at once, for all replicas together
+_HEAD_BYTES = 64 * 1024  # of an address and headers: Ray's server has no bound, and the replica's is the same
+_MAX_TIMEOUT_MS = 3_600_000  # what a replica accepts
 _MARGIN_SECONDS = 2.0  # Ray waits this much longer than a replica, so that the client gets the replica's own response
 
 
@@ -52,6 +55,11 @@ class RayProxyMiddleware:
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(scope=scope)
+        head_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        if head_bytes + len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _HEAD_BYTES:
+            detail = f"The address and headers are over {_HEAD_BYTES // 1024} KiB; send what is long in the body."
+            await self._respond(BadRequest(detail), request_id_for(headers), scope, receive, send)
+            return
         headers["X-Request-ID"] = request_id = request_id_for(headers)
         headers["X-Request-Timeout-Seconds"] = str(self._timeout(headers))
         del headers["X-Request-Disconnect-Disabled"]  # Ray's own header, which no client may set
@@ -93,20 +101,23 @@ class RayProxyMiddleware:
             replica_ended = Unavailable(
                 "The replica that handled this request has ended; send it again.", retry_after=1
             )
-            response = problem_response(error or replica_ended, request_id)
-            response.headers.update({"X-Request-ID": request_id, "Cache-Control": "no-store"})
-            await response(scope, receive, send)
+            await self._respond(error or replica_ended, request_id, scope, receive, send)
+
+    @staticmethod
+    async def _respond(error: ServiceError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        response = problem_response(error, request_id)
+        response.headers.update({"X-Request-ID": request_id, "Cache-Control": "no-store"})
+        await response(scope, receive, send)
 
     def _timeout(self, headers: Headers) -> float:
         """Return the seconds that Ray waits for a replica's response."""
-        text = headers.get("x-request-timeout-ms", "")
-        return (int(text) if text.isdecimal() else self._settings.timeout_ms) / 1000 + _MARGIN_SECONDS
+        timeout_ms = whole_number(headers.get("x-request-timeout-ms", ""), _MAX_TIMEOUT_MS)
+        return (self._settings.timeout_ms if timeout_ms is None else timeout_ms) / 1000 + _MARGIN_SECONDS
 
 
 def _service_error(status: int, headers: Headers) -> ServiceError:
     """Return the error of this service that corresponds to an error response of Ray's own."""
-    text = headers.get("retry-after", "")
-    seconds = int(text) if text.isdecimal() else 1
+    seconds = whole_number(headers.get("retry-after", ""), 3600) or 1
     if status == 408:
         return DeadlinePassed("The deadline passed before a replica had a response; allow more time, or add replicas.")
     if status == 429:

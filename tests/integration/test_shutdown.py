@@ -17,11 +17,13 @@ from shutil import which
 import httpx
 import pytest
 
-# The server as the command line runs it, with a detector that is slow, fails permanently or hangs.
+# The server as the command line runs it, with a detector that is slow, fails permanently or hangs, or with a route that
+# blocks the event loop.
 PROGRAM = """
     import sys, threading, time
     import torch
     from service.app import create_app
+    from service.server import uvicorn_server
     from service.server.logging import configure_logging
     from service.server.uvicorn_server import Server
     from service.settings import load_settings
@@ -43,6 +45,13 @@ PROGRAM = """
     )
     detector = Device()
     app = create_app(settings, detector_factory=lambda _: detector)
+
+    async def block():
+        print("blocked", flush=True)
+        time.sleep(600)
+
+    app.add_api_route("/block", block)
+    uvicorn_server._FLUSH_SECONDS, uvicorn_server._MARGIN_SECONDS = 1, 0.5
     configure_logging(settings.log_format, settings.log_level)
     server = Server(app, settings)
     startup = server.startup
@@ -200,6 +209,18 @@ def test_a_call_that_hangs_ends_the_process_with_3_after_503_to_all_clients(serv
     code, log = wait_for_exit(process)
     assert code == 3, log
     assert "has not come back for 1.5 s" in log
+
+
+def test_a_blocked_event_loop_does_not_outlive_the_grace_period(serve):
+    process, url = serve(grace=0.5)
+    target = httpx.URL(url)
+    with socket.create_connection((target.host, target.port)) as connection:
+        connection.sendall(b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert process.stdout.readline() == "blocked\n"
+        process.send_signal(signal.SIGTERM)
+        code, log = wait_for_exit(process)
+    assert code == 1
+    assert "the end takes too long" in log
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from service.app import create_app
 from service.images.decoding import prepare_pillow
 from service.server.http_protocol import LimitedHttpProtocol
 from service.settings import Settings, load_settings
+from tests.service.image_processes import IMAGE_PROCESSES
 
 CLASSES = ("__background__", "cat", "dog", "person")
 
@@ -127,7 +128,12 @@ class Live:
 def serving(
     factory: Callable[[Settings], object], devices: Callable[[str], Sequence[str]] | None = None, **settings: object
 ) -> Iterator[Live]:
-    app = create_app(load_settings(**({"port": 0} | settings)), detector_factory=factory, devices=devices)
+    app = create_app(
+        load_settings(**({"port": 0} | settings)),
+        detector_factory=factory,
+        devices=devices,
+        image_processes=IMAGE_PROCESSES,
+    )
     # Not service.server's Server: when a test kills the worker, it would end the test process.
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_config=None, http=LimitedHttpProtocol, ws="none", timeout_graceful_shutdown=5)

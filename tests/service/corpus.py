@@ -113,6 +113,15 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "PNG of 400 megapixels", file.getvalue()
 
 
+def costly() -> Iterator[tuple[str, bytes]]:
+    """Yield small files within 64 megapixels that would take seconds or gigabytes to decode."""
+    yield "BMP, run-length, one row of 64 million", _bmp_rle(64_000_000, 1, b"\1\1\0\0\0\1")
+    yield "BMP, run-length, a pixel a row", _bmp_rle(8000, 8000, b"\1\1\0\0" * 8000 + b"\0\1")
+    yield "BMP, run-length, runs of no pixel", _bmp_rle(1000, 1000, b"\0\2\0\0" * 5_000_000)
+    lossless = b"VP8L" + struct.pack("<IBI", 5, 0x2F, 7999 | 7999 << 14) + bytes(5)
+    yield "WebP, lossless, 8000 x 8000", b"RIFF" + struct.pack("<I", len(lossless) + 4) + b"WEBP" + lossless
+
+
 def metadata() -> Iterator[tuple[str, bytes]]:
     """Yield intact images with invalid EXIF."""
     plain = io.BytesIO()
@@ -147,6 +156,11 @@ def all_files() -> Iterator[tuple[str, bytes]]:
     yield from bombs()
     yield from metadata()
     yield from polyglots()
+
+
+def _bmp_rle(width: int, height: int, body: bytes) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + head + bytes(1024) + body
 
 
 def _with_app1(jpeg: bytes, data: bytes) -> bytes:

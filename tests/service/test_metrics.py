@@ -26,6 +26,13 @@ def test_every_documented_metric_is_there_and_counts(service, cat_jpeg):
         r"frcnn_proposals_per_image_count \d",
         r'frcnn_device_memory_bytes{device="cpu"} \d',
         r"frcnn_ready 1",
+        r'frcnn_image_processes{state="idle"} \d',
+        r'frcnn_image_processes{state="busy"} \d',
+        r"frcnn_image_jobs_waiting 0",
+        *(
+            rf'frcnn_image_processes_killed_total{{reason="{reason}"}} \d'
+            for reason in ("deadline", "memory", "processor", "crash")
+        ),
         r'frcnn_model_info{.*preset="LITE".*} 1',
     ):
         assert re.search(rf"^{line}", text, re.MULTILINE), line

@@ -16,7 +16,7 @@ ADVICE = {
     "FrcnnNotReady": "It loads, drains, or its detector has failed: the log says which. On failure the process ends",
     "FrcnnTurnsAway": "More images arrive than the device can process: add replicas; see deploy.md",
     "FrcnnFails": "500: the log names the exception. 504: as for FrcnnQueues, or clients set too short deadlines",
-    "FrcnnSlow": "The panel of stages says where. Queue: add replicas. Decode: raise FRCNN_DECODE_THREADS",
+    "FrcnnSlow": "The panel of stages says where. Queue: add replicas. Decode: raise FRCNN_IMAGE_PROCESSES",
     "FrcnnQueues": "The device is the bottleneck: add replicas",
     "FrcnnOutOfMemory": "No request was lost. Lower FRCNN_MAX_BATCH_PIXELS, or find what else uses the device",
     "FrcnnBatchErrors": 'Images fail alone: the log has the exception, or "not finite". If all fail, the process ends',

@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
 
-from service.api.body import parse_body
+from service.api.body import parse_json_image
 from service.api.compat import integer_box
 from service.api.context import ProblemMembers
 from service.api.dependencies import Handler, TimeoutMs
 from service.api.openapi import BASE64, BINARY, any_body, problems
-from service.api.options import DetectionOptions, merge
-from service.errors import BadRequest
+from service.api.options import DetectionOptions, Fraction, option_error, validate
 
 router = APIRouter(tags=["compat"], dependencies=[Depends(ProblemMembers(lambda detail: {"error": detail}))])
+
+
+class Parameters(BaseModel):
+    """Hugging Face's parameters; those that this service does not know are ignored."""
+
+    threshold: Fraction = Field(0.5, description="objects score above this")
 
 
 @router.post(
@@ -32,11 +37,11 @@ router = APIRouter(tags=["compat"], dependencies=[Depends(ProblemMembers(lambda 
 async def object_detection(request: Request, handler: Handler, timeout_ms: TimeoutMs = None) -> list[dict[str, Any]]:
     """Send the image, and optionally `threshold` in `parameters`: by default 0.5, as in Hugging Face's pipelines."""
     image_request = await handler.read_request(request, timeout_ms, raw=True)
-    parameters: dict[str, Any] = {}
+    parameters = Parameters()
     if request.headers.get("content-type", "").startswith("application/json"):
         image, parameters = await handler.pipeline.run_in_thread(_parse_json, image_request.images[0])
         image_request = replace(image_request, images=(image,))
-    options = merge(DetectionOptions(), {"score_threshold": parameters.get("threshold", 0.5)})
+    options = DetectionOptions(score_threshold=parameters.threshold)
     result = await handler.infer(image_request, options.resolve(handler.info, handler.settings))
     detections = result.detections
     objects = [
@@ -49,14 +54,11 @@ async def object_detection(request: Request, handler: Handler, timeout_ms: Timeo
     return objects
 
 
-def _parse_json(body: bytes) -> tuple[bytes, dict[str, Any]]:
-    try:
-        document = orjson.loads(body)
-        parameters = document.get("parameters") or {}
-        inputs = document["inputs"]
-    except (orjson.JSONDecodeError, AttributeError, LookupError):
-        raise BadRequest('The JSON body must be {"inputs": "<base64>", "parameters": {"threshold": 0.5}}.') from None
+def _parse_json(body: bytes) -> tuple[bytes, Parameters]:
+    example = '{"inputs": "<base64>", "parameters": {"threshold": 0.5}}'
+    image, members = parse_json_image(body, "inputs", example)
+    parameters = members.get("parameters") or {}
     if not isinstance(parameters, dict):
-        raise BadRequest("`parameters` must be an object.")
-    (image,), _ = parse_body(orjson.dumps({"image": inputs}), "application/json")
-    return image, parameters
+        raise option_error("parameters", "it must be an object")
+    known = {name: parameters[name] for name in Parameters.model_fields if name in parameters}
+    return image, validate(Parameters, known)

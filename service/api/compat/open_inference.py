@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
-from service.api.compat.tensors import HEADER_LENGTH, parse_infer_request, write_infer_response
+from service.api.compat.tensors import (
+    HEADER_LENGTH,
+    INPUT,
+    MAX_ID,
+    MAX_OUTPUTS,
+    OUTPUTS,
+    parse_infer_request,
+    write_infer_response,
+)
 from service.api.context import ProblemMembers
 from service.api.dependencies import Handler, RequireKey, TimeoutMs
 from service.api.openapi import BINARY, any_body, problems
@@ -26,15 +34,6 @@ from service.inference.pipeline import ImageResult
 router = APIRouter(
     prefix="/v2", tags=["compat"], dependencies=[Depends(ProblemMembers(lambda detail: {"error": detail}))]
 )
-
-INPUTS = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
-OUTPUTS = [
-    {"name": "boxes", "datatype": "FP32", "shape": [-1, 4]},
-    {"name": "scores", "datatype": "FP32", "shape": [-1]},
-    {"name": "class_ids", "datatype": "INT64", "shape": [-1]},
-    {"name": "labels", "datatype": "BYTES", "shape": [-1]},
-    {"name": "counts", "datatype": "INT64", "shape": [-1]},
-]
 
 
 def _check_model(name: str, handler: Handler) -> None:
@@ -78,7 +77,7 @@ async def ready(handler: Handler) -> dict[str, bool]:
 @router.get("/models/{name}/versions/1", include_in_schema=False, dependencies=[RequireKey, CheckModel])
 async def metadata(handler: Handler) -> dict[str, Any]:
     """Return the model's inputs and outputs: name, type and shape of each tensor."""
-    return {"name": handler.info.name, "versions": ["1"], "platform": "pytorch", "inputs": INPUTS, "outputs": OUTPUTS}
+    return {"name": handler.info.name, "versions": ["1"], "platform": "pytorch", "inputs": [INPUT], "outputs": OUTPUTS}
 
 
 @router.post(
@@ -96,9 +95,9 @@ async def metadata(handler: Handler) -> dict[str, Any]:
     openapi_extra=any_body(
         {
             "application/json": {
-                "id": {"type": "string"},
+                "id": {"type": "string", "maxLength": MAX_ID},
                 "inputs": {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": 1},
-                "outputs": {"type": "array", "items": {"type": "object"}},
+                "outputs": {"type": "array", "items": {"type": "object"}, "maxItems": MAX_OUTPUTS},
                 "parameters": {"type": "object"},
             },
             "application/octet-stream": BINARY,

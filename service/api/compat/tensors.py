@@ -2,24 +2,77 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.api.json_body import JsonBody, parse_json
 from service.errors import BadOption, BadRequest, TooLarge
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+INPUT = {"name": "image", "datatype": "BYTES", "shape": [-1]}
+OUTPUTS = [
+    {"name": "boxes", "datatype": "FP32", "shape": [-1, 4]},
+    {"name": "scores", "datatype": "FP32", "shape": [-1]},
+    {"name": "class_ids", "datatype": "INT64", "shape": [-1]},
+    {"name": "labels", "datatype": "BYTES", "shape": [-1]},
+    {"name": "counts", "datatype": "INT64", "shape": [-1]},
+]
+MAX_ID = 1000  # characters
+MAX_OUTPUTS = 16  # requested in one request
+_OUTPUT_NAMES = [str(output["name"]) for output in OUTPUTS]
 _DATATYPES = {"float32": "FP32", "int64": "INT64", "object": "BYTES"}
-_TRANSPORT = frozenset({"binary_data_output", "binary_data", "sequence_id", "sequence_start", "sequence_end"})
+_TRANSPORT = frozenset({"binary_data", "sequence_id", "sequence_start", "sequence_end"})  # no options of this service
+
+
+class TensorParameters(BaseModel):
+    """The parameters of a tensor, with the binary extension's; others are ignored."""
+
+    binary_data: bool | None = None
+    binary_data_size: int | None = Field(None, strict=True, ge=0)
+
+
+class InputTensor(BaseModel):
+    """An input tensor. data: what the JSON holds, nested as it may be; None where the tensor is binary."""
+
+    name: str
+    datatype: str
+    shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=8, fail_fast=True)
+    parameters: TensorParameters | None = None
+    data: Any = None
+
+
+class RequestedOutput(BaseModel):
+    """An output that the request asks for."""
+
+    name: str
+    parameters: TensorParameters | None = None
+
+
+class RequestParameters(BaseModel):
+    """The parameters of the request: the binary extension's, and as extras the options of ``POST /detect``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    binary_data_output: bool = False
+
+
+class InferDocument(BaseModel):
+    """The JSON of an ``infer`` request."""
+
+    id: str = Field("", max_length=MAX_ID)
+    inputs: list[InputTensor] = Field(min_length=1, max_length=1, fail_fast=True)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=MAX_OUTPUTS, fail_fast=True)
+    parameters: RequestParameters | None = None
 
 
 @dataclass(frozen=True)
@@ -43,54 +96,76 @@ def parse_infer_request(body: bytes, header_length: str | None, max_images: int,
     header_length: bytes of the JSON before the binary tensors; None where there are none. Raises ``BadRequest``,
     ``BadOption``, ``TooLarge``.
     """
-    if header_length is None:
-        end = len(body)
-    elif header_length.isdecimal() and int(header_length) <= len(body):
-        end = int(header_length)
-    else:
-        raise BadRequest(f"The header {HEADER_LENGTH} must be a number of bytes within the body.")
-    try:
-        document = orjson.loads(body[:end])
-        [tensor] = document["inputs"]
-        name, datatype, shape = tensor["name"], tensor["datatype"], [int(size) for size in tensor["shape"]]
-        parameters = dict(document.get("parameters") or {})
-        binary = bool(parameters.get("binary_data_output", False))
-        outputs = document.get("outputs")
-        requested = None
-        if outputs is not None:
-            requested = {
-                output["name"]: bool((output.get("parameters") or {}).get("binary_data", binary)) for output in outputs
-            }
-        size = (tensor.get("parameters") or {}).get("binary_data_size")
-        data = tensor.get("data") if size is None else body[end : end + int(size)]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise BadRequest(
-            "The body is not an inference request with one input tensor; see GET /v2/models/NAME."
-        ) from None
-    if name != "image":
-        raise BadRequest(f"There is no input {str(name)[:60]!r}; there is `image`.")
-    if datatype == "BYTES":
-        images = _split_files(data, max_images)
-    elif datatype == "UINT8":
-        images = (_encode_pixels(data, shape, max_pixels),)
+    end = len(body) if header_length is None else _parse_length(header_length, len(body))
+    document, json_body = _parse_document(body[:end])
+    [tensor] = document.inputs
+    parameters = document.parameters or RequestParameters()
+    binary = parameters.binary_data_output
+    data = tensor.data
+    if tensor.parameters is not None and (size := tensor.parameters.binary_data_size) is not None:
+        if size > len(body) - end:
+            raise BadRequest(f"The binary tensor `image` has {size} bytes, and {len(body) - end} follow the JSON.")
+        data = memoryview(body)[end : end + size]
+    if tensor.name != INPUT["name"]:
+        raise BadRequest(f"There is no input {tensor.name[:60]!r}; there is `image`.")
+    requested = None if document.outputs is None else _requested_outputs(document.outputs, binary)
+    if tensor.datatype == "BYTES":
+        images = _split_files(data, json_body, max_images)
+    elif tensor.datatype == "UINT8":
+        images = (_encode_pixels(data, tensor.shape, max_pixels),)
     else:
         raise BadOption(
             "The input `image` must be BYTES (files) or UINT8 (RGB pixels).",
             fields=[{"name": "image", "problem": "datatype"}],
         )
-    options = {key: value for key, value in parameters.items() if key not in _TRANSPORT}
-    return InferRequest(str(document.get("id", "")), images, options, requested, binary)
+    options = {name: value for name, value in (parameters.model_extra or {}).items() if name not in _TRANSPORT}
+    return InferRequest(document.id, images, options, requested, binary)
+
+
+def _parse_length(text: str, body_bytes: int) -> int:
+    if not re.fullmatch("[0-9]{1,12}", text) or int(text) > body_bytes:
+        raise BadRequest(f"The header {HEADER_LENGTH} must be a number of bytes within the body.")
+    return int(text)
+
+
+def _parse_document(body: bytes) -> tuple[InferDocument, JsonBody]:
+    """Parse the JSON; in the input's ``data`` long strings are still placeholders."""
+    try:
+        json_body = parse_json(body, '{"inputs": [{"name": "image", ...}]}')
+        members = json_body.members
+        tensor = inputs[0] if isinstance(inputs := members.get("inputs"), list) and inputs else None
+        data = tensor.pop("data", None) if isinstance(tensor, dict) else None
+        document = InferDocument.model_validate(json_body.restore(members))
+    except TooLarge as error:
+        raise TooLarge(f"{error.detail} Send pixels with the binary tensor extension, or as a file.") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise BadRequest(
+            f"The body is not an inference request with one input tensor ({place[:60]}: {problem['msg'][:200]}); "
+            "see GET /v2/models/NAME."
+        ) from None
+    document.inputs[0].data = data
+    return document, json_body
+
+
+def _requested_outputs(outputs: list[RequestedOutput], binary: bool) -> dict[str, bool]:
+    requested: dict[str, bool] = {}
+    for output in outputs:
+        if output.name not in _OUTPUT_NAMES:
+            raise BadRequest(f"There is no output {output.name[:60]!r}; there are {', '.join(_OUTPUT_NAMES)}.")
+        chosen = output.parameters.binary_data if output.parameters is not None else None
+        requested[output.name] = binary if chosen is None else chosen
+    return requested
 
 
 def write_infer_response(
     request: InferRequest, model: str, tensors: Mapping[str, NDArray[Any]]
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the body and headers of the response. Raises ``BadRequest`` for an output that does not exist."""
+    """Return the body and headers of the response. tensors: by name, all of ``OUTPUTS``."""
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for name, binary in (request.outputs or dict.fromkeys(tensors, request.binary)).items():
-        if name not in tensors:
-            raise BadRequest(f"There is no output {name[:60]!r}; there are {', '.join(tensors)}.")
         array = tensors[name]
         output: dict[str, Any] = {"name": name, "datatype": _DATATYPES[str(array.dtype)], "shape": list(array.shape)}
         if binary:
@@ -117,23 +192,22 @@ def _pack(array: NDArray[Any]) -> bytes:
     return array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
-def _split_files(data: Any, max_images: int) -> tuple[bytes, ...]:
+def _split_files(data: Any, json_body: JsonBody, max_images: int) -> tuple[bytes, ...]:
     files: list[bytes] = []
-    if isinstance(data, bytes):
+    if isinstance(data, memoryview):
         offset = 0
         while offset < len(data) and len(files) <= max_images:
             if offset + 4 > len(data):
                 raise BadRequest("The binary tensor `image` ends in the middle of an item.")
             (length,) = struct.unpack_from("<I", data, offset)
-            files.append(data[offset + 4 : offset + 4 + length])
+            files.append(bytes(data[offset + 4 : offset + 4 + length]))
             offset += 4 + length
         if offset > len(data):
             raise BadRequest("The binary tensor `image` ends in the middle of an item.")
     else:
-        try:
-            files = [base64.b64decode(item, validate=True) for item in data]
-        except (TypeError, binascii.Error, ValueError):
-            raise BadRequest("In JSON the data of a BYTES `image` is a list of images in base64.") from None
+        if not isinstance(data, list) or not all(isinstance(item, str) for item in data):
+            raise BadRequest("In JSON the data of a BYTES `image` is a list of images in base64.")
+        files = [json_body.decode_base64(item, "data") for item in data[: max_images + 1]]
     if not 1 <= len(files) <= max_images:
         problem = f"1 to {max_images}"
         raise BadOption(f"Send from {problem} images.", fields=[{"name": "image", "problem": problem}])
@@ -150,10 +224,18 @@ def _encode_pixels(data: Any, shape: list[int], max_pixels: int) -> bytes:
     if height * width > max_pixels:
         raise TooLarge(f"The image has {height * width} pixels; at most {max_pixels} are accepted.")
     try:
-        flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.asarray(data, np.uint8)
+        flat = np.frombuffer(data, np.uint8) if isinstance(data, memoryview) else _to_uint8(data)
         pixels = flat.reshape(height, width, 3)
-    except (ValueError, TypeError, OverflowError):
+    except ValueError:
         raise BadRequest("The data of `image` does not have its declared shape, or is not UINT8.") from None
     file = BytesIO()
     Image.fromarray(pixels).save(file, "BMP")
     return file.getvalue()
+
+
+def _to_uint8(data: Any) -> NDArray[np.uint8]:
+    """Return a list of integers, nested as it may be, as an array. Raises ``ValueError`` for all else."""
+    array = np.array(data)
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() <= 255):
+        raise ValueError("not integers from 0 to 255")
+    return array.astype(np.uint8)

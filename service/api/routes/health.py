@@ -8,9 +8,11 @@ from pydantic import BaseModel
 
 from service.api.dependencies import Handler
 from service.api.openapi import problems
-from service.errors import QueueFull
+from service.errors import QueueFull, Unavailable
 
 router = APIRouter(tags=["health"])
+
+_LONGEST_WAIT = 5.0  # seconds for a process that decodes
 
 
 class HealthResponse(BaseModel):
@@ -27,7 +29,12 @@ async def livez() -> HealthResponse:
 
 @router.get("/readyz", summary="Can it answer?", responses=problems(503))
 async def readyz(handler: Handler) -> HealthResponse:
-    """Return 200 once the self-test has passed, until the service drains or a worker dies; with a full queue too."""
+    """Return 200 once the self-test has passed, until the service drains or a worker dies; with a full queue too.
+
+    Also 503 while images wait for longer than 5 s to be decoded.
+    """
+    if handler.pipeline.images.waiting_seconds > _LONGEST_WAIT:
+        raise Unavailable("Images wait for a process that decodes them; try another instance.", retry_after=5)
     try:
         handler.pipeline.batcher.check_open()
     except QueueFull:

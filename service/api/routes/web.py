@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
-from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import NotModifiedResponse, PathLike, StaticFiles
+from starlette.types import Receive, Scope, Send
 
 FOLDER = Path(__file__).resolve().parents[2] / "web"
 
@@ -21,13 +24,25 @@ _HEADERS = {
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=(), payment=(), usb=()",
 }
 
+_LONGEST_PATH = 256  # characters; the time of a look-up grows with the square of them
+
 router = APIRouter(include_in_schema=False)
+
+
+class _WholeFile(FileResponse):
+    """A file that is sent whole: a Range is ignored, and a malformed one is no error, which would be plain text."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file."""
+        self.headers["Accept-Ranges"] = "none"
+        headers = [header for header in scope["headers"] if header[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 @router.get("/")
 async def page() -> FileResponse:
     """Return the page. It uses the same routes as every other client."""
-    return FileResponse(FOLDER / "index.html", headers=_HEADERS)
+    return _WholeFile(FOLDER / "index.html", headers=_HEADERS)
 
 
 class Files(StaticFiles):
@@ -36,8 +51,18 @@ class Files(StaticFiles):
     def __init__(self) -> None:
         super().__init__(directory=FOLDER)
 
-    def file_response(self, *arguments: Any, **options: Any) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, without a look at the disk for a path that is longer than any file's."""
+        if len(scope["path"]) > _LONGEST_PATH:
+            raise HTTPException(404)
+        await super().__call__(scope, receive, send)
+
+    def file_response(
+        self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
         """Return a file, or 304 where the browser has it."""
-        response = super().file_response(*arguments, **options)
-        response.headers["Cache-Control"] = "no-cache"
+        headers = {"Cache-Control": "no-cache"}
+        response = _WholeFile(full_path, status_code, headers, stat_result=stat_result)
+        if self.is_not_modified(response.headers, Headers(scope=scope)):
+            return NotModifiedResponse(response.headers)
         return response

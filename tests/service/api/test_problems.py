@@ -33,3 +33,11 @@ def test_statuses_outside_the_standard_have_a_phrase():
     assert reason_phrase(404) == "Not Found"
     assert reason_phrase(499) == "Client Closed Request"
     assert reason_phrase(599) == "Error"
+
+
+def test_a_document_is_bounded_and_can_be_written_whatever_words_of_a_client_it_repeats():
+    words = "\ud800\0\n" + "é" * 100_000
+    error = BadOption(f"{words}: unknown.", fields=[{"name": words, "problem": "unknown"}])
+    response = problem_response(error, "id-1", lambda detail: {"error": detail})
+    assert len(response.body) < 40_000
+    assert json.loads(response.body)["errors"][0]["name"].startswith("?\0\n")

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from service.app import create_app
+from service.errors import StartError
+from service.inference.threads import available_cores, image_process_count
 from service.settings import load_settings
 from tests.service.conftest import FaultyDetector, serving
 from tests.service.exchange import queued, send, wait_for, waiting
+from tests.service.image_processes import IMAGE_PROCESSES
 
 DEVICES = ("cuda:0", "cuda:1")
 
@@ -131,10 +134,29 @@ def test_a_device_that_cannot_be_loaded_keeps_the_service_from_starting(pair):
             raise RuntimeError("no memory is left on it")
         return pair[settings.device]
 
-    pipeline = create_app(load_settings(), detector_factory=load, devices=lambda _: DEVICES).state.pipeline
+    app = create_app(load_settings(), detector_factory=load, devices=lambda _: DEVICES, image_processes=IMAGE_PROCESSES)
+    pipeline = app.state.pipeline
     with pytest.raises(RuntimeError, match="no memory is left on it"):
         asyncio.run(pipeline.open())
     assert pipeline.failure_reason
+
+
+def test_an_image_process_that_cannot_be_started_keeps_the_service_from_starting(faulty):
+    class NoProcesses:
+        def take(self):
+            raise StartError("there is no Pillow")
+
+    app = create_app(load_settings(), detector_factory=lambda _: faulty, image_processes=NoProcesses())
+    with pytest.raises(StartError, match="there is no Pillow"):
+        asyncio.run(app.state.pipeline.open())
+    assert app.state.pipeline.failure_reason
+
+
+def test_the_number_of_image_processes_is_a_setting(serve_faulty):
+    with serve_faulty(image_processes=3) as live:
+        assert live.metric("frcnn_image_processes", state="idle") == 3
+    with serve_faulty() as live:
+        assert live.metric("frcnn_image_processes", state="idle") == image_process_count(available_cores(), "cpu")
 
 
 def test_the_model_and_the_metrics_name_every_device(monkeypatch):
@@ -165,7 +187,8 @@ def test_free_memory_is_released_while_the_pipeline_is_open(monkeypatch):
 
     async def open_and_close():
         in_this_test.set(True)
-        pipeline = create_app(load_settings(), detector_factory=lambda _: FaultyDetector()).state.pipeline
+        app = create_app(load_settings(), detector_factory=lambda _: FaultyDetector(), image_processes=IMAGE_PROCESSES)
+        pipeline = app.state.pipeline
         await pipeline.open()
         while len(calls) < 3:
             await asyncio.sleep(0.01)

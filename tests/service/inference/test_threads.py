@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from service.inference.threads import available_cores, decode_thread_count
+from service.inference.threads import available_cores, image_process_count
 
 
 @pytest.fixture
@@ -35,6 +35,6 @@ def test_without_a_quota_the_process_has_the_cores_it_is_bound_to(bound_to_eight
     assert available_cores(tmp_path) == 8
 
 
-def test_decode_threads_are_a_quarter_of_the_cores_or_with_a_gpu_all_but_one():
-    assert [decode_thread_count(count, "cpu") for count in (1, 2, 8, 16, 64)] == [2, 2, 2, 4, 16]
-    assert [decode_thread_count(count, "cuda:0") for count in (1, 2, 8, 16)] == [2, 2, 7, 15]
+def test_image_processes_are_a_quarter_of_the_cores_or_with_a_gpu_all_but_one():
+    assert [image_process_count(count, "cpu") for count in (1, 2, 8, 16, 64)] == [2, 2, 2, 4, 16]
+    assert [image_process_count(count, "cuda:0") for count in (1, 2, 8, 16)] == [2, 2, 7, 15]

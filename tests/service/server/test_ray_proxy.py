@@ -94,6 +94,21 @@ async def test_ray_waits_a_little_longer_than_the_replica_and_clients_cannot_set
         assert headers["x-request-id"].isalnum()
         await client.get("/", headers={"X-Request-Timeout-Ms": "soon"})
         assert float(headers["x-request-timeout-seconds"]) == 5
+        await client.get("/", headers={"X-Request-Timeout-Ms": "9" * 5000})
+        assert float(headers["x-request-timeout-seconds"]) == 3602
+
+
+async def test_an_address_and_headers_over_64_kib_are_refused_before_ray_sees_them() -> None:
+    async def ray(scope: Scope, receive: Receive, send: Send) -> None:
+        pytest.fail("Ray was called")
+
+    async with client_of(ray) as client:
+        for response in (
+            await client.get("/", headers={"X-A": "a" * 66_000}),
+            await client.get("/", params={"a": "a" * 40_000}, headers={"X-A": "a" * 30_000}),
+        ):
+            assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+            assert "64 KiB" in response.json()["detail"]
 
 
 def proxy_that_reads(sizes: list[int], message_types: list[str]) -> ASGIApp:

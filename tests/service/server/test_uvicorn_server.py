@@ -1,23 +1,30 @@
 """The server: failed starts with one sentence and an exit code; kept connections; TLS."""
 
+import asyncio
+import contextlib
+import http.client
+import json
 import logging
 import os
 import signal
 import socket
 import ssl
-import subprocess
-from shutil import which
+from unittest.mock import Mock
 
 import httpx
 import pytest
+from starlette.responses import Response
 
 from model.detector import CheckpointError, DeviceError
 from service.app import create_app
+from service.server.process import ForcedExit
 from service.server.uvicorn_server import Server
 from service.settings import SettingsError, load_settings
 from tests.service.conftest import FaultyDetector
+from tests.service.exchange import wait_for
+from tests.service.image_processes import IMAGE_PROCESSES
 from tests.service.memory_errors import CPU_OUT_OF_MEMORY, OUT_OF_MEMORY
-from tests.service.server.conftest import served
+from tests.service.server.conftest import running, served
 
 
 class Failing(FaultyDetector):
@@ -40,24 +47,32 @@ class Failing(FaultyDetector):
         return super().detect(images, options)
 
 
+class ProcessEnded(BaseException):
+    """``os._exit`` was called, which waits for no thread."""
+
+
 @pytest.fixture
 def serve_until_exit(monkeypatch, caplog):
     """Serve with a detector that fails in ``step``; return the exit code and the errors that were logged."""
 
-    def raise_system_exit(code: int) -> None:
-        raise SystemExit(code)
+    def end_process(code: int) -> None:
+        raise ProcessEnded(code)
 
     def serve(
         step: str, error: Exception, detector: type[Failing] = Failing, **overrides: object
     ) -> tuple[int, list[logging.LogRecord]]:
-        monkeypatch.setattr(os, "_exit", raise_system_exit)
+        monkeypatch.setattr(os, "_exit", end_process)
         monkeypatch.setattr(logging, "shutdown", lambda: None)
         monkeypatch.setattr("service.server.uvicorn_server.configure_malloc", lambda: False)
+        monkeypatch.setattr("service.server.uvicorn_server.raise_file_limit", lambda: None)
+        monkeypatch.setattr(ForcedExit, "start", lambda self: None)
         settings = load_settings(**({"port": 0} | overrides))
-        asgi_app = create_app(settings, detector_factory=lambda _: detector(step, error))
-        with pytest.raises(SystemExit) as exit_info:
+        asgi_app = create_app(
+            settings, detector_factory=lambda _: detector(step, error), image_processes=IMAGE_PROCESSES
+        )
+        with pytest.raises(ProcessEnded) as ended:
             Server(asgi_app, settings).run_until_exit()
-        return exit_info.value.code, [record for record in caplog.records if record.levelno >= logging.ERROR]
+        return ended.value.args[0], [record for record in caplog.records if record.levelno >= logging.ERROR]
 
     return serve
 
@@ -116,7 +131,7 @@ def test_a_port_in_use_ends_the_process_with_1(serve_until_exit):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         exit_code, errors = serve_until_exit("never", RuntimeError(), port=listener.getsockname()[1])
     assert exit_code == 1
-    assert "address already in use" in str(errors[-1].msg)
+    assert "address already in use" in errors[-1].reason
 
 
 def test_a_missing_certificate_is_a_wrong_setting(tmp_path):
@@ -128,16 +143,60 @@ def test_a_missing_certificate_is_a_wrong_setting(tmp_path):
 def test_a_connection_is_kept_longer_than_clients_keep_it(faulty):
     # Otherwise a request that a client sends while the server closes would be lost: httpx waits 5 s, nginx 60.
     settings = load_settings(port=0)
-    assert Server(create_app(settings, detector_factory=lambda _: faulty), settings).config.timeout_keep_alive > 60
+    assert (
+        Server(
+            create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings
+        ).config.timeout_keep_alive
+        > 60
+    )
 
 
-@pytest.mark.skipif(which("openssl") is None, reason="needs the openssl command, to make a certificate")
-def test_tls_is_used_where_a_certificate_is_set(faulty, tmp_path):
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -keyout {key} -out {cert} -subj /CN=localhost"
-    subprocess.run([*make.split(), "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+def test_tls_is_used_where_a_certificate_is_set(faulty, certificate):
+    cert, key = certificate
     settings = load_settings(port=0, tls_cert_file=cert, tls_key_file=key)
-    with served(create_app(settings, detector_factory=lambda _: faulty), settings) as port:
+    with served(
+        create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES), settings
+    ) as port:
         trusted = ssl.create_default_context(cafile=str(cert))
         with httpx.Client(verify=trusted) as client:
             assert client.get(f"https://127.0.0.1:{port}/readyz").status_code == 200
+
+
+def test_at_the_end_unread_responses_are_dropped_and_unanswered_requests_get_503(faulty):
+    settings = load_settings(port=0)
+    app = create_app(settings, detector_factory=lambda _: faulty, image_processes=IMAGE_PROCESSES)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    app.add_api_route("/never", never)
+    app.add_api_route("/large", lambda: Response(bytes(20_000_000)))
+    server = Server(app, settings)
+    server.config.timeout_graceful_shutdown = 0.3
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(running(server))
+        unread, waiting = (stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2))
+        unread.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        waiting.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: len(server.server_state.tasks) == 2)
+        server.should_exit = True
+        response = http.client.HTTPResponse(waiting)
+        response.begin()
+        assert (response.status, json.loads(response.read())["code"]) == (503, "unavailable")
+
+
+def test_every_signal_sets_a_time_for_the_end(faulty):
+    settings = load_settings(port=0, drain_seconds=20)
+
+    def server(*, started: bool) -> tuple[Server, list[float]]:
+        server = Server(create_app(settings, detector_factory=lambda _: faulty), settings)
+        server.started, server._loop = started, Mock()
+        times: list[float] = []
+        server._forced_exit.within = lambda seconds, reason: times.append(seconds)  # type: ignore[method-assign]
+        return server, times
+
+    for started, expected in ((True, [28, 0]), (False, [5, 0])):
+        subject, times = server(started=started)
+        subject.handle_exit(signal.SIGTERM, None)
+        subject.handle_exit(signal.SIGTERM, None)
+        assert times == expected

@@ -57,3 +57,19 @@ def test_a_deepstack_failure_keeps_its_status_and_has_success_and_error(compat_s
     assert body["success"] is False
     assert body["error"] == body["detail"]
     assert not parse_as_frigate(response, (1, 1)).any()
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ({"min_confidence": ["0.5", "0.6"]}, "min_confidence"),
+        ({"min_confidence": "nan"}, "min_confidence"),
+        ({"min_confidence": ""}, "min_confidence"),
+        ({"confidence": "0.5"}, "confidence: there is no such option"),
+        ({"api_key": ["a", "b"], "classes": "unicorn"}, "classes"),
+    ],
+)
+def test_a_wrong_field_is_422_and_named(compat_service: Live, encoded, form: dict, name: str) -> None:
+    response = compat_service.client.post("/v1/vision/detection", data=form, files={"image": encoded()})
+    assert response.status_code == 422, response.text
+    assert name in response.json()["error"]

@@ -123,6 +123,11 @@ def test_invalid_boxes_are_422_and_named(ask):
     _option_error(ask([[10, 10, -5, 5]], box_format="xywh"), "has no area")
     _option_error(ask([[0, 0, 2, 1]], normalized=True), "reaches out of the image")
     _option_error(ask([[1, 2, 3]]), "4 items")
+    for box_format in ("xyxy", "xywh", "cxcywh"):
+        for box in ([1e308] * 4, [-1e308, 0, 1e308, 1], [1e308, 0, -1e308, 1]):
+            for normalized in (False, True):
+                assert _option_error(ask([box], box_format=box_format, normalized=normalized)) == "boxes"
+        _option_error(ask([[1e9, -1e9, 1e9, 1e9]], box_format=box_format, normalized=True), "reaches out of the image")
     _option_error(ask([]), "at least 1")
     _option_error(ask([BOX] * 101), "at most 100")
     _option_error(ask([[1, 2, "wide", 4]]), "number")
