@@ -23,7 +23,13 @@ from model.runtime.malloc import configure_malloc
 from service.exit_codes import DETECTOR_FAILED, DONE, NOT_STARTED, code_for
 from service.inference.pipeline import Pipeline
 from service.server.http_protocol import LimitedHttpProtocol
-from service.server.process import ForcedExit, connection_limit, end_process, raise_file_limit
+from service.server.process import (
+    ForcedExit,
+    connection_limit,
+    end_process,
+    exclude_from_garbage_collection,
+    raise_file_limit,
+)
 from service.server.tls_listener import TlsListener, listening_sockets
 from service.settings import PREFIX, Settings, SettingsError
 
@@ -70,6 +76,7 @@ class Server(uvicorn.Server):
         self._pipeline: Pipeline = app.state.pipeline
         self._grace = settings.drain_seconds
         self._signals = 0
+        self._owns_process = False
         self._draining: asyncio.Task[None] | None = None
         self._drained = False
         self._forced_exit = ForcedExit(self._forced_exit_code, self._report_dropped)
@@ -91,6 +98,8 @@ class Server(uvicorn.Server):
             await self.lifespan.shutdown()
             self.should_exit = True
             return
+        if self._owns_process:
+            exclude_from_garbage_collection()
         self._log_started_message(self.servers[0].sockets)
         self.started = True
 
@@ -127,6 +136,7 @@ class Server(uvicorn.Server):
 
     def run_until_exit(self) -> NoReturn:
         """Serve, and then end the process with a code of ``service/exit_codes.py``."""
+        self._owns_process = True
         configure_malloc()
         self.config.limit_concurrency = connection_limit(self.config.limit_concurrency or 0, raise_file_limit())
         self._forced_exit.start()
