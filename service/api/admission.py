@@ -110,11 +110,6 @@ class Admission:
         self._delayed: Counter[str] = Counter()
         batcher.on_closing = self._let_all_pass
 
-    @property
-    def closing(self) -> bool:
-        """Return whether the service is about to end."""
-        return self._batcher.closing
-
     def admit(self, scope: Scope, context: RequestContext) -> None:
         """Reserve what a POST request needs, on ``context.exit_stack``. Raises a ``ServiceError`` to refuse it.
 
@@ -149,7 +144,7 @@ class Admission:
         context.exit_stack.close()  # nothing that is reserved is needed for the error
         context.delayed = True
         self._count_delayed(context.problem_code or str(status))
-        delay = self.MAX_DELAY_CLOSING if self.closing else self.MAX_DELAY
+        delay = self.MAX_DELAY_CLOSING if self._batcher.closing else self.MAX_DELAY
         turn, body = pacer.turn(), asyncio.ensure_future(_discard_body(scope, receive))
         try:
             await asyncio.wait(

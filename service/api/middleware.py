@@ -7,6 +7,7 @@ headers, and does not tell the client what went wrong inside.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -75,9 +76,9 @@ class RequestContextMiddleware:
         try:
             await self._admitted_app(scope, context)(scope, receive, send_paced)
         except asyncio.CancelledError:
-            # At its end the server cancels the requests that are left; Ray does so where the client has left.
+            # At its end the server cancels the requests that are left, and Ray those whose client has left.
             if not status:
-                error: ServiceError = _ENDED if self._admission.closing else _GONE
+                error: ServiceError = _GONE if await _has_left(receive) else _ENDED
                 context.problem_code = error.code
                 await problem_response(error, context.request_id)(scope, receive, send_with_headers)
             raise
@@ -129,3 +130,13 @@ class RequestContextMiddleware:
                 **context.log_fields,
             },
         )
+
+
+async def _has_left(receive: Receive) -> bool:
+    """Return whether the client has disconnected, without waiting for it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return True
+    return False

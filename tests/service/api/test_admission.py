@@ -7,7 +7,6 @@ import logging
 import socket
 import time
 
-import httpx
 import pytest
 
 from service.api.admission import Admission, Pacer
@@ -167,15 +166,15 @@ def test_no_answer_is_lost_or_exchanged_and_the_counters_add_up(serve_faulty, fa
         def ask(number: int) -> tuple[int, int]:
             kind, width = number % 5, 40 + number % 40
             if kind == 0:
-                response = httpx.post(f"{live.url}/detect?unknown=1", content=images[0], timeout=60)
+                response = live.client.post("/detect?unknown=1", content=images[0])
             elif kind == 1:
-                response = httpx.post(f"{live.url}/detect", content=b"no image", timeout=60)
+                response = live.client.post("/detect", content=b"no image")
             elif kind == 2:
                 with socket.create_connection(address(live)) as connection, contextlib.suppress(OSError):
                     connection.sendall(head("/detect") + bytes(number))
                 return number, 499
             else:
-                response = httpx.post(f"{live.url}/detect", content=images[width - 40], timeout=60)
+                response = live.client.post("/detect", content=images[width - 40])
                 if response.status_code == 200:
                     assert response.json()["boxes"][0][2] == width
             return number, response.status_code

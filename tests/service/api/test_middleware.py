@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -52,20 +52,25 @@ def test_the_log_has_one_line_a_request_and_no_secrets(serve_faulty, encoded, ca
     assert len(text) < 700
 
 
-@pytest.mark.parametrize(("closing", "status"), [(True, 503), (False, 499)])
-async def test_a_request_that_the_server_cancels_is_answered_and_counted_as_what_it_is(closing, status):
+@pytest.mark.parametrize(("connected", "status"), [(True, 503), (False, 499)])
+async def test_a_request_that_the_server_cancels_is_answered_and_counted_as_what_it_is(connected, status):
     started, sent, metrics = asyncio.Event(), [], Metrics()
 
     async def app(scope, receive, send):
         started.set()
         await asyncio.Event().wait()
 
+    async def receive():
+        if connected:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
     async def send(message):
         sent.append(message)
 
-    middleware = RequestContextMiddleware(app, metrics, SimpleNamespace(closing=closing))
+    middleware = RequestContextMiddleware(app, metrics, Mock())
     scope = {"type": "http", "method": "GET", "path": "/slow", "headers": []}
-    request = asyncio.create_task(middleware(scope, asyncio.Event().wait, send))
+    request = asyncio.create_task(middleware(scope, receive, send))
     await started.wait()
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
