@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service.api.admission import Admission
 from service.api.compat import deepstack, huggingface, open_inference
 from service.api.error_handlers import handle_error
 from service.api.handler import ImageHandler
@@ -75,20 +76,22 @@ def create_app(
         redoc_url=None,
     )
     app.state.pipeline = pipeline
-    app.state.handler = ImageHandler(pipeline)
-    for module in (detect, proposals, explain, model, health, docs, web):
-        app.include_router(module.router)
-    for module, enabled in (
+    app.state.handler = handler = ImageHandler(pipeline)
+    compat = (
         (deepstack, settings.deepstack),
         (huggingface, settings.huggingface),
         (open_inference, settings.open_inference),
-    ):
-        if enabled:
-            app.include_router(module.router)
+    )
+    modules = (detect, proposals, explain, model, health, docs, web)
+    routers = [module.router for module in (*modules, *(module for module, enabled in compat if enabled))]
+    for router in routers:
+        app.include_router(router)
     app.mount("/web", web.Files())
     for error in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, handle_error)
-    app.add_middleware(RequestContextMiddleware, metrics=metrics)
+    routes = [route for router in routers for route in router.routes]
+    admission = Admission(settings, pipeline.batcher, handler.keys, routes)
+    app.add_middleware(RequestContextMiddleware, metrics=metrics, admission=admission)
     return app
 
 

@@ -22,7 +22,7 @@ Handler = Annotated[ImageHandler, Depends(_handler)]
 
 def _check_key(request: Request, handler: Handler) -> None:
     if handler.keys is not None:
-        handler.keys.check(request)
+        handler.keys.check(request.headers)
 
 
 RequireKey = Depends(_check_key)

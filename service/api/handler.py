@@ -2,9 +2,10 @@
 
 A route reads the request, turns its options into ``DetectOptions``, infers, and writes the result:
 
-    image_request = await handler.read_request(request, timeout_ms)     authenticate, reserve, read, parse
+    image_request = await handler.read_request(request, timeout_ms)     read and parse
     options = merge(query, image_request.options)
     result = await handler.infer(image_request, options.resolve(...))   while the client is connected
+    body = await handler.write(image_request, ...)                      where it takes long: in a thread or a process
     return handler.respond(request, result, body)                       timings, log, metrics
 
 ``service/inference/pipeline.py`` lists the objects that carry an image from one step to the next.
@@ -56,19 +57,18 @@ class ImageHandler:
         return self.pipeline.info
 
     async def read_request(self, request: Request, timeout_ms: int | None, *, raw: bool = False) -> ImageRequest:
-        """Refuse what can be refused early, then read the body and parse it.
+        """Read the body and parse it.
 
         timeout_ms: from the header ``X-Request-Timeout-Ms``; None for the setting. raw: return the body as the one
         image, whatever its type, for the caller to parse. Raises a ``ServiceError``.
         """
         context, settings = request_context(request), self.settings
         deadline = context.arrived + (timeout_ms or settings.timeout_ms) / 1000
-        if self.keys is not None:
-            context.exit_stack.enter_context(self.keys.limit_concurrency(self.keys.check(request)))
-        self.pipeline.batcher.check_open(deadline)
+        assert context.arriving_body is not None  # every POST route is behind the admission
         take = context.exit_stack.enter_context(self.body_budget.reserve())
         async with enforce_deadline(deadline, "while the body was arriving; send it faster"):
-            body = await read_body(request, settings.max_body_bytes, settings.body_seconds, take)
+            async with context.arriving_body.read():
+                body = await read_body(request, settings.max_body_bytes, settings.body_seconds, take)
             received = time.monotonic()
             content_type = request.headers.get("content-type", "")
             if raw or is_raw(content_type):  # nothing to parse, so no wait for a thread
@@ -86,14 +86,12 @@ class ImageHandler:
     ) -> ImageResult:
         """Run the detector on the request's one image, while its client is connected.
 
-        A drain waits for the result. full_resolution: the response shows the image, and so needs all its
+        full_resolution: the response shows the image, and so needs all its
         pixels. check_size: called with width and height before the image is queued; it may raise. Raises a
         ``ServiceError``.
         """
-        image = only_image(image_request)
-        with self.pipeline.batcher.track_request():
-            work = self.infer_image(image_request, image, options, full_resolution, check_size)
-            return await run_while_connected(image_request.request, work)
+        work = self.infer_image(image_request, only_image(image_request), options, full_resolution, check_size)
+        return await run_while_connected(image_request.request, work)
 
     async def for_each_image(
         self, image_request: ImageRequest, work: Callable[[bytes], Coroutine[Any, Any, T]]
@@ -118,8 +116,7 @@ class ImageHandler:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-        with self.pipeline.batcher.track_request():
-            return await run_while_connected(image_request.request, gather())
+        return await run_while_connected(image_request.request, gather())
 
     async def infer_image(
         self,
@@ -144,6 +141,11 @@ class ImageHandler:
             full_resolution=full_resolution,
             check_size=check,
         )
+
+    async def write(self, image_request: ImageRequest, work: Coroutine[Any, Any, bytes]) -> bytes:
+        """Return the body that ``work`` writes or draws, before the deadline and while the client is connected."""
+        async with enforce_deadline(image_request.deadline, "while the response was being written; ask for less"):
+            return await run_while_connected(image_request.request, work)
 
     def record_timings(self, result: ImageResult) -> dict[str, float]:
         """Return the milliseconds by stage of an image whose response is written, and count it in the metrics.

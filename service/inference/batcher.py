@@ -49,6 +49,7 @@ class Batcher:
         self._draining = False
         self._ended = False
         self.on_failure: Callable[[], None] = lambda: None
+        self.on_closing: Callable[[], None] = lambda: None
 
     @property
     def slots_in_use(self) -> int:
@@ -60,10 +61,20 @@ class Batcher:
         """Return the seconds until a slot is expected to be free, 1 to 60, estimated from the last batches."""
         return self.throughput.retry_after(self._per_device(max(1, self._slots)))
 
+    @property
+    def requests_in_progress(self) -> int:
+        """Return the number of accepted requests that are not answered yet: what a drain waits for."""
+        return self._requests
+
+    @property
+    def closing(self) -> bool:
+        """Return whether nothing new is accepted any more; ``on_closing`` is called when that begins."""
+        return self._draining or not self._alive
+
     @contextlib.contextmanager
     def track_request(self) -> Iterator[None]:
-        """Accept a request, of one image or several: a drain waits for its results. Raises ``Unavailable``."""
-        self._check_serving()
+        """Accept a request, of one image or several: a drain waits until the block ends. Raises ``Unavailable``."""
+        self.check_serving()
         self._requests += 1
         try:
             yield
@@ -85,11 +96,18 @@ class Batcher:
             self._slots -= 1
             self._metrics.queue_depth.set(self._slots)
 
+    def check_serving(self) -> None:
+        """Raise ``Unavailable`` while the service drains, and after a worker has failed."""
+        if self._draining:
+            raise Unavailable("The service is shutting down; send the request to another instance.", retry_after=5)
+        if not self._alive:
+            raise Unavailable(_FAILED, retry_after=10)
+
     def check_open(self, deadline: float = math.inf) -> None:
         """Raise what ``track_request`` and ``reserve_slot`` would, so that a request is refused before its body is
         read.
         """
-        self._check_serving()
+        self.check_serving()
         self._check_slots(deadline)
 
     async def submit(self, task: Task) -> Detections:
@@ -128,8 +146,9 @@ class Batcher:
         await asyncio.gather(*(self._feed(worker) for worker in self._workers))
 
     async def drain(self) -> None:
-        """Accept nothing new, and return when every accepted request has its results."""
+        """Accept nothing new, and return when every accepted request has been answered."""
         self._draining = True
+        self.on_closing()
         while self._requests:
             await asyncio.sleep(0.01)
 
@@ -139,12 +158,6 @@ class Batcher:
 
     def _per_device(self, images: int) -> int:
         return math.ceil(images / len(self._workers))
-
-    def _check_serving(self) -> None:
-        if self._draining:
-            raise Unavailable("The service is shutting down; send the request to another instance.", retry_after=5)
-        if not self._alive:
-            raise Unavailable(_FAILED, retry_after=10)
 
     def _check_slots(self, deadline: float) -> None:
         if self._slots >= self._limits.max_queue:
@@ -219,6 +232,7 @@ class Batcher:
         self._fail(self.queue.take_all())
         self._metrics.ready.set(0)
         self._wake.set()  # so that the feeders of idle devices end too
+        self.on_closing()
         self.on_failure()
 
     @staticmethod

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
-from service.errors import DeadlinePassed, QueueFull
+from service.errors import DeadlinePassed, QueueFull, SlowBody
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,85 @@ class Budget:
             self.reserved -= body_bytes
 
 
+class ArrivingBody:
+    """The body of an admitted request, until all of it is here. began: ``time.monotonic`` seconds."""
+
+    def __init__(self, end: Callable[[ArrivingBody], None]) -> None:
+        self.began = time.monotonic()
+        self._end = end
+        self._given_up = False
+        self._timeout: asyncio.Timeout | None = None
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[None]:
+        """Read the body in the block. Raises ``SlowBody`` where it is given up meanwhile."""
+        try:
+            async with asyncio.timeout(0 if self._given_up else None) as self._timeout:
+                yield
+        except TimeoutError:
+            if not self._given_up:
+                raise
+            raise SlowBody("Of the many bodies that are arriving this one was the slowest; send it faster.") from None
+        finally:
+            self._timeout = None
+            self._end(self)
+
+    def give_up(self) -> None:
+        """End its reading."""
+        self._given_up = True
+        if self._timeout is not None:
+            self._timeout.reschedule(0)
+
+
+class ArrivingBodies:
+    """Bound the requests whose body is still arriving. They hold no slot of the queue, so slow ones cannot fill it.
+
+    At the limit a new request takes the place of the one that has been arriving longest, so slow ones cannot fill this
+    either. Where even that one has come within ``GRACE`` seconds, the new request is refused.
+    """
+
+    GRACE = 2.0
+
+    def __init__(self, limit: int, retry_after: Callable[[], int]) -> None:
+        self._limit = limit
+        self._retry_after = retry_after
+        self._bodies: dict[ArrivingBody, None] = {}  # in order; a dict, to remove from its middle
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+    @contextlib.contextmanager
+    def track(self) -> Iterator[ArrivingBody]:
+        """Count a body until it has been read, or the block ends. Raises ``QueueFull``."""
+        if len(self._bodies) >= self._limit:
+            slowest = next(iter(self._bodies))
+            if time.monotonic() - slowest.began < self.GRACE:
+                raise QueueFull(
+                    f"The bodies of {len(self._bodies)} requests are arriving, which is the limit; "
+                    "try again after the time in Retry-After.",
+                    retry_after=self._retry_after(),
+                )
+            self._remove(slowest)
+            slowest.give_up()
+        body = ArrivingBody(self._remove)
+        self._bodies[body] = None
+        try:
+            yield body
+        finally:
+            self._remove(body)
+
+    def _remove(self, body: ArrivingBody) -> None:
+        self._bodies.pop(body, None)
+
+
 @contextlib.asynccontextmanager
 async def enforce_deadline(deadline: float, activity: str) -> AsyncIterator[None]:
     """Raise ``DeadlinePassed`` where the block is not done by ``deadline`` (``time.monotonic`` seconds).
 
-    A request's deadline is enforced while its body is read and parsed (``api/handler.py``) and its image decoded
-    (``pipeline.py``), here; while it is queued and on the device (``batcher.py``); and a task that is past it is left
-    out of a batch (``queue.py``). A request that cannot be answered in time is refused at once (``batcher.py``). What
-    follows the detector, writing or drawing the response, is not limited.
+    A request's deadline is enforced while its body is read and parsed and its response written (``api/handler.py``)
+    and its image decoded (``pipeline.py``), here; while it is queued and on the device (``batcher.py``); and a task
+    that is past it is left out of a batch (``queue.py``). A request that cannot be answered in time is refused from its
+    head (``batcher.py``).
 
     activity: what was going on and what to do, for the message ("while the body was arriving; send it faster").
     """

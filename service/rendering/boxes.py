@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from service.errors import TooLarge
 
 if TYPE_CHECKING:  # it imports torch
-    from model.structures import Detections, ImageArray, Proposals
+    from model.structures import Detections, ImageArray
 
 Colour = tuple[int, int, int]
 
@@ -71,13 +71,6 @@ def draw_detections(image: ImageArray, detections: Detections) -> Image.Image:
     """Return a copy of ``image`` with ``detections``, coloured by class, each box with its label and score."""
     captions = detection_captions(detections.labels, detections.scores.tolist())
     return draw_boxes(image, detections.boxes.numpy(), captions, detections.class_ids.tolist())
-
-
-def draw_proposals(image: ImageArray, proposals: Proposals) -> Image.Image:
-    """Return a copy of ``image`` with ``proposals``, coloured by level; the best ten have level and objectness."""
-    levels = proposals.levels.tolist()
-    captions = proposal_captions(levels, proposals.objectness.tolist())
-    return draw_boxes(image, proposals.boxes.numpy(), captions, levels)
 
 
 def draw_caption(image: Image.Image, corner: tuple[float, float], caption: str, category: int) -> None:

@@ -6,9 +6,9 @@ from concurrent.futures import Future
 import httpx
 
 
-def send(clients, live, body: bytes, **headers: str) -> "Future[httpx.Response]":
+def send(clients, live, body: bytes, *, path: str = "/detect", **headers: str) -> "Future[httpx.Response]":
     """Send an image from a client of its own, without waiting."""
-    return clients.submit(httpx.post, f"{live.url}/detect", content=body, headers=headers, timeout=30)
+    return clients.submit(httpx.post, f"{live.url}{path}", content=body, headers=headers, timeout=30)
 
 
 def wait_for(condition, seconds: float = 10) -> None:

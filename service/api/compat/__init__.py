@@ -2,24 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from fastapi import Request
-
-from service.api.context import request_context
-
-
-def add_problem_members(members: Callable[[str], dict[str, Any]]) -> Callable[[Request], None]:
-    """Return a dependency that adds members to the problem documents of a router's routes, as its clients expect.
-
-    members: returns them for the error's message.
-    """
-
-    def dependency(request: Request) -> None:
-        request_context(request).problem_members = members
-
-    return dependency
+from collections.abc import Sequence
 
 
 def integer_box(box: Sequence[float], names: Sequence[str]) -> dict[str, int]:

@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
-from service.api.compat import add_problem_members, integer_box
+from service.api.compat import integer_box
+from service.api.context import ProblemMembers
 from service.api.dependencies import Handler, TimeoutMs
 from service.api.openapi import BINARY, any_body, problems
 from service.api.options import DetectionOptions, Fraction, merge, validate
@@ -19,7 +20,7 @@ MIN_CONFIDENCE = 0.4  # DeepStack's default
 MAX_PREDICTIONS = 20  # as many as Frigate's array holds
 
 router = APIRouter(
-    tags=["compat"], dependencies=[Depends(add_problem_members(lambda detail: {"success": False, "error": detail}))]
+    tags=["compat"], dependencies=[Depends(ProblemMembers(lambda detail: {"success": False, "error": detail}))]
 )
 
 

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from service.api.body import parse_json_image
-from service.api.compat import add_problem_members, integer_box
+from service.api.compat import integer_box
+from service.api.context import ProblemMembers
 from service.api.dependencies import Handler, TimeoutMs
 from service.api.openapi import BASE64, BINARY, any_body, problems
 from service.api.options import DetectionOptions, Fraction, option_error, validate
 
-router = APIRouter(tags=["compat"], dependencies=[Depends(add_problem_members(lambda detail: {"error": detail}))])
+router = APIRouter(tags=["compat"], dependencies=[Depends(ProblemMembers(lambda detail: {"error": detail}))])
 
 
 class Parameters(BaseModel):

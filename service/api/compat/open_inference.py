@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
-from service.api.compat import add_problem_members
 from service.api.compat.tensors import (
     HEADER_LENGTH,
     INPUT,
@@ -25,6 +24,7 @@ from service.api.compat.tensors import (
     parse_infer_request,
     write_infer_response,
 )
+from service.api.context import ProblemMembers
 from service.api.dependencies import Handler, RequireKey, TimeoutMs
 from service.api.openapi import BINARY, any_body, problems
 from service.api.options import MAX_IMAGES, DetectionOptions, merge
@@ -32,7 +32,7 @@ from service.errors import NoSuchModel
 from service.inference.pipeline import ImageResult
 
 router = APIRouter(
-    prefix="/v2", tags=["compat"], dependencies=[Depends(add_problem_members(lambda detail: {"error": detail}))]
+    prefix="/v2", tags=["compat"], dependencies=[Depends(ProblemMembers(lambda detail: {"error": detail}))]
 )
 
 
@@ -64,8 +64,8 @@ async def live() -> dict[str, bool]:
 @router.get("/models/{name}/versions/1/ready", include_in_schema=False, dependencies=[CheckModel])
 async def ready(handler: Handler) -> dict[str, bool]:
     """Return 200 while the service accepts requests, and 503 before and after."""
-    with handler.pipeline.batcher.track_request():
-        return {"ready": True}
+    handler.pipeline.batcher.check_serving()
+    return {"ready": True}
 
 
 @router.get(

@@ -17,8 +17,7 @@ from service.api.problems import problem_document
 from service.api.responses import add_timings, detect_response
 from service.api.schemas import BatchResponse, DetectResponse
 from service.errors import BadOption, BadRequest, ServiceError
-from service.inference.pipeline import ImageResult
-from service.rendering.boxes import draw_detections, encode
+from service.rendering.boxes import detection_captions
 
 router = APIRouter(tags=["detection"])
 
@@ -45,7 +44,17 @@ async def detect(
     if media_type is None:
         body = detect_response(result, options, request_context(request).request_id, handler.info.name)
         return handler.respond(request, result, body)
-    body = await handler.pipeline.run_in_thread(_draw, result, media_type)
+    detections = result.detections
+    captions = detection_captions(detections.labels, detections.scores.tolist())
+    drawing = handler.pipeline.images.draw_boxes(
+        result.pixels,
+        detections.boxes.numpy(),
+        captions,
+        detections.class_ids.tolist(),
+        media_type,
+        deadline=image_request.deadline,
+    )
+    body = await handler.write(image_request, drawing)
     return handler.respond(request, result, body, media_type)
 
 
@@ -86,7 +95,3 @@ async def detect_batch(
     context.log_fields.update(images=len(results))
     body = b'{"request_id":%b,"results":[%b]}' % (orjson.dumps(context.request_id), b",".join(results))
     return Response(body, media_type=JSON)
-
-
-def _draw(result: ImageResult, media_type: str) -> bytes:
-    return encode(draw_detections(result.pixels, result.detections), media_type)

@@ -49,7 +49,8 @@ async def explain(
     detect_options = replace(options.thresholds(handler.settings), trace=True)
     result = await handler.infer(image_request, detect_options, check_size=options.check_boxes)
     request_id, model = request_context(request).request_id, handler.info.name
-    body = await handler.pipeline.run_in_thread(_explain, result, options, class_names, request_id, model)
+    writing = handler.pipeline.run_in_thread(_explain, result, options, class_names, request_id, model)
+    body = await handler.write(image_request, writing)
     return handler.respond(request, result, body)
 
 

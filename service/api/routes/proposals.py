@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Coroutine
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -14,9 +15,9 @@ from service.api.openapi import image_body, image_response, problems
 from service.api.options import ProposalOptions, merge
 from service.api.responses import heat_maps, proposals_response, select_proposals
 from service.api.schemas import ProposalsResponse
+from service.images.pool import ImagePool
 from service.inference.pipeline import ImageResult
-from service.rendering.boxes import draw_proposals, encode
-from service.rendering.heatmap import HeatMap, draw_heat_maps
+from service.rendering.boxes import proposal_captions
 
 router = APIRouter(tags=["region proposals"])
 
@@ -47,9 +48,11 @@ async def proposals(
     assert trace is not None
     if media_type is None:
         request_id, model = request_context(request).request_id, handler.info.name
-        body = await handler.pipeline.run_in_thread(_write, result, trace, options, request_id, model)
+        writing = handler.pipeline.run_in_thread(_write, result, trace, options, request_id, model)
+        body = await handler.write(image_request, writing)
         return handler.respond(request, result, body)
-    body = await handler.pipeline.run_in_thread(_draw, result, trace, options, media_type)
+    drawing = _draw(handler.pipeline.images, result, trace, options, media_type, image_request.deadline)
+    body = await handler.write(image_request, drawing)
     return handler.respond(request, result, body, media_type)
 
 
@@ -57,8 +60,12 @@ def _write(result: ImageResult, trace: Trace, options: ProposalOptions, request_
     return proposals_response(result, trace, options, request_id, model)
 
 
-def _draw(result: ImageResult, trace: Trace, options: ProposalOptions, media_type: str) -> bytes:
+def _draw(
+    images: ImagePool, result: ImageResult, trace: Trace, options: ProposalOptions, media_type: str, deadline: float
+) -> Coroutine[Any, Any, bytes]:
     if options.view == "objectness":
-        maps = [HeatMap(map.level, map.values.numpy(), map.origin, map.step) for map in heat_maps(trace, options)]
-        return encode(draw_heat_maps(result.pixels, maps), media_type)
-    return encode(draw_proposals(result.pixels, select_proposals(trace, options).proposals), media_type)
+        return images.draw_heat_maps(result.pixels, heat_maps(trace, options), media_type, deadline=deadline)
+    proposals = select_proposals(trace, options).proposals
+    levels = proposals.levels.tolist()
+    captions = proposal_captions(levels, proposals.objectness.tolist())
+    return images.draw_boxes(result.pixels, proposals.boxes.numpy(), captions, levels, media_type, deadline=deadline)

@@ -1,13 +1,20 @@
-"""The steps of an image route: timings, several images, many clients."""
+"""The steps of an image route: timings, several images, many clients, deadlines of what follows the detector."""
 
+import dataclasses
 import io
 import json
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from PIL import Image
+
+from service.api.routes import explain, proposals
+from tests.service.conftest import FaultyDetector
+from tests.service.exchange import check_problem, send, wait_for
 
 STAGES = ("decode", "queue", "transform", "backbone", "rpn", "roi_head", "postprocess", "serialize")
 
@@ -68,3 +75,36 @@ def test_a_batch_request_is_not_refused_for_having_more_images_than_the_queue(se
         results = live.client.post("/detect/batch", files=[("image", small)] * 20).json()["results"]
         assert len(results) == 20
         assert all("boxes" in result for result in results)
+
+
+@pytest.fixture
+def blocked_writing(monkeypatch) -> Iterator[threading.Event]:
+    """Let the writing of /proposals and /explain wait until the event is set."""
+    event, without_trace = threading.Event(), FaultyDetector._detections
+    traced = lambda *arguments: dataclasses.replace(without_trace(*arguments), trace=object())  # noqa: E731
+    monkeypatch.setattr(FaultyDetector, "_detections", staticmethod(traced))
+    for module, name in ((proposals, "_write"), (explain, "_explain")):
+        monkeypatch.setattr(module, name, lambda *_: b"{}" if event.wait(20) else b"")
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize(("route", "options"), [("/proposals", {}), ("/explain", {"boxes": "[[1, 1, 9, 9]]"})])
+def test_a_response_that_is_not_written_by_the_deadline_is_504(serve_faulty, small, blocked_writing, route, options):
+    with serve_faulty() as live:
+        headers = {"X-Request-Timeout-Ms": "1500"}
+        response = live.client.post(route, files={"image": small}, data=options, headers=headers)
+        check_problem(response, 504, "written")
+        assert response.json()["code"] == "deadline_passed"
+        blocked_writing.set()
+
+
+def test_a_drain_waits_until_the_response_is_written(serve_faulty, clients, small, blocked_writing):
+    with serve_faulty() as live:
+        batcher = live.app.state.pipeline.batcher
+        response = send(clients, live, small, path="/proposals")
+        wait_for(lambda: live.metric("frcnn_batch_size_count") == 1 and batcher.slots_in_use == 0)
+        assert batcher.requests_in_progress == 1
+        blocked_writing.set()
+        assert response.result().status_code == 200
+        wait_for(lambda: batcher.requests_in_progress == 0)

@@ -1,8 +1,14 @@
 """The middleware: security headers, request id, log, unexpected failures."""
 
+import asyncio
 import json
 import logging
+from unittest.mock import Mock
 
+import pytest
+
+from service.api.middleware import RequestContextMiddleware
+from service.metrics import Metrics
 from service.server.logging import JsonFormatter, TextFormatter
 
 
@@ -44,3 +50,32 @@ def test_the_log_has_one_line_a_request_and_no_secrets(serve_faulty, encoded, ca
     assert "\n" not in text
     assert "secret-key" not in text + json.dumps(entry)
     assert len(text) < 700
+
+
+@pytest.mark.parametrize(("connected", "status"), [(True, 503), (False, 499)])
+async def test_a_request_that_the_server_cancels_is_answered_and_counted_as_what_it_is(connected, status):
+    started, sent, metrics = asyncio.Event(), [], Metrics()
+
+    async def app(scope, receive, send):
+        started.set()
+        await asyncio.Event().wait()
+
+    async def receive():
+        if connected:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    middleware = RequestContextMiddleware(app, metrics, Mock())
+    scope = {"type": "http", "method": "GET", "path": "/slow", "headers": []}
+    request = asyncio.create_task(middleware(scope, receive, send))
+    await started.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == status
+    counted = metrics.registry.get_sample_value("frcnn_requests_total", {"route": "other", "status": str(status)})
+    assert counted == 1

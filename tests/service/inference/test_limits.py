@@ -1,9 +1,11 @@
-"""Throughput, batch size and bytes of bodies."""
+"""Throughput, batch size, bytes of bodies and their number."""
+
+import asyncio
 
 import pytest
 
-from service.errors import QueueFull
-from service.inference.limits import BatchSizeLimit, Budget, Throughput
+from service.errors import QueueFull, SlowBody
+from service.inference.limits import ArrivingBodies, BatchSizeLimit, Budget, Throughput
 
 
 def test_retry_after_is_measured():
@@ -91,3 +93,34 @@ def test_a_single_body_may_be_over_the_limit_of_all():
         with budget.reserve() as reserve_second, pytest.raises(QueueFull):
             reserve_second(1)
     assert budget.reserved == 0
+
+
+async def test_at_the_limit_of_arriving_bodies_a_new_one_replaces_the_slowest(monkeypatch):
+    bodies = ArrivingBodies(2, lambda: 1)
+    with bodies.track() as slow, bodies.track() as second:
+        reading = asyncio.create_task(read_forever(slow))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull), bodies.track():
+            pass  # the slowest has come just now
+        monkeypatch.setattr(ArrivingBodies, "GRACE", 0.0)
+        with bodies.track():
+            with pytest.raises(SlowBody, match="faster"):
+                await reading
+            assert len(bodies) == 2
+        with bodies.track(), bodies.track(), pytest.raises(SlowBody):  # given up before its reading began
+            await read_forever(second)
+    assert len(bodies) == 0
+
+
+async def test_a_body_that_has_been_read_counts_no_longer():
+    bodies = ArrivingBodies(1, lambda: 1)
+    with bodies.track() as first:
+        async with first.read():
+            pass
+        with bodies.track():
+            assert len(bodies) == 1
+
+
+async def read_forever(body) -> None:
+    async with body.read():
+        await asyncio.Event().wait()
