@@ -147,7 +147,7 @@ def bmps(side: int) -> Iterator[Case]:
     full = (b"\xff\1" * (side // 255 + 1) + row) * side
     yield "BMP, RLE8, a run of no pixel for each", bmp_rle(side, 1, b"\0\2\0\0" * pixels + full), 1
     yield "BMP, RLE4, long runs", bmp_rle(side, 2, (b"\xff\1" * (side // 255 + 1) + row) * side), 1
-    yield "BMP, RLE4, literal", bmp_rle(side, 2, (b"\0\xfe" + bytes(128)) * (pixels // 254) + b"\xff\1"), 1
+    yield "BMP, RLE4, literal", bmp_rle(side, 2, (b"\0\xfe" + bytes(128)) * (pixels // 254 + 1)), 1
 
 
 def bmp_rle(side: int, compression: int, body: bytes) -> bytes:

@@ -30,10 +30,10 @@ _NANOSECOND = 1e-9
 # Bytes a pixel of libwebp's canvases and frames, and what Pillow copies of them; nanoseconds a pixel.
 _WEBP_BYTES, _WEBP_SECONDS = 16.0, 90 * _NANOSECOND
 _GIF_SECONDS = 30 * _NANOSECOND
-_BMP_SECONDS = 15 * _NANOSECOND
+_BMP_SECONDS = 22 * _NANOSECOND
 # Pillow's run-length decoder is in Python: it fills the rest of a row by the pixel, and reads runs of two bytes.
-_RLE_SECONDS, _RLE_BYTE_SECONDS = 150 * _NANOSECOND, 250 * _NANOSECOND
-_TIFF_SECONDS = {"raw": 15 * _NANOSECOND, "lzma": 300 * _NANOSECOND}
+_RLE_SECONDS, _RLE_BYTE_SECONDS = 300 * _NANOSECOND, 450 * _NANOSECOND
+_TIFF_SECONDS = {"raw": 22 * _NANOSECOND, "lzma": 300 * _NANOSECOND}
 _TIFF_COMPRESSED_SECONDS = 60 * _NANOSECOND
 _TIFF_PART_SECONDS = 30e-6
 _CONVERT_SECONDS = {"LAB": 150 * _NANOSECOND, "I": 60 * _NANOSECOND, "F": 60 * _NANOSECOND, "CMYK": 25 * _NANOSECOND}
@@ -90,7 +90,7 @@ def pillow_cost(image: ImageFile, file_bytes: int, layout: TiffLayout | None) ->
     samples = {"1": 0, "P": 1, "L": 1, "I;16": 1, "LA": 2, "RGB": 3}.get(image.mode, 4)
     sample_bytes = samples * (2 if image.tile and ";16" in str(image.tile[0].args) else 1)
     if image.format == "PNG":
-        seconds += pixels * (15 + 15 * sample_bytes) * _NANOSECOND
+        seconds += pixels * (20 + 16 * sample_bytes) * _NANOSECOND
     elif image.format == "GIF":
         seconds += pixels * _GIF_SECONDS
     elif image.format == "BMP" and image.info.get("compression") in (1, 2):
@@ -112,14 +112,14 @@ def pillow_cost(image: ImageFile, file_bytes: int, layout: TiffLayout | None) ->
 def draw_cost(height: int, width: int, media_type: str) -> DecodeCost:
     """Return what drawing on uint8 [height, width, 3] and encoding as ``media_type`` take.
 
-    Counted are the pixels that are drawn on, Pillow's copy of them, that in grey and colours of a heat map, and the
-    encoded file.
+    Counted are the pixels that are drawn on, Pillow's image of them, and the encoded file, which is copied once: of a
+    JPEG half a byte for each pixel, of a PNG 1.7, which is twice a photograph's.
     """
     pixels = height * width
-    held = _RGB * pixels + 2 * _image_bytes(height, width, 4)
-    held += pixels * (2 if media_type == "image/jpeg" else 8)  # the file, as it grows and as it is returned
+    held = _RGB * pixels + _image_bytes(height, width, 4)
+    file = round(pixels * (0.5 if media_type == "image/jpeg" else 1.7))
     seconds = 2.0 + pixels * (100 if media_type == "image/jpeg" else 200) * _NANOSECOND
-    return DecodeCost(BASE_BYTES + held, seconds)
+    return DecodeCost(BASE_BYTES + held + 2 * file, seconds)
 
 
 def _image_bytes(height: int, width: int, pixel: int) -> int:

@@ -56,7 +56,9 @@ def draw_heat_maps(image: ImageArray, maps: Sequence[HeatMap]) -> Image.Image:
 def _draw_tile(image: ImageArray, heat_map: HeatMap, scale: float) -> Image.Image:
     height, width = image.shape[:2]
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    tile = Image.fromarray(image).resize(size)
+    tile = Image.fromarray(image)
+    if tile.size != size:
+        tile = tile.resize(size)
     # In bands, so that the values, colours and opacities of all pixels are never in memory together.
     rows = max(1, BAND_PIXELS // size[0])
     columns = min(size[0], BAND_PIXELS)
