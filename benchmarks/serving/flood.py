@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -46,6 +46,7 @@ class Counts:
     """
 
     counting: bool = False
+    answered: list[float] = field(default_factory=list)  # when each answer came, also while nothing is counted
     statuses: Counter[int] = field(default_factory=Counter)
     lost: int = 0  # connections that ended with a request unanswered
     seconds: list[float] = field(default_factory=list)
@@ -118,6 +119,8 @@ class Client(asyncio.Protocol):
     def _respond(self) -> None:
         """Count the response, and send the next request."""
         assert self._transport is not None
+        if self._status == 200:
+            self._counts.answered.append(time.perf_counter())
         if self._counts.counting:
             self._counts.statuses[self._status] += 1
             seconds = self._counts.seconds if self._status == 200 else self._counts.refused_seconds
@@ -171,13 +174,14 @@ async def _load(
     counts.counting = False
     elapsed = time.perf_counter() - begin
     server_cpu, own_cpu = cpu_seconds(server) - server_cpu, time.process_time() - own_cpu
+    await _wait_for_answer(counts, begin + elapsed)
     others_cpu = max(0.0, busy_seconds() - all_cpu - server_cpu - own_cpu)
     for client in clients:
         client.stop()
     await asyncio.sleep(0.1)
     answered = counts.statuses[200]
     return {
-        "answered_per_s": answered / elapsed,
+        "answered_per_s": answer_rate(counts.answered, begin, begin + elapsed),
         "refused_per_s": (sum(counts.statuses.values()) - answered) / elapsed,
         "statuses": {str(status): count for status, count in sorted(counts.statuses.items())},
         "lost": counts.lost,
@@ -190,6 +194,24 @@ async def _load(
         "answers_per_cpu_s": answered / max(1e-9, server_cpu),
         "server_mib": resident_mib(server),
     }
+
+
+async def _wait_for_answer(counts: Counts, after: float) -> None:
+    """Wait until an answer has come after that time, for at most 15 seconds."""
+    while time.perf_counter() < after + 15 and not (counts.answered and counts.answered[-1] >= after):
+        await asyncio.sleep(0.05)
+
+
+def answer_rate(answered: Sequence[float], begin: float, end: float) -> float:
+    """Return the answers a second, from the first after ``begin`` to the first after ``end``.
+
+    Answers come in batches. So the time begins and ends with a batch; otherwise one batch more or less would count.
+    """
+    first = next((moment for moment in answered if moment >= begin), None)
+    last = next((moment for moment in answered if moment >= end), None)
+    if first is None or last is None or last <= first:
+        return 0.0
+    return sum(first <= moment < last for moment in answered) / (last - first)
 
 
 def cpu_seconds(pid: int) -> float:
