@@ -14,7 +14,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
 
 from fastapi.routing import APIRoute
 from starlette._utils import get_route_path
@@ -36,15 +35,20 @@ _DISCARDED_BYTES = 256 * 1024  # of the body of a request whose error waits; wha
 
 
 class Pacer:
-    """Let a burst pass at once, and what is above the rate later, in the order of arrival."""
+    """Let a burst pass at once, and what is above the rate later, in the order of arrival.
+
+    Those that have waited pass in groups, one each ``TICK`` seconds. An error in a group costs less than half of the
+    processor time that it costs alone, and the detector's threads are interrupted less often.
+    """
 
     RATE = 50.0  # a second
     BURST = 50
+    TICK = 0.5
 
     def __init__(self) -> None:
         self._tokens = float(self.BURST)
         self._updated = time.monotonic()
-        self._waiting: dict[asyncio.Future[None], None] = {}  # in order; a dict, to remove from its middle
+        self._waiting: dict[asyncio.Future[None], float] = {}  # in order, each with its last moment
         self._timer: asyncio.TimerHandle | None = None
 
     def pass_at_once(self) -> bool:
@@ -55,10 +59,13 @@ class Pacer:
         self._tokens -= 1
         return True
 
-    def turn(self) -> asyncio.Future[None]:
-        """Return a future that is done when the caller may pass; cancel it to give the turn up."""
+    def turn(self, deadline: float) -> asyncio.Future[None]:
+        """Return a future that is done when the caller may pass; cancel it to give the turn up.
+
+        deadline: ``time.monotonic`` seconds; the turn comes with the last group before it at the latest.
+        """
         future = asyncio.get_running_loop().create_future()
-        self._waiting[future] = None
+        self._waiting[future] = deadline
         future.add_done_callback(lambda _: self._waiting.pop(future, None))
         self._start_timer()
         return future
@@ -76,17 +83,18 @@ class Pacer:
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            seconds = max(0.0, 1 - self._tokens) / self.RATE
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._let_pass)
+            self._timer = asyncio.get_running_loop().call_later(self.TICK, self._let_pass)
 
     def _let_pass(self) -> None:
         self._timer = None
         self._refill()
-        for future in list(islice(self._waiting, int(self._tokens))):
-            del self._waiting[future]
-            if not future.done():  # as one is for a moment whose client has just left
-                future.set_result(None)
-                self._tokens -= 1
+        next_tick = self._updated + self.TICK
+        for future, deadline in list(self._waiting.items()):
+            if self._tokens >= 1 or deadline <= next_tick:
+                del self._waiting[future]
+                if not future.done():  # as one is for a moment whose client has just left
+                    future.set_result(None)
+                    self._tokens = max(0.0, self._tokens - 1)
         if self._waiting:
             self._start_timer()
 
@@ -145,13 +153,13 @@ class Admission:
         context.delayed = True
         self._count_delayed(context.problem_code or str(status))
         delay = self.MAX_DELAY_CLOSING if self._batcher.closing else self.MAX_DELAY
-        turn, body = pacer.turn(), asyncio.ensure_future(_discard_body(scope, receive))
+        now = time.monotonic()
+        deadline = min(now + delay, context.deadline)
+        turn = pacer.turn(deadline)
+        body = asyncio.ensure_future(_discard_body(scope, receive))
         try:
-            await asyncio.wait(
-                {turn, body},
-                timeout=max(0.0, min(delay, context.deadline - time.monotonic())),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            timeout = max(0.0, deadline - now)
+            await asyncio.wait({turn, body}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if body.done():
                 raise ClientGone("The client closed the connection before its response.")
         finally:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import socket
 import time
 
@@ -197,7 +198,7 @@ async def test_those_that_wait_pass_in_their_order_and_one_that_gives_up_takes_n
     pacer, passed = Pacer(), []
     assert pacer.pass_at_once()
     assert not pacer.pass_at_once()
-    turns = [pacer.turn() for _ in range(4)]
+    turns = [pacer.turn(math.inf) for _ in range(4)]
     for number, turn in enumerate(turns):
         turn.add_done_callback(lambda _, number=number: passed.append(number))
     turns[1].cancel()
@@ -209,8 +210,17 @@ async def test_at_the_end_all_pass(monkeypatch):
     monkeypatch.setattr(Pacer, "BURST", 0)
     monkeypatch.setattr(Pacer, "RATE", 0.001)
     pacer = Pacer()
-    turns = [pacer.turn() for _ in range(3)]
+    turns = [pacer.turn(math.inf) for _ in range(3)]
     turns[0].cancel()
     pacer.let_all_pass()
     assert [turn.cancelled() for turn in turns] == [True, False, False]
     assert all(turn.done() for turn in turns)
+
+
+async def test_those_whose_deadline_is_near_pass_with_the_next_group(no_burst, monkeypatch):
+    monkeypatch.setattr(Pacer, "TICK", 0.05)
+    pacer = Pacer()
+    patient, urgent = pacer.turn(math.inf), pacer.turn(time.monotonic() + 0.1)
+    await asyncio.wait_for(urgent, timeout=20)
+    assert not patient.done()
+    patient.cancel()
