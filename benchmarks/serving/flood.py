@@ -29,6 +29,7 @@ import psutil
 
 from benchmarks.lib import machine, results
 from benchmarks.lib.images import cat_jpeg
+from benchmarks.lib.markers import fill_file
 from benchmarks.lib.service import running_service
 
 Behaviour = Literal["keep", "reconnect", "heed"]
@@ -351,6 +352,8 @@ def main() -> None:
     arguments = parser.parse_args()
     result = measure(arguments)
     results.write_json(arguments.out, result)
+    if arguments.out.parent == results.RESULTS:
+        fill_file(results.ROOT / "docs/overload.md", "flood", "\n".join(table.markdown() for table in tables(result)))
     for table in tables(result):
         table.print()
     best = best_rate(result)

@@ -39,6 +39,7 @@ from typing import Any
 from benchmarks.lib import machine, results
 from benchmarks.lib.hostile_case import KEY, Case, photograph, post
 from benchmarks.lib.hostile_requests import KINDS, cases
+from benchmarks.lib.markers import fill_file
 from benchmarks.lib.process_tree import memory_mib, processor_seconds
 from benchmarks.lib.raw_http import Address, AnswerReader, Exchange, exchange
 from benchmarks.lib.service import running_service
@@ -374,6 +375,8 @@ def main() -> None:
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     results.write_json(arguments.out, result)
+    if arguments.out.parent == results.RESULTS:
+        fill_file(results.ROOT / "docs/overload.md", "hostile", "\n".join(table.markdown() for table in tables(result)))
     for table in tables(result):
         table.print()
     broken = sum(bool(row.broken) for row in rows)
