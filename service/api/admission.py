@@ -114,7 +114,7 @@ class Admission:
         # A body takes a while to arrive, and holds no slot of the queue meanwhile: so more of them than slots.
         self._arriving_bodies = ArrivingBodies(max(64, 4 * settings.max_queue), lambda: batcher.retry_after)
         # Each kind on its own: a flood without keys does not delay what clients with a key are told.
-        self._unauthorized, self._busy, self._others = Pacer(), Pacer(), Pacer()
+        self._unauthorized, self._busy, self._admitted, self._others = Pacer(), Pacer(), Pacer(), Pacer()
         self._delayed: Counter[str] = Counter()
         batcher.on_closing = self._let_all_pass
 
@@ -146,7 +146,7 @@ class Admission:
         The wait ends at the request's deadline, or after ``MAX_DELAY``. What arrives of the body meanwhile is
         discarded. Raises ``ClientGone`` where the client disconnects.
         """
-        pacer = self._pacer(status, scope["method"])
+        pacer = self._pacer(status, scope["method"], context.arriving_body is not None)
         if pacer is None or pacer.pass_at_once():
             return
         context.exit_stack.close()  # nothing that is reserved is needed for the error
@@ -174,15 +174,17 @@ class Admission:
             return int(text) / 1000
         return self._timeout_ms / 1000
 
-    def _pacer(self, status: int, method: str) -> Pacer | None:
+    def _pacer(self, status: int, method: str, admitted: bool) -> Pacer | None:
         if status == 401:
             return self._unauthorized
         if status in (429, 503):
             return self._busy if method == "POST" else None  # a probe of /readyz never waits
-        return self._others if 400 <= status < 500 and status != ClientGone.status else None
+        if not 400 <= status < 500 or status == ClientGone.status:
+            return None
+        return self._admitted if admitted else self._others
 
     def _let_all_pass(self) -> None:
-        for pacer in (self._unauthorized, self._busy, self._others):
+        for pacer in (self._unauthorized, self._busy, self._admitted, self._others):
             pacer.let_all_pass()
 
     def _count_delayed(self, reason: str) -> None:

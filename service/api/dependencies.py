@@ -7,11 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from service.api.handler import ImageHandler
-from service.api.options import MAX_TIMEOUT_MS, check_query
+from service.api.options import MAX_TIMEOUT_MS
 
 
 def _handler(request: Request) -> ImageHandler:
-    check_query(request.scope["query_string"])
     handler = request.app.state.handler
     assert isinstance(handler, ImageHandler)
     return handler

@@ -86,9 +86,9 @@ class ImageHandler:
     ) -> ImageResult:
         """Run the detector on the request's one image, while its client is connected.
 
-        full_resolution: the response shows the image, and so needs all its
-        pixels. check_size: called with width and height before the image is queued; it may raise. Raises a
-        ``ServiceError``.
+        full_resolution: the response shows the image, and so needs all its pixels; it counts among the images in
+        progress until the response is written. check_size: called with width and height before the image is queued; it
+        may raise. Raises a ``ServiceError``.
         """
         work = self.infer_image(image_request, only_image(image_request), options, full_resolution, check_size)
         return await run_while_connected(image_request.request, work)
@@ -138,7 +138,7 @@ class ImageHandler:
             options,
             deadline=image_request.deadline,
             received=image_request.received,
-            full_resolution=full_resolution,
+            keep=request_context(image_request.request).exit_stack if full_resolution else None,
             check_size=check,
         )
 

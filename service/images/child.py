@@ -62,7 +62,8 @@ class ImageProcess:
             popen.kill()
             _, stderr = popen.communicate()
             channel.close()
-            reason = _last_line(stderr) or f"it did nothing for {START_SECONDS:g} s"
+            timed_out = isinstance(error, TimeoutError)
+            reason = _last_line(stderr) or (f"it did nothing for {START_SECONDS:g} s" if timed_out else "it was ended")
             raise StartError(f"A process that decodes images could not be started: {reason}.") from error
         finally:
             os.close(slots)

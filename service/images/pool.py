@@ -109,10 +109,15 @@ class Reply(NamedTuple):
 
 @dataclass(eq=False)
 class _Job:
-    """A job in line or in a process. work: ``decode`` or ``draw``. bytes: reserved. deadline: monotonic seconds."""
+    """A job in line or in a process.
+
+    work: ``decode`` or ``draw``. bytes: reserved. large: over what decoding is first tried with, in memory or processor
+    time. deadline: monotonic seconds.
+    """
 
     work: str
     bytes: int
+    large: bool
     deadline: float
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
@@ -123,10 +128,6 @@ class _Job:
         loop = asyncio.get_running_loop()
         self.turn: asyncio.Future[ImageProcess] = loop.create_future()
         self.reply: asyncio.Future[Reply] = loop.create_future()
-
-    @property
-    def large(self) -> bool:
-        return self.bytes > SMALL_BYTES
 
 
 class ImagePool:
@@ -330,9 +331,13 @@ class ImagePool:
         while True:
             if time.monotonic() >= deadline:
                 raise DeadlinePassed(_DEADLINE[work])
-            job = _Job(work, cost.bytes, deadline)
+            job = _Job(work, cost.bytes, cost.bytes > SMALL_BYTES or cost.seconds > ALLOWANCE.seconds, deadline)
             process = await self._take_turn(job)
             files = await self._write(process, data, data_bytes)
+            if self._working.get(process) is not job:  # it has ended meanwhile
+                close_all(files)
+                job.reply.cancel()
+                continue
             try:
                 process.channel.send(message | {"slot": process.free_slot()}, files)
             except OSError:  # it has ended since it was last used
@@ -409,7 +414,12 @@ class ImagePool:
         return not needs_memory or working.count(False) == 0
 
     def _free(self, process: ImageProcess, last: bool = False) -> None:
-        """Take a process back from its job, for the next one; the last one was its last if it has grown."""
+        """Take a process back from its job, for the next one; the last one was its last if it has grown.
+
+        A process that is ending is left to ``_bury``.
+        """
+        if process not in self._working:
+            return
         job = self._working.pop(process)
         self._reserved -= job.bytes
         if job.timer is not None:
@@ -477,7 +487,10 @@ class ImagePool:
             return
         finally:
             close_all(files)
-        self._free(process, last=bool(message.get("last")))
+        if job.killed_for:  # it is dying, and the reply came just before
+            self._end(process)
+        else:
+            self._free(process, last=bool(message.get("last")))
         if job.reply.done():  # its caller has left
             return
         if failure is not None:
@@ -519,7 +532,9 @@ class ImagePool:
         self._idle.append(process)
 
     def _end(self, process: ImageProcess) -> None:
-        """Bury a process that has ended or will end, and start another in its place."""
+        """Bury a process that has ended or will end, and start another in its place; once for each."""
+        if process in self._ending:
+            return
         self._loop.remove_reader(process.channel.fileno())
         if process in self._idle:
             self._idle.remove(process)

@@ -57,8 +57,8 @@ from service.rendering.heatmap import HeatMap, draw_heat_maps
 
 # Address space that a job may take beyond its estimate: malloc's heap, libraries' tables, the data in Python's bytes.
 _SLACK_BYTES = 64 * 2**20
-# Processor time that a job may take: three times its estimate, and two seconds, since the kernel counts whole seconds.
-_SLACK_SECONDS, _SLACK_FACTOR = 2, 3
+# Processor time that a job may take: three times its estimate, and one to two seconds: the kernel counts whole seconds.
+_SLACK_SECONDS, _SLACK_FACTOR = 1, 3
 # A process whose own memory has grown by more than this is replaced: a library leaks, or its heap has gaps.
 _GROWTH_BYTES = 128 * 2**20
 # Limits of memory are rounded up to this, so that jobs of the same kind have the same limit, which is then set once for

@@ -110,23 +110,33 @@ class Batcher:
         self.check_serving()
         self._check_slots(deadline)
 
-    async def submit(self, task: Task) -> Detections:
-        """Queue ``task`` and wait for its result; call it inside ``reserve_slot``.
+    @contextlib.contextmanager
+    def reserve_pixels(self, count: int) -> Iterator[None]:
+        """Hold the pixels of one decoded image, inside ``reserve_slot``, for as long as they are in memory.
 
-        Cancelling drops the task if its batch has not begun. Raises ``QueueFull``, ``DeadlinePassed``,
-        ``Unavailable``; for this image alone ``ImageFailed``, ``OutOfMemory`` or ``NotFinite``.
+        Raises ``QueueFull`` over the limit of all images; where there is no other, one of any size is accepted.
         """
-        if not self._alive:  # a worker died while the image was being decoded: the task would have no result
-            raise Unavailable(_FAILED, retry_after=10)
-        # Where nothing is in progress, an image of any size is accepted.
-        if self._pixels and self._pixels + task.pixels > self._limits.max_queue_pixels:
+        if self._pixels and self._pixels + count > self._limits.max_queue_pixels:
             raise QueueFull(
                 "The images in progress have as many pixels as the limit allows; try again after the time in "
                 "Retry-After, or send a smaller image.",
                 retry_after=self.retry_after,
             )
+        self._pixels += count
+        try:
+            yield
+        finally:
+            self._pixels -= count
+
+    async def submit(self, task: Task) -> Detections:
+        """Queue ``task`` and wait for its result; call it inside ``reserve_slot`` and ``reserve_pixels``.
+
+        Cancelling drops the task if its batch has not begun. Raises ``DeadlinePassed``, ``Unavailable``; for this image
+        alone ``ImageFailed``, ``OutOfMemory`` or ``NotFinite``.
+        """
+        if not self._alive:  # a worker died while the image was being decoded: the task would have no result
+            raise Unavailable(_FAILED, retry_after=10)
         self.queue.add(task)
-        self._pixels += task.pixels
         self._wake.set()
         try:
             async with asyncio.timeout(task.deadline - time.monotonic()):
@@ -138,7 +148,6 @@ class Batcher:
             ) from None
         finally:
             task.result.cancel()
-            self._pixels -= task.pixels
             self.queue.discard(task)
 
     async def run(self) -> None:

@@ -169,20 +169,21 @@ class Pipeline:
         *,
         deadline: float,
         received: float,
-        full_resolution: bool = False,
+        keep: contextlib.ExitStack | None = None,
         check_size: Callable[[int, int], None] = lambda width, height: None,
     ) -> ImageResult:
         """Decode ``image``, queue it, and return what the detector found; call it inside ``Batcher.track_request``.
 
-        deadline, received: ``time.monotonic`` seconds. full_resolution: the caller shows the image, and so needs all
-        its pixels. check_size: called with the image's width and height before it is queued; it may raise. Raises a
-        ``ServiceError``.
+        deadline, received: ``time.monotonic`` seconds. keep: the caller shows the image, and so needs all its pixels;
+        the image counts among those in progress until it closes this stack. check_size: called with the image's width
+        and height before it is queued; it may raise. Raises a ``ServiceError``.
         """
         # With exact canvases every pixel is decoded: they exist for comparisons with torchvision.
         canvases = self.info.canvases
-        canvas_for = None if full_resolution or not canvases else self.worker.detector.canvas_for
+        canvas_for = None if keep is not None or not canvases else self.worker.detector.canvas_for
         max_pixels = self.settings.max_pixels
-        with self.batcher.reserve_slot(deadline):
+        with contextlib.nullcontext(keep) if keep is not None else contextlib.ExitStack() as reserved:
+            reserved.enter_context(self.batcher.reserve_slot(deadline))
             pixels, (height, width) = await self.images.decode(
                 image, max_pixels=max_pixels, canvas_for=canvas_for, canvases=canvases, deadline=deadline
             )
@@ -191,6 +192,7 @@ class Pipeline:
             options = replace(options, full_size=(height, width))
             canvas = self.worker.detector.canvas_for(height, width)
             task = Task(pixels, options, canvas, deadline)
+            reserved.enter_context(self.batcher.reserve_pixels(task.pixels))
             detections = await self.batcher.submit(task)
         # Each stage begins where the previous one ends, so that they add up to the total.
         seconds = {"decode": queued - received, "queue": task.started - queued, **detections.timings}

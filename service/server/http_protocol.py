@@ -23,7 +23,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import fcntl
 import logging
+import sys
+import termios
 import time
 import urllib.parse
 import uuid
@@ -147,6 +150,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if not self.transport.is_closing() and not self._stopped:
+            self._start_next()
+            self.flow.resume_reading()
         self._update_timer()
 
     def shutdown(self) -> None:
@@ -211,9 +217,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._in_head, self._in_body = False, True
         self._head_bytes = self._body_bytes = self._chunks = self._framing_bytes = self._trailer_bytes = 0
         self._unanswered.append(cycle)
-        if len(self._unanswered) == 1:
-            self._start_asgi_task(cycle, self.app)
-        else:
+        self._start_next()
+        if not cycle.started:
             self.flow.pause_reading()
         self._update_timer()
 
@@ -249,10 +254,20 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._unanswered.clear()
             self._end()
             return
-        self.flow.resume_reading()
-        if self._unanswered:
-            self._start_asgi_task(self._unanswered[0], self.app)
+        self._start_next()
+        if not self._unanswered or self._unanswered[0].started:
+            self.flow.resume_reading()
         self._update_timer()
+
+    def _start_next(self) -> None:
+        """Start the next request, but not while the client does not read: it would hold what it reserves."""
+        if self._unanswered and not self._unanswered[0].started and not self.flow.write_paused:
+            self._unanswered[0].started = True
+            self._start_asgi_task(self._unanswered[0], self.app)
+
+    def received_body_bytes(self, cycle: _Cycle) -> int:
+        """Return the bytes that have arrived of the body of ``cycle``, a request whose body is incomplete."""
+        return self._body_bytes if cycle is self.cycle else 0
 
     def fail(self, cycle: _Cycle, error: ServiceError) -> None:
         """Report ``error`` in place of the app's response, and close the connection."""
@@ -376,7 +391,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._cancel_timer()
         self._timed_state, self._since = state, self.loop.time()
         if state is State.UNREAD:
-            self._unsent_bytes = self.transport.get_write_buffer_size()
+            self._unsent_bytes = self._count_unsent()
         self._start_timer()
 
     def _start_timer(self) -> None:
@@ -395,9 +410,20 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _count_unsent(self) -> int:
+        """Return the bytes that the client has not taken yet.
+
+        Those in the kernel count: it takes megabytes from the transport at once, and gives them to the client slowly.
+        """
+        unsent = self.transport.get_write_buffer_size()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or no socket
+            number = self.transport.get_extra_info("socket").fileno()
+            unsent += int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return unsent
+
     def _on_timer(self) -> None:
         if self._timed_state is State.UNREAD:
-            unsent = self.transport.get_write_buffer_size()
+            unsent = self._count_unsent()
             if self._unsent_bytes - unsent < self.UNREAD_BYTES:
                 _warn("a connection is closed: the client does not read")
                 self.transport.abort()
@@ -419,13 +445,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 class _Cycle(RequestResponseCycle):
     """One request and its response. What the app leaves undone is answered as a problem, never in plain text.
 
-    closes: the connection ends after this response; the protocol ends it then, so that a client that is still sending
-    can read the response.
+    started: whether the app has been called. closes: the connection ends after this response; the protocol ends it
+    then, so that a client that is still sending can read the response.
     """
 
     protocol: LimitedHttpProtocol
     body: bytearray
     closes = False
+    started = False
 
     async def run_asgi(self, app: ASGI3Application) -> None:
         """Call the app."""
@@ -445,10 +472,18 @@ class _Cycle(RequestResponseCycle):
 
     async def send(self, message: ASGISendEvent) -> None:
         """Write a part of the response."""
+        if message["type"] == "http.response.start" and self.more_body and not self._rest_is_short():
+            self.keep_alive = False  # the client is told: it must not send another request behind such a body
         if message["type"] == "http.response.body" and not self.keep_alive:
             # The head with `Connection: close` is written. uvicorn would close the connection itself.
             self.keep_alive, self.closes = True, True
         await super().send(message)
+
+    def _rest_is_short(self) -> bool:
+        """Return whether what is left of the body is announced, and may be discarded."""
+        length = dict(self.scope["headers"]).get(b"content-length", b"")
+        limit = self.protocol.LINGER_BYTES
+        return length.isdigit() and int(length) - self.protocol.received_body_bytes(self) <= limit
 
     def close_when_complete(self) -> None:
         """Make the connection end after this response."""

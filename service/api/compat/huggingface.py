@@ -38,7 +38,7 @@ async def object_detection(request: Request, handler: Handler, timeout_ms: Timeo
     """Send the image, and optionally `threshold` in `parameters`: by default 0.5, as in Hugging Face's pipelines."""
     image_request = await handler.read_request(request, timeout_ms, raw=True)
     parameters = Parameters()
-    if request.headers.get("content-type", "").startswith("application/json"):
+    if request.headers.get("content-type", "").lower().startswith("application/json"):
         image, parameters = await handler.pipeline.run_in_thread(_parse_json, image_request.images[0])
         image_request = replace(image_request, images=(image,))
     options = DetectionOptions(score_threshold=parameters.threshold)

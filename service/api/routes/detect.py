@@ -70,7 +70,7 @@ async def detect_batch(
 ) -> Response:
     """Send up to 32 file fields `image`. Each gets a result as of `/detect` or a problem, in their order."""
     image_request = await handler.read_request(request, timeout_ms)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise BadRequest("Send the images as multipart/form-data, each in a file field `image`.")
     if len(image_request.images) > MAX_IMAGES:
         raise BadOption(
