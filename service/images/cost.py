@@ -36,6 +36,11 @@ _RLE_SECONDS, _RLE_BYTE_SECONDS = 300 * _NANOSECOND, 450 * _NANOSECOND
 _TIFF_SECONDS = {"raw": 22 * _NANOSECOND, "lzma": 300 * _NANOSECOND}
 _TIFF_COMPRESSED_SECONDS = 60 * _NANOSECOND
 _TIFF_PART_SECONDS = 30e-6
+_PNG_ROW_SECONDS = 70 * _NANOSECOND
+# A pass of a JPEG, for each pixel. It needs hardly any bytes: refinement of zeros, or data that has ended.
+_PASS_SECONDS, _ARITHMETIC_PASS_SECONDS = 2 * _NANOSECOND, 5 * _NANOSECOND
+_ORDINARY_PASSES = 16
+_PNG_ROW_BUFFERS = 5  # of the encoder: the row, the one before, and what filters make of it
 _CONVERT_SECONDS = {"LAB": 150 * _NANOSECOND, "I": 60 * _NANOSECOND, "F": 60 * _NANOSECOND, "CMYK": 25 * _NANOSECOND}
 _ALPHA_SECONDS = 25 * _NANOSECOND
 
@@ -55,14 +60,18 @@ class DecodeCost:
 def jpeg_cost(header: JpegHeader, passes: int, file_bytes: int, part: int) -> DecodeCost:
     """Return what decoding a JPEG at one ``part``-th of its size takes.
 
-    passes: the number of its scans. Memory is that of Pillow, which decodes what makes libjpeg warn.
+    passes: the number of its scans. Memory is that of Pillow, which decodes what makes libjpeg warn, for a second time:
+    this is counted for passes that ordinary files do not have.
     """
     pixels = header.width * header.height
     height, width = -(-header.height // part), -(-header.width // part)
     held = _image_bytes(height, width, 4) * (2 if part > 1 else 1) + _RGB * height * width
     if header.buffered:
         held += round(2 * header.coefficients * pixels * 1.1)
-    seconds = pixels * (7 + passes / 2) * _NANOSECOND + file_bytes * (60 if header.buffered else 20) * _NANOSECOND
+    slow = header.buffered or header.arithmetic
+    seconds = pixels * 7 * _NANOSECOND + file_bytes * (60 if slow else 20) * _NANOSECOND
+    counted = passes + max(0, passes - _ORDINARY_PASSES)
+    seconds += pixels * counted * (_ARITHMETIC_PASS_SECONDS if header.arithmetic else _PASS_SECONDS)
     if header.components == 4:
         seconds += pixels * _CONVERT_SECONDS["CMYK"]
     return DecodeCost(BASE_BYTES + held + 3 * file_bytes, BASE_SECONDS + seconds)
@@ -90,7 +99,7 @@ def pillow_cost(image: ImageFile, file_bytes: int, layout: TiffLayout | None) ->
     samples = {"1": 0, "P": 1, "L": 1, "I;16": 1, "LA": 2, "RGB": 3}.get(image.mode, 4)
     sample_bytes = samples * (2 if image.tile and ";16" in str(image.tile[0].args) else 1)
     if image.format == "PNG":
-        seconds += pixels * (20 + 16 * sample_bytes) * _NANOSECOND
+        seconds += pixels * (20 + 16 * sample_bytes) * _NANOSECOND + image.height * _PNG_ROW_SECONDS
     elif image.format == "GIF":
         seconds += pixels * _GIF_SECONDS
     elif image.format == "BMP" and image.info.get("compression") in (1, 2):
@@ -103,8 +112,7 @@ def pillow_cost(image: ImageFile, file_bytes: int, layout: TiffLayout | None) ->
         compression = str(image.info.get("compression"))
         if compression != "raw":
             held += round(1.3 * max(4, sample_bytes) * layout.part_pixels)
-        stored = max(pixels, layout.part_pixels)
-        seconds += stored * _TIFF_SECONDS.get(compression, _TIFF_COMPRESSED_SECONDS)
+        seconds += layout.stored_pixels * _TIFF_SECONDS.get(compression, _TIFF_COMPRESSED_SECONDS)
         seconds += layout.parts * _TIFF_PART_SECONDS
     return DecodeCost(BASE_BYTES + held + 3 * file_bytes, BASE_SECONDS + seconds)
 
@@ -113,10 +121,12 @@ def draw_cost(height: int, width: int, media_type: str) -> DecodeCost:
     """Return what drawing on uint8 [height, width, 3] and encoding as ``media_type`` take.
 
     Counted are the pixels that are drawn on, Pillow's image of them, and the encoded file, which is copied once: of a
-    JPEG half a byte for each pixel, of a PNG 1.7, which is twice a photograph's.
+    JPEG half a byte for each pixel, of a PNG 1.7, which is twice a photograph's. The encoder of PNG holds some rows.
     """
     pixels = height * width
     held = _RGB * pixels + _image_bytes(height, width, 4)
+    if media_type != "image/jpeg":
+        held += _PNG_ROW_BUFFERS * _RGB * width
     file = round(pixels * (0.5 if media_type == "image/jpeg" else 1.7))
     seconds = 2.0 + pixels * (100 if media_type == "image/jpeg" else 200) * _NANOSECOND
     return DecodeCost(BASE_BYTES + held + 2 * file, seconds)

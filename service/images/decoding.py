@@ -30,7 +30,9 @@ if TYPE_CHECKING:  # it imports torch
 
 # A progressive JPEG stores each pixel in about ten passes, and is decoded in as many. A pass may be a few bytes long,
 # so a malicious file can hold thousands, each of which takes as long to decode as a whole image.
-MAX_PASSES = 16
+MAX_PASSES = 16  # of an image of ``max_pixels``; of smaller ones more
+MAX_SCANS = 100  # of any image
+MAX_STORED = 4  # for each pixel of ``max_pixels``, pixels of tiles that reach out of the image
 MAX_READS = 300_000  # Pillow reads a header in pieces, each a call; the file of a large image needs a few thousand
 PARTS = (8, 4, 2)  # a JPEG may be decoded at an eighth, a quarter or a half
 
@@ -151,8 +153,9 @@ class _JpegFile:
         self.width, self.height = self._header.width, self._header.height
         self.orientation = self._header.orientation
         _check_size(self.width, self.height, max_pixels)
-        self._passes = jpeg.count_passes(data)
-        if self._passes * self.width * self.height > MAX_PASSES * max_pixels:
+        most = min(MAX_SCANS, MAX_PASSES * max_pixels // (self.width * self.height))
+        self._passes = jpeg.count_passes(data, self._header, most)
+        if self._passes > most:
             raise BadImage("The image is stored in more passes than any program writes; save it again.")
 
     def cost(self, part: int) -> DecodeCost:
@@ -202,6 +205,11 @@ class _PillowFile:
                 raise TooLarge(
                     f"The image is stored in tiles of {self._layout.part_pixels} pixels, over the limit of "
                     f"{max_pixels}; save it with smaller tiles."
+                )
+            if self._layout.stored_pixels > MAX_STORED * max_pixels:
+                raise TooLarge(
+                    f"The tiles of the image have {self._layout.stored_pixels} pixels in all, far more than the "
+                    "image; save it with smaller tiles."
                 )
 
     def cost(self, part: int) -> DecodeCost:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # it imports torch
 MAX_SEGMENTS = 100_000
 _MARKER = re.compile(rb"\xff([\x01-\xfe])")  # any number of 0xff bytes may precede a marker (B.1.1.2)
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_START_OF_SCAN = 0xDA
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+# In a scan's data, 0xff is followed by 0 if it is data, by D0 to D7 if the decoder restarts, and may be repeated.
+_MARKER_IN_DATA = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _WITHOUT_LENGTH = frozenset((*range(0xD0, 0xDA), *range(0xF0, 0xFE), 0xC8))
 # Of the application segments only JFIF's and Adobe's say how the pixels are to be understood.
 _METADATA = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
@@ -37,7 +39,8 @@ class JpegHeader:
     """What the segments before the first scan say.
 
     width, height: pixels, as stored. components: 1, 3 or 4. orientation: EXIF 2.32, tag 274.
-    buffered: whether all coefficients are held until the last scan has been read. coefficients: for each pixel, 1 for
+    buffered: whether all coefficients are held until the last scan has been read. arithmetic: whether the coding is
+    arithmetic, which is slow, and not Huffman's. coefficients: for each pixel, 1 for
     grey and from 1.5 to 4 for colours. segments: (start, end) of those that matter to the pixels; the first scan starts
     where the last of them ends.
     """
@@ -47,6 +50,7 @@ class JpegHeader:
     components: int
     orientation: int
     buffered: bool
+    arithmetic: bool
     coefficients: float
     segments: tuple[tuple[int, int], ...]
 
@@ -83,15 +87,34 @@ def read_header(data: bytes) -> JpegHeader:
         if marker not in _METADATA:
             segments.append((match.start(), end))
         offset = end
-    raise BadImage("The image has more segments than any program writes; save it again.")
+    raise _too_many_segments()
 
 
-def count_passes(data: bytes) -> int:
-    """Return the number of scans of a JPEG, with those of a thumbnail in its metadata.
+def _too_many_segments() -> BadImage:
+    return BadImage("The image has more segments than any program writes; save it again.")
 
-    In the image's own data the two bytes occur only at the start of a scan (B.1.1.5).
+
+def count_passes(data: bytes, header: JpegHeader, most: int) -> int:
+    """Return the number of scans of a JPEG, or ``most`` + 1 if there are more.
+
+    Like libjpeg it skips segments by their length, and what belongs to no segment (B.1.1.5), and stops at the end of
+    the image, behind which there may be another, or a video.
     """
-    return data.count(b"\xff\xda")
+    passes, offset = 1, header.segments[-1][1]
+    for _ in range(MAX_SEGMENTS):
+        match = _MARKER_IN_DATA.search(data, offset)
+        if match is None:
+            return passes
+        marker, offset = match[1][0], match.end()
+        if marker == _END_OF_IMAGE:
+            return passes
+        if marker == _START_OF_SCAN:
+            passes += 1
+            if passes > most:
+                return passes
+        if marker >= 0xC0 and marker not in _WITHOUT_LENGTH:
+            offset += max(2, int.from_bytes(data[offset : offset + 2], "big"))
+    raise _too_many_segments()
 
 
 def decode_jpeg(data: bytes, header: JpegHeader, part: int, pixels: ImageArray) -> None:
@@ -159,6 +182,7 @@ def _describe(
         components=components,
         orientation=read_orientation(info),
         buffered=marker & 3 == 2 or scan_components < components,
+        arithmetic=marker > 0xC8,
         coefficients=sum(h * v for h, v in factors) / max(1, most),
         segments=segments,
     )

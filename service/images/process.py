@@ -147,6 +147,8 @@ def _do(job: Mapping[str, Any], files: list[int], shared: mmap.mmap) -> Reply:
     except MemoryError:
         return {"failure": "memory"}, []
     except Exception as error:
+        if isinstance(error, OSError) and str(error).startswith("out of memory"):  # of Pillow's encoders
+            return {"failure": "memory"}, []
         return {"failure": f"{type(error).__name__}: {error}"[:500]}, []
 
 

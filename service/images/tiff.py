@@ -28,11 +28,13 @@ class TiffLayout(NamedTuple):
     """How the pixels are stored.
 
     parts: strips or tiles, in all planes. part_pixels: pixels of the largest of them, which a decoder holds at once,
-    and which may be more than the image has. turned: whether Pillow turns the image, in a copy.
+    and which may be more than the image has. stored_pixels: pixels of all parts of a plane: parts may reach out of the
+    image, and are decoded in full. turned: whether Pillow turns the image, in a copy.
     """
 
     parts: int
     part_pixels: int
+    stored_pixels: int
     turned: bool
 
 
@@ -68,10 +70,12 @@ def read_layout(image: TiffImageFile) -> TiffLayout:
     if not all(isinstance(side, int) and side > 0 for side in (part_width, part_height)):
         raise ValueError("invalid tile dimensions")
     planes = tags.get(277, 1) if tags.get(284, 1) == 2 else 1
-    parts = -(-width // part_width) * -(-height // part_height) * planes
+    parts_of_plane = -(-width // part_width) * -(-height // part_height)
+    parts = parts_of_plane * planes
     if parts > MAX_PARTS:
         raise BadImage("The image has more strips or tiles than any program writes; save it again.")
-    return TiffLayout(parts, part_width * part_height, tags.get(274, 1) != 1)
+    part_pixels = part_width * part_height
+    return TiffLayout(parts, part_pixels, parts_of_plane * part_pixels, tags.get(274, 1) != 1)
 
 
 def take_orientation(image: TiffImageFile) -> int:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.errors import TooLarge
+from service.errors import BadImage, TooLarge
 from service.images.cost import MAX_SECONDS, draw_cost
-from service.images.decoding import open_image
+from service.images.decoding import MAX_SCANS, open_image
 from tests.service import corpus
 
 BUDGET = 512 * 2**20  # the default of ``image_memory_bytes``
@@ -107,3 +107,42 @@ def test_memory_is_at_least_that_of_the_image_and_its_pixels():
         image = Image.fromarray(rng.integers(0, 256, (90, 70, 3), dtype=np.uint8)).convert(mode)
         cost = open_image(save(image, "PNG"), max_pixels=MAX_PIXELS).cost(None)
         assert cost.bytes > 90 * 70 * (3 + (1 if mode in "LP" else 4))
+
+
+def with_passes(count: int, frame: bytes, width: int, height: int) -> bytes:
+    """Return a progressive JPEG of ``count`` scans without data."""
+    data = enlarged(save(SMALL, "JPEG", progressive=True), "JPEG", width, height)
+    start = data.index(b"\xff\xda")
+    scan = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\x10"
+    return data[:start].replace(b"\xff\xc2", frame) + scan * count + b"\xff\xd9"
+
+
+def test_progressive_jpegs_of_50_megapixels_and_the_largest_file_are_decoded():
+    image = open_image(with_passes(10, b"\xff\xc2", 8660, 5774) + bytes(32 * 2**20), max_pixels=MAX_PIXELS)
+    assert 3 < image.cost(None).seconds < MAX_SECONDS
+
+
+@pytest.mark.parametrize(("frame", "nanoseconds"), [(b"\xff\xc2", 2.7), (b"\xff\xca", 4.9)])
+def test_passes_without_data_take_what_was_measured_for_both_decoders(frame, nanoseconds):
+    few, many = (open_image(with_passes(n, frame, 1000, 1000), max_pixels=MAX_PIXELS).cost(None) for n in (20, 100))
+    assert nanoseconds < (many.seconds - few.seconds) / 80 * 1e3 < 3 * nanoseconds
+
+
+def test_more_passes_than_any_program_writes_are_refused_in_small_images_too():
+    open_image(with_passes(MAX_SCANS, b"\xff\xc2", 16, 16), max_pixels=MAX_PIXELS)
+    with pytest.raises(BadImage, match="more passes than any program writes"):
+        open_image(with_passes(MAX_SCANS + 1, b"\xff\xc2", 16, 16), max_pixels=MAX_PIXELS)
+
+
+def test_the_rows_of_a_png_take_time():
+    tall, wide = (
+        open_image(enlarged(save(SMALL.convert("1"), "PNG"), "PNG", *size), max_pixels=MAX_PIXELS).cost(None).seconds
+        for size in ((1, 29_000_000), (29_000_000, 1))
+    )
+    assert tall > 2.2
+    assert tall - wide == pytest.approx(29_000_000 * 70e-9, rel=0.01)
+
+
+def test_the_encoder_of_png_holds_rows():
+    wide, tall = (draw_cost(height, 25_000_000 // height, "image/png").bytes for height in (1, 5000))
+    assert wide - tall > 14 * 25_000_000

@@ -1,6 +1,7 @@
 """Decoding: every format becomes RGB as shown, and damaged bytes are refused."""
 
 import io
+import mmap
 import struct
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import BadImage, ServiceError, TooLarge, UnsupportedImage
+from service.images import process
 from service.images.decoding import decode, decode_image
 from service.images.formats import sniff_format
 from tests.service import corpus
@@ -271,3 +273,17 @@ BEGINNINGS = sorted({body[:length] for body in INTACT.values() for length in (0,
 @given(st.sampled_from(BEGINNINGS), st.binary(max_size=400))
 def test_any_bytes_after_the_beginning_of_an_image_are_an_image_or_a_problem(beginning, noise):
     status_of(beginning + noise)
+
+
+def test_a_photograph_with_a_video_behind_it_is_decoded():
+    photograph = INTACT["JPEG"]
+    video = photograph + b"\xff\xda" * 200_000
+    assert np.array_equal(decode(video, max_pixels=10**6), decode(photograph, max_pixels=10**6))
+
+
+def test_no_memory_for_an_encoder_is_reported_as_such(monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError("out of memory when writing image file")
+
+    monkeypatch.setattr(process, "_JOBS", {"draw_boxes": fail})
+    assert process._do({"op": "draw_boxes"}, [], mmap.mmap(-1, 1)) == ({"failure": "memory"}, [])

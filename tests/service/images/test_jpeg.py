@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from service.errors import BadImage
 from service.images.convert import as_stored
-from service.images.jpeg import MAX_SEGMENTS, decode_jpeg, read_header
+from service.images.jpeg import MAX_SEGMENTS, count_passes, decode_jpeg, read_header
 
 DATA = Path(os.environ.get("FRCNN_DATA", Path(__file__).parents[4] / "shared/data"))
 SEGMENT = b"\xff\xe1" + struct.pack(">H", 18) + b"Exif\0\0" + b"x" * 10
@@ -136,3 +137,42 @@ def test_padding_of_a_marker_is_skipped():
 def test_a_header_without_end_is_refused(length):
     with pytest.raises(ValueError, match=r"header|image data"):
         read_header(save(noise(64, 48))[:length])
+
+
+def passes(data: bytes, most: int = 100) -> int:
+    return count_passes(data, read_header(data), most)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}])
+def test_passes_are_the_scans_of_the_image_alone(options):
+    thumbnail = save(noise(16, 16))
+    data = save(noise(64, 48), exif=b"Exif\0\0" + thumbnail, **options)
+    expected = 10 if "progressive" in options else 1
+    scan = b"\xff\xda\0\x02"
+    assert passes(data) == expected
+    assert passes(data + scan * 200) == expected, "a video or another image behind it"
+    assert passes(data[:-2] + b"\xff\xfe\0\x0a" + scan * 2 + data[-2:]) == expected, "a comment"
+    assert passes(data[:-2]) == expected
+    assert passes(data[:-2] + scan * 3 + data[-2:]) == expected + 3
+    assert passes(data[:-2] + scan * 200 + data[-2:]) == 101
+
+
+@pytest.mark.parametrize("data", [b"\xff\xd3" * 3_000_000, b"\xff" * 1_000_000, b"\xff\0" * 1_000_000])
+def test_restarts_padding_and_data_are_skipped_in_linear_time(data):
+    image = save(noise(64, 48))
+    start = read_header(image).segments[-1][1]
+    before = time.process_time()
+    assert passes(image[:start] + data + b"\xff\xda\0\x02" + image[start:]) == 2
+    assert time.process_time() - before < 1
+
+
+def test_too_many_segments_between_scans_are_refused():
+    image = save(noise(64, 48))
+    with pytest.raises(BadImage, match="segments"):
+        passes(image[:-2] + b"\xff\xfe\0\x02" * MAX_SEGMENTS)
+
+
+def test_the_header_says_whether_the_coding_is_arithmetic():
+    data = save(noise(64, 48), progressive=True)
+    assert not read_header(data).arithmetic
+    assert read_header(data.replace(b"\xff\xc2", b"\xff\xca", 1)).arithmetic

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -84,3 +85,44 @@ def test_an_orientation_in_xmp_is_applied(orientation):
     shown = decode(file.getvalue(), max_pixels=10)
     assert np.array_equal(shown, decode(tagged.getvalue(), max_pixels=10))
     assert shown.shape[:2] == ((3, 2) if orientation > 4 else (2, 3))
+
+
+def tiled(width: int, height: int, tile_width: int, tile_height: int) -> bytes:
+    """Return a grey TIFF whose tiles share their data."""
+    tiles = -(-width // tile_width) * -(-height // tile_height)
+    data = zlib.compress(bytes(tile_width * tile_height))
+    start = 8 + 2 + 12 * 10 + 4
+    entries = [(256, 4, 1, width), (257, 4, 1, height), GREY[2], (259, 3, 1, 8), *GREY[4:]]
+    entries += [(322, 4, 1, tile_width), (323, 4, 1, tile_height)]
+    if tiles == 1:
+        return tiff([*entries, (324, 4, 1, start), (325, 4, 1, len(data))], data)
+    entries += [(324, 4, tiles, start), (325, 4, tiles, start + 4 * tiles)]
+    arrays = [start + 8 * tiles] * tiles + [len(data)] * tiles
+    return tiff(entries, struct.pack(f"<{2 * tiles}I", *arrays) + data)
+
+
+def test_all_pixels_of_tiles_that_reach_out_of_the_image_are_counted():
+    narrow, wide = (
+        open_image(tiled(16, 16 * 40, width, 16), max_pixels=64_000_000).cost(None).seconds for width in (16, 16_384)
+    )
+    assert wide - narrow == pytest.approx(40 * 16 * (16_384 - 16) * 60e-9)
+
+
+def test_tiles_with_far_more_pixels_than_the_image_may_have_are_refused():
+    with pytest.raises(TooLarge, match="in all, far more than the image"):
+        open_image(tiled(16, 16 * 300, 1024, 16), max_pixels=1_000_000)
+
+
+@pytest.mark.parametrize("size", [(100, 70), (256, 256), (300, 517)])
+def test_ordinary_tiles_are_decoded(size):
+    assert not decode(tiled(*size, 128, 128), max_pixels=200_000).any()
+
+
+def test_the_planes_of_a_tiff_are_not_each_counted_as_an_image():
+    file = io.BytesIO()
+    Image.new("RGB", (300, 200)).save(file, "TIFF", compression="tiff_adobe_deflate")
+    together = open_image(file.getvalue(), max_pixels=60_000)
+    file = io.BytesIO()
+    Image.new("RGB", (300, 200)).save(file, "TIFF", compression="tiff_adobe_deflate", tiffinfo={284: 2})
+    apart = open_image(file.getvalue(), max_pixels=60_000)
+    assert apart.cost(None).seconds < 1.2 * together.cost(None).seconds
