@@ -1,5 +1,6 @@
 """The steps of an image route: timings, several images, many clients, deadlines of what follows the detector."""
 
+import asyncio
 import dataclasses
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from service.api.routes import explain, proposals
+from service.images.pool import ImagePool
 from tests.service.conftest import FaultyDetector
 from tests.service.exchange import check_problem, send, wait_for
 
@@ -68,6 +70,25 @@ def test_an_image_that_is_drawn_on_is_decoded_in_full(service, chelsea):
     for route in ("/detect", "/proposals"):
         drawn = service.client.post(route, content=file.getvalue(), headers={"Accept": "image/jpeg"})
         assert Image.open(io.BytesIO(drawn.content)).size == (1804, 1200)
+
+
+def test_an_image_counts_among_those_in_progress_until_it_is_drawn(serve_faulty, clients, large, monkeypatch):
+    begun, drawn = threading.Event(), threading.Event()
+
+    async def draw_boxes(*_, **__):
+        begun.set()
+        while not drawn.is_set():
+            await asyncio.sleep(0.01)
+        return b"drawn"
+
+    monkeypatch.setattr(ImagePool, "draw_boxes", draw_boxes)
+    with serve_faulty(max_queue_pixels=20_000) as live:  # the canvas of one such image has 16,384
+        first = send(clients, live, large, Accept="image/png")
+        assert begun.wait(10)
+        check_problem(live.detect(large), 429, "pixels")
+        drawn.set()
+        assert first.result().content == b"drawn"
+        assert live.detect(large).status_code == 200
 
 
 def test_a_batch_request_is_not_refused_for_having_more_images_than_the_queue(serve_faulty, small):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from unittest.mock import Mock
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from service.api.middleware import RequestContextMiddleware
 from service.metrics import Metrics
 from service.server.logging import JsonFormatter, TextFormatter
+from tests.service.exchange import check_problem
 
 
 def test_every_response_has_security_headers_and_an_id(service, cat_jpeg):
@@ -69,7 +71,7 @@ async def test_a_request_that_the_server_cancels_is_answered_and_counted_as_what
         sent.append(message)
 
     middleware = RequestContextMiddleware(app, metrics, Mock())
-    scope = {"type": "http", "method": "GET", "path": "/slow", "headers": []}
+    scope = {"type": "http", "method": "GET", "path": "/slow", "query_string": b"", "headers": []}
     request = asyncio.create_task(middleware(scope, receive, send))
     await started.wait()
     request.cancel()
@@ -79,3 +81,16 @@ async def test_a_request_that_the_server_cancels_is_answered_and_counted_as_what
     assert sent[0]["status"] == status
     counted = metrics.registry.get_sample_value("frcnn_requests_total", {"route": "other", "status": str(status)})
     assert counted == 1
+
+
+def test_cookies_reach_no_route_since_parsing_them_may_take_long(service):
+    started = time.process_time()
+    response = service.client.get("/livez", headers={"Cookie": 'a="' + '\\"' * 25_000 + '"'})
+    assert response.status_code == 200
+    assert time.process_time() - started < 1
+
+
+def test_a_query_of_many_options_is_refused_on_every_route(service):
+    names = "&".join(map(str, range(1000)))
+    for path in ("/livez", "/model", "/nothing"):
+        check_problem(service.client.get(f"{path}?{names}"), 422, "query")

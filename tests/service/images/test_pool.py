@@ -537,3 +537,25 @@ async def test_the_metrics_count_processes_and_waiting_jobs(stage):
         assert pool.metric("frcnn_image_jobs_waiting") == 3
         await play_on(stage, tasks)
         assert pool.metric("frcnn_image_processes", state="idle") == 2
+
+
+async def test_a_process_that_ends_while_its_job_is_written_is_replaced_and_the_job_done_by_another(
+    encoded, monkeypatch
+):
+    async with opened(1) as pool:
+        write, killed = pool._write, []
+
+        async def write_slowly(process, data, data_bytes):
+            files = await write(process, data, data_bytes)
+            if not killed:
+                killed.append(process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+                await until(lambda: process not in pool._working)
+            return files
+
+        monkeypatch.setattr(pool, "_write", write_slowly)
+        pixels, size = await decode(pool, encoded((40, 30)))
+        assert size == pixels.shape[:2]
+        assert killed
+        await until(lambda: not pool._ending)
+        assert pool._reserved == 0

@@ -178,7 +178,7 @@ def test_at_the_end_unread_responses_are_dropped_and_unanswered_requests_get_503
         unread, waiting = (stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2))
         unread.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
         waiting.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_for(lambda: len(server.server_state.tasks) == 2)
+        wait_for(lambda: server.server_state.total_requests == 1 and len(server.server_state.tasks) == 1)
         server.should_exit = True
         response = http.client.HTTPResponse(waiting)
         response.begin()
