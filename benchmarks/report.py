@@ -53,7 +53,6 @@ RESULTS = (
     Result("startup", "Seconds from the start of the process to the first answer", "serving.startup"),
     Result("memory", "Resident memory over thousands of mixed requests", "serving.memory"),
     Result("decode-process", "A JPEG decoded in a process of its own against a thread", "serving.decode_process"),
-    Result("decode-cost", "Memory and processor time of decoding and drawing, by kind of file", "serving.decode_cost"),
     Result("decode", "JPEG decoded at a reduced size: detections; memory over broken files", "serving.decoding"),
     Result("overload", "Answers and refusals by load", "serving.overload", document="overload.md"),
     Result("hostile", "Hostile requests: what other clients notice", "serving.hostile", document="overload.md"),

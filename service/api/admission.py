@@ -102,7 +102,7 @@ class Pacer:
 class Admission:
     """The checks of a POST request before its body is read, and the pace of errors. There is one for each app."""
 
-    MAX_DELAY = 10.0  # seconds that an error waits
+    MAX_DELAY = 20.0  # seconds that an error waits
     MAX_DELAY_CLOSING = 1.0  # the same while the service ends
 
     def __init__(self, settings: Settings, batcher: Batcher, keys: KeyRing | None, routes: Iterable[BaseRoute]) -> None:
