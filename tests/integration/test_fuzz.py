@@ -1,4 +1,4 @@
-"""Some seconds of `benchmarks.serving.fuzz`: random files for the decoding processes, and random bytes for the HTTP front.
+"""Seconds of `benchmarks.serving.fuzz`: random files for the decoding processes, random bytes for the HTTP front.
 
 For longer: `python -m benchmarks.serving.fuzz images --seconds 600` and `... fuzz http --seconds 600`.
 """
