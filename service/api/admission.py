@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from fastapi.routing import APIRoute
-from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope
 
 from service.api.auth import KeyRing
 from service.api.context import ProblemMembers, RequestContext
+from service.api.numbers import whole_number
 from service.api.options import MAX_TIMEOUT_MS
 from service.errors import ClientGone
 from service.inference.batcher import Batcher
@@ -124,7 +124,7 @@ class Admission:
         In this order: the API key, the limit of its requests, the drain, the queue. An address that has no POST route
         is left to the routing.
         """
-        path = get_route_path(scope)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         route = next((route for route in self._routes if route.path_regex.match(path)), None)
         if route is None:
             return
@@ -169,10 +169,10 @@ class Admission:
 
     def _timeout_seconds(self, headers: Headers) -> float:
         """Return the seconds that the client allows. What is wrong in the header is reported once it is routed."""
-        text = headers.get("x-request-timeout-ms", "")
-        if text.isdecimal() and len(text) <= len(str(MAX_TIMEOUT_MS)) and 1 <= int(text) <= MAX_TIMEOUT_MS:
-            return int(text) / 1000
-        return self._timeout_ms / 1000
+        milliseconds = whole_number(headers.get("x-request-timeout-ms", ""), MAX_TIMEOUT_MS + 1)
+        if milliseconds is None or not 1 <= milliseconds <= MAX_TIMEOUT_MS:
+            milliseconds = self._timeout_ms
+        return milliseconds / 1000
 
     def _pacer(self, status: int, method: str, admitted: bool) -> Pacer | None:
         if status == 401:

@@ -1,7 +1,7 @@
 """What decoding and drawing cost: peak memory and processor time, by format and mode.
 
-Images, files and pixels are counted as they are; what decoders need beside them, and the times, are those that
-``python -m benchmarks.serving.decode_cost`` measures, times 1.3.
+Images, files and pixels are counted as they are. What decoders need beside them, and the times, are upper estimates;
+``python -m benchmarks.serving.decode_cost`` prints them beside what is measured.
 """
 
 from __future__ import annotations

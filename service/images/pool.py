@@ -39,6 +39,7 @@ from service.errors import (
 from service.images.channel import SLOT_BYTES, ChannelClosed, close_all, map_or_copy, memory_file, write_all
 from service.images.child import ImageProcess, StartProcesses
 from service.images.cost import DecodeCost, draw_cost
+from service.rendering.boxes import MAX_JPEG_SIDE
 
 if TYPE_CHECKING:  # they import torch
     from model import structures
@@ -59,7 +60,6 @@ _LEAST_SECONDS = 0.25  # that a job gets although its deadline has passed: start
 _RETRY_SECONDS = 1.0  # after a process that could not be started
 _END_SECONDS = 10.0  # for the last threads
 _COPY_IN_THREAD = 2**20  # bytes; copying so many takes a fifth of a millisecond
-_JPEG_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
 _ERRORS = {error.code: error for error in (BadImage, BadRequest, TooLarge, UnsupportedImage)}
 _KILLED: Mapping[tuple[str, str], tuple[type[ServiceError], str]] = {
@@ -299,9 +299,9 @@ class ImagePool:
         deadline: float,
     ) -> bytes:
         height, width = pixels.shape[:2]
-        if media_type == "image/jpeg" and max(height, width) > _JPEG_SIDE:
+        if media_type == "image/jpeg" and max(height, width) > MAX_JPEG_SIDE:
             raise TooLarge(
-                f"The image is {width} x {height} pixels, and a JPEG has at most {_JPEG_SIDE} on a side; "
+                f"The image is {width} x {height} pixels, and a JPEG has at most {MAX_JPEG_SIDE} on a side; "
                 "ask for image/png or JSON."
             )
         message |= {"height": height, "width": width, "media_type": media_type}

@@ -208,10 +208,10 @@ class ArrivingBodies:
 async def enforce_deadline(deadline: float, activity: str) -> AsyncIterator[None]:
     """Raise ``DeadlinePassed`` where the block is not done by ``deadline`` (``time.monotonic`` seconds).
 
-    A request's deadline is enforced while its body is read and parsed and its response written (``api/handler.py``)
-    and its image decoded (``pipeline.py``), here; while it is queued and on the device (``batcher.py``); and a task
-    that is past it is left out of a batch (``queue.py``). A request that cannot be answered in time is refused from its
-    head (``batcher.py``).
+    A request's deadline is enforced here while its body is read and parsed and its response written
+    (``api/handler.py``); while its image is decoded or drawn on (``images/pool.py``); while it is queued and on the
+    device (``batcher.py``); and a task that is past it is left out of a batch (``queue.py``). A request that cannot be
+    answered in time is refused from its head (``batcher.py``).
 
     activity: what was going on and what to do, for the message ("while the body was arriving; send it faster").
     """

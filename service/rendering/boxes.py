@@ -29,7 +29,7 @@ _ENCODING: dict[str, dict[str, Any]] = {
     "image/jpeg": {"quality": 90},
     "image/png": {"compress_level": 1},  # half of the default's time for a file a tenth larger
 }
-_MAX_JPEG_SIDE = 65_500  # libjpeg's
+MAX_JPEG_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
 
 def draw_boxes(
@@ -84,9 +84,9 @@ def encode(image: Image.Image, media_type: str) -> bytes:
 
     Raises ``TooLarge`` where a side is longer than a JPEG's may be.
     """
-    if media_type == "image/jpeg" and max(image.size) > _MAX_JPEG_SIDE:
+    if media_type == "image/jpeg" and max(image.size) > MAX_JPEG_SIDE:
         raise TooLarge(
-            f"The drawing is {image.width} x {image.height} pixels, and a JPEG has at most {_MAX_JPEG_SIDE} on a side; "
+            f"The drawing is {image.width} x {image.height} pixels, and a JPEG has at most {MAX_JPEG_SIDE} on a side; "
             "ask for image/png."
         )
     file = BytesIO()
